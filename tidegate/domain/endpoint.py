@@ -1,0 +1,106 @@
+"""What a tenant calls and what its owner asked for: tenants, API keys, models, deployments."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+
+class Mode(StrEnum):
+    SERVERLESS = auto()
+    DEDICATED = auto()
+    DEDICATED_SERVERLESS = auto()
+    BATCH = auto()
+
+
+class ModelKind(StrEnum):
+    GENERATIVE = auto()
+    EMBEDDING = auto()
+    CLASSIFICATION = auto()
+
+
+class EndpointState(StrEnum):
+    """What people see. `ASLEEP` is shown with its tier; `IDLE` is ready without traffic."""
+
+    CREATING = auto()
+    LOADING = auto()
+    READY = auto()
+    IDLE = auto()
+    ASLEEP = auto()
+    WAKING = auto()
+    DRAINING = auto()
+    DEGRADED = auto()
+    FAILED = auto()
+    PAUSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    id: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key is shown once; only `digest` (hex SHA-256 of the secret) is stored. `tenant` is None for an admin key."""
+
+    id: str
+    tenant: str | None
+    digest: str
+    hint: str
+    created_ms: int
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What the fleet must know of a model to place it. Read off its files, never guessed.
+
+    `weight_bytes` is what crosses the link on a wake; `kv_bytes_per_token` is over all layers of one replica.
+    """
+
+    source: str
+    digest: str
+    kind: ModelKind
+    weight_bytes: int
+    kv_bytes_per_token: int
+    context_tokens_max: int
+    params: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Targets at `percentile` (99 = p99). TTFT counts from arrival, beyond the prefill itself where a report says so."""
+
+    ttft_ms: int = 2_000
+    tpot_ms: int = 100
+    percentile: int = 99
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """An endpoint's desired state. `regions` is the ordered allow-list, home first; `generation` grows with each apply.
+
+    `accelerator_bytes` is reserved on each of `accelerators_per_replica` accelerators for one replica: weights, KV and
+    workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
+    takes at once; `concurrency_target` is where another replica is wanted (≤ slots).
+    """
+
+    endpoint: str
+    tenant: str
+    model: ModelProfile
+    mode: Mode
+    generation: int = 1
+    min_replicas: int = 0
+    max_replicas: int = 1
+    concurrency_target: int = 8
+    slots: int = 16
+    accelerators_per_replica: int = 1
+    accelerator_bytes: int = 0
+    host_bytes: int = 0
+    slo: Slo = field(default_factory=Slo)
+    regions: tuple[str, ...] = ("local",)
+    engine: str = "builtin"
+    engine_args: tuple[tuple[str, str], ...] = ()
+    price_plan: str = "default"
+    paused: bool = False
+    created_ms: int = 0

@@ -1,0 +1,67 @@
+"""What one request consumed. Counts, ids and instants only: never text."""
+
+from dataclasses import dataclass
+from enum import StrEnum, auto
+
+
+class Outcome(StrEnum):
+    """How a request ended. `OPEN` is a checkpoint of a stream still running; every other value is final."""
+
+    OPEN = auto()
+    COMPLETED = auto()
+    CLIENT_ABORTED = auto()
+    ENGINE_LOST = auto()
+    GATEWAY_LOST = auto()
+    REFUSED = auto()
+
+
+class CountSource(StrEnum):
+    """Where the output token count is from: the engine's usage, the last delivered event's number, or a tokenizer."""
+
+    NONE = auto()
+    ENGINE_USAGE = auto()
+    DELIVERED_EVENT = auto()
+    TOKENIZER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """One request. `id` is the request id and the idempotency key of billing.
+
+    `input_tokens` includes `cached_tokens`. `output_tokens` is what the engine generated *and* the gateway sent on.
+    Instants are epoch milliseconds; `queue_ms` and `activation_ms` are durations. `refusal` names the code when
+    `outcome` is REFUSED. `gateway` is the gateway's boot id: when a newer boot of it exists, its OPEN records are final.
+    """
+
+    id: str
+    gateway: str
+    tenant: str
+    key: str
+    endpoint: str
+    model: str
+    mode: str
+    region: str
+    replica: str
+    api: str
+    outcome: Outcome
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    count_source: CountSource
+    arrived_ms: int
+    first_token_ms: int
+    ended_ms: int
+    queue_ms: int
+    activation_ms: int
+    refusal: str = ""
+
+    @property
+    def billable(self) -> bool:
+        """Not billed: a checkpoint, a refusal, and anything that failed before its first token."""
+        match self.outcome:
+            case Outcome.COMPLETED:
+                return True
+            case Outcome.CLIENT_ABORTED | Outcome.ENGINE_LOST | Outcome.GATEWAY_LOST:
+                return self.output_tokens > 0
+            case Outcome.OPEN | Outcome.REFUSED:
+                return False

@@ -1,0 +1,104 @@
+"""Messages between tidegate's own services, and their one encoding: a line of ``NAME SPACE JSON``.
+
+The capacity core's events and commands (`domain.plan`) travel as they are; what only a gateway needs is defined here.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tidegate.domain import plan
+from tidegate.domain.endpoint import Mode, ModelKind
+from tidegate.domain.errors import LinkFault
+
+MESSAGE_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayHello:
+    """First message of a gateway on its link. `gateway` is its boot id, new at each start."""
+
+    gateway: str
+    region: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """What a gateway needs to know a key: the hex SHA-256 of its secret, never the secret. `tenant` None = admin."""
+
+    digest: str
+    id: str
+    tenant: str | None
+    expires_ms: int | None = None
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointEntry:
+    """What a gateway needs to know of an endpoint besides its routes. `shared` endpoints serve every tenant.
+
+    `metering` says how delivered output tokens are counted: ``sse_id`` (events are numbered, built-in engine) or
+    ``usage_event`` (the engine sends OpenAI usage when asked).
+    """
+
+    endpoint: str
+    tenant: str
+    model: str
+    kind: ModelKind
+    mode: Mode
+    generation: int
+    context_tokens_max: int
+    created_ms: int
+    shared: bool = False
+    hold_ms_max: int = 120_000
+    queued_max: int = 512
+    metering: str = "sse_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Who may call what: replaces the gateway's previous one whole when `version` is newer."""
+
+    version: int
+    keys: tuple[KeyEntry, ...]
+    endpoints: tuple[EndpointEntry, ...]
+
+
+Message = (
+    GatewayHello
+    | Catalog
+    | plan.NodeJoined
+    | plan.ReplicaChanged
+    | plan.DemandReported
+    | plan.FenceConfirmed
+    | plan.Start
+    | plan.Wake
+    | plan.Sleep
+    | plan.Stop
+    | plan.Drain
+    | plan.Resume
+    | plan.Route
+)
+
+_TYPES: dict[str, type] = {t.__name__: t for t in Message.__args__}
+_DECODERS: dict[bytes, msgspec.json.Decoder[Message]] = {
+    name.encode(): msgspec.json.Decoder(kind) for name, kind in _TYPES.items()
+}
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(message: Message) -> bytes:
+    """One frame, newline included. JSON escapes newlines, so a frame never contains another."""
+    return type(message).__name__.encode() + b" " + _encode(message) + b"\n"
+
+
+def decode(frame: bytes) -> Message:
+    """Raises LinkFault for a frame this version does not know."""
+    name, _, body = frame.rstrip(b"\n").partition(b" ")
+    decoder = _DECODERS.get(name)
+    if decoder is None:
+        raise LinkFault(f"unknown message {name[:40]!r}")
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise LinkFault(f"malformed {name.decode()} message") from error
