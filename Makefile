@@ -1,0 +1,62 @@
+# Two commands matter: `make up` and `make test`. Both need only Python 3.11+ and pip; the environment is .venv in the checkout.
+#
+#   make up ARGS='--port 9000 --ready-file F'    arguments go on to `tidegate up`
+#   make up TORCH_PIP_ARGS='--index-url URL'     where pip finds torch (e.g. PyTorch's CPU-only wheel index)
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ARGS ?=
+TORCH_PIP_ARGS ?=
+TORCH = torch==2.13.0
+
+VENV = .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.tidegate-ready
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL = help
+.PHONY: help env up demo test check bench clean
+
+help:
+	@echo "make up      start everything on this machine and serve until Ctrl-C (ARGS='--port 9000')"
+	@echo "make demo    a guided minute: private endpoints on fewer accelerators, live swaps, each tenant's bill"
+	@echo "make test    run the tests"
+	@echo "make check   ruff, mypy and the import contracts alone (make test runs them too)"
+	@echo "make bench   run every benchmark and print its JSON"
+
+env: $(READY)
+
+# torch first, from wherever TORCH_PIP_ARGS says, so that the pinned rest never pulls another build of it. Without a GPU the
+# CPU build is asked for by its version; where pip's index does not carry that one, the index's own default is taken.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "tidegate needs Python 3.11 or newer on PATH"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tidegate needs Python 3.11 or newer, $(PYTHON) is older (set PYTHON=...)"; exit 1; }
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; "$(PYTHON)" -m venv $(VENV); }
+	@echo "installing the pinned dependencies into $(VENV) (a minute or two, once)"
+	@if command -v nvidia-smi >/dev/null 2>&1 || [ -n "$(TORCH_PIP_ARGS)" ]; then \
+	  $(PIP) -c requirements.lock $(TORCH_PIP_ARGS) "$(TORCH)"; \
+	else \
+	  $(PIP) -c requirements.lock "$(TORCH)+cpu" 2>/dev/null || $(PIP) -c requirements.lock "$(TORCH)"; \
+	fi
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+up: $(READY)
+	@exec $(BIN)/tidegate up $(ARGS)
+
+demo: $(READY)
+	@exec $(BIN)/tidegate demo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY)
+	@$(BIN)/tidegate bench all -o json $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
