@@ -1,0 +1,103 @@
+"""Starts the whole platform for a test: real processes, real sockets, a data directory of its own, and ends what it started."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+START_S_MAX = 60.0
+
+
+@dataclass
+class Platform:
+    """A running `tidegate up`. `admin` and `api` are HTTP clients with the two keys it printed."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    ready: dict[str, Any]
+
+    @property
+    def base_url(self) -> str:
+        return str(self.ready["base_url"])
+
+    def admin(self) -> httpx.Client:
+        return httpx.Client(base_url=self.base_url, headers={"authorization": f"Bearer {self.ready['admin_key']}"}, timeout=60)
+
+    def descendants(self, *, naming: str) -> list[psutil.Process]:
+        """Processes of this platform whose command line contains `naming`. Only ever its own children."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if naming in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
+    def stop(self) -> int:
+        """Ctrl-C, as a person does; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+                raise
+        return self.process.returncode
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(check: Any, what: str, seconds: float = START_S_MAX) -> Any:
+    """Polls `check` until it returns something true; fails naming `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := check():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@contextlib.contextmanager
+def running(directory: Path, *arguments: str, config: str = "", port: int | None = None) -> Iterator[Platform]:
+    """`tidegate up` on a free port with `config` as its TOML; everything it wrote is under `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ready_file = directory / "ready.json"
+    ready_file.unlink(missing_ok=True)
+    toml = directory / "tidegate.toml"
+    toml.write_text(config)
+    log = (directory / "up.log").open("ab")
+    command = [
+        sys.executable, "-m", "tidegate", "up", "--config", str(toml), "--data-dir", str(directory / "data"),
+        "--port", str(port or free_port()), "--ready-file", str(ready_file), *arguments,
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    platform = Platform(process, directory, {})
+    try:
+
+        def is_ready() -> bool:
+            assert process.poll() is None, f"up ended with {process.returncode}: {(directory / 'up.log').read_text()[-2000:]}"
+            return ready_file.exists()
+
+        wait_until(is_ready, "the ready file")
+        platform.ready = json.loads(ready_file.read_text())
+        yield platform
+    finally:
+        log.close()
+        if process.poll() is None:
+            platform.stop()
