@@ -1,0 +1,290 @@
+"""One TOML file + ``TIDEGATE_*`` environment → one frozen `Config`, all of it validated at start.
+
+Nobody below `assemble` reads configuration: services get plain dataclasses. What contradicts itself is refused here with
+the key's name and the reason, before anything is started. Every key is described in docs/configuration.md.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.units import GIB, MIB, nano_usd, nano_usd_per_token
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": GIB, "tib": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|b|)", re.IGNORECASE)
+_NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+
+
+class ConfigError(Exception):
+    """Configuration that is wrong or contradicts itself. `problems` are (key, reason), safe to show, never a secret."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{key}: {reason}" for key, reason in problems))
+        self.problems = problems
+
+
+def parse_size(value: object) -> object:
+    """Bytes of ``"96MiB"``, ``"1.5 GiB"`` or a plain integer. ValueError says what is accepted."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size; write bytes as a number or text such as 512MiB or 1.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _exact_price(per_token: bool) -> BeforeValidator:
+    def check(value: object) -> object:
+        if isinstance(value, float):
+            raise ValueError(f'write the amount as text, e.g. "{value}", so that it stays exact')
+        text = str(value)
+        nano_usd_per_token(text) if per_token else nano_usd(text)
+        return text
+
+    return BeforeValidator(check)
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+UsdPerMillionTokens = Annotated[str, _exact_price(per_token=True)]
+UsdPerHour = Annotated[str, _exact_price(per_token=False)]
+Name = Annotated[str, Field(pattern=_NAME)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class AcceleratorsConfig(Section):
+    """`auto` takes the NVIDIA GPUs it finds and otherwise CPU accelerators; `count` and `memory` shape the latter."""
+
+    kind: Literal["auto", "cpu", "nvidia"] = "auto"
+    count: int = Field(default=2, ge=1, le=1024)
+    memory: Size = 64 * MIB
+
+
+class EngineConfig(Section):
+    threads: int = Field(default=0, ge=0, le=1024)
+    slots: int = Field(default=8, ge=1, le=1024)
+    context_tokens_max: int = Field(default=4096, ge=16)
+    start_ms_max: int = Field(default=120_000, ge=1_000)
+    drain_ms_max: int = Field(default=60_000, ge=100)
+
+
+class GatewayConfig(Section):
+    body_bytes_max: Size = 8 * MIB
+    body_ms_max: int = Field(default=30_000, ge=100)
+    hold_ms_max: int = Field(default=150_000, ge=0)
+    queued_max: int = Field(default=512, ge=1)
+
+
+class CapacityConfig(Section):
+    """Bounds of the capacity core. Quiet for `keep_alive_ms`, an endpoint gives its accelerator memory back."""
+
+    keep_alive_ms: int = Field(default=60_000, ge=0)
+    residency_ms_min: int = Field(default=500, ge=0)
+    wait_ms_max: int = Field(default=10_000, ge=100)
+
+
+class PriceConfig(Section):
+    """One price plan in decimal USD, as text so that it stays exact."""
+
+    input_usd_per_million_tokens: UsdPerMillionTokens = "0.20"
+    cached_input_usd_per_million_tokens: UsdPerMillionTokens = "0.10"
+    output_usd_per_million_tokens: UsdPerMillionTokens = "0.60"
+    accelerator_hour_usd: UsdPerHour = "2.50"
+    batch_percent: int = Field(default=50, ge=0, le=100)
+
+
+class TenantConfig(Section):
+    id: Name
+    api_key: SecretStr | None = Field(default=None, min_length=16)
+
+
+class EndpointConfig(Section):
+    """One endpoint to have from the first start; later changes go through `tidegate endpoints apply`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9._-]+/[a-z0-9._-]+$")]
+    model: str = Field(min_length=1)
+    mode: Mode = Mode.DEDICATED_SERVERLESS
+    min_replicas: int | None = Field(default=None, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    price_plan: str = "default"
+
+    @property
+    def tenant(self) -> str:
+        return self.name.split("/", 1)[0]
+
+
+class Config(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="TIDEGATE_",
+        env_nested_delimiter="__",
+        env_parse_none_str="none",
+        hide_input_in_errors=True,
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    data_dir: Path = Path(".tidegate")
+    region: Name = "local"
+    database_url: SecretStr | None = None
+    admin_key: SecretStr | None = Field(default=None, min_length=16)
+    demo: bool = True
+    host_memory: Size = 2 * GIB
+    disk: Size = 64 * GIB
+    accelerators: AcceleratorsConfig = Field(default_factory=AcceleratorsConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    capacity: CapacityConfig = Field(default_factory=CapacityConfig)
+    prices: dict[str, PriceConfig] = Field(default_factory=lambda: {"default": PriceConfig()})
+    tenants: tuple[TenantConfig, ...] = ()
+    endpoints: tuple[EndpointConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        problems = list(_contradictions(self))
+        if problems:
+            raise ValueError("\n".join(f"{key}\t{reason}" for key, reason in problems))
+        return self
+
+
+def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads `path` (or ``tidegate.toml`` here, if there is one), then the environment, then `overrides` (options).
+
+    Later sources win. Raises ConfigError naming each wrong key.
+    """
+    file = path if path is not None else Path("tidegate.toml")
+    if path is not None and not path.is_file():
+        raise ConfigError([(str(path), "no such file")])
+
+    class Loaded(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+    try:
+        return Loaded(**{key: value for key, value in (overrides or {}).items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(_problems(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([(str(file), f"not valid TOML: {error}")]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([(str(file), str(error))]) from None
+
+
+def socket_directory(config: Config) -> Path:
+    """Where Unix sockets live: in the data directory unless its path is too long for one (Linux allows 107 bytes)."""
+    preferred = config.data_dir.resolve() / "run"
+    if len(os.fsencode(preferred)) <= _SOCKET_DIRECTORY_BYTES_MAX:
+        return preferred
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
+    return base / f"tidegate-{os.getuid()}-{os.getpid()}"
+
+
+_SOCKET_DIRECTORY_BYTES_MAX = 64
+
+
+def _contradictions(config: Config) -> list[tuple[str, str]]:
+    return [*_contradicting_timeouts(config), *_contradicting_prices(config), *_contradicting_endpoints(config)]
+
+
+def _contradicting_timeouts(config: Config) -> list[tuple[str, str]]:
+    """One chain: residency < wait bound ≤ hold, and a hold outlasts the longest start; else every cold request fails."""
+    gateway, engine, capacity = config.gateway, config.engine, config.capacity
+    problems = []
+    if 0 < gateway.hold_ms_max < engine.start_ms_max:
+        problems.append(
+            (
+                "gateway.hold_ms_max",
+                f"{gateway.hold_ms_max} is shorter than engine.start_ms_max = {engine.start_ms_max}: a request to a "
+                "cold endpoint would be given up while its engine still starts (0 means never hold)",
+            )
+        )
+    if gateway.hold_ms_max and capacity.wait_ms_max > gateway.hold_ms_max:
+        problems.append(
+            (
+                "capacity.wait_ms_max",
+                f"{capacity.wait_ms_max} is longer than gateway.hold_ms_max = {gateway.hold_ms_max}: "
+                "no request would live long enough to see the bound kept",
+            )
+        )
+    if capacity.residency_ms_min >= capacity.wait_ms_max:
+        problems.append(
+            (
+                "capacity.residency_ms_min",
+                f"{capacity.residency_ms_min} is not shorter than capacity.wait_ms_max = {capacity.wait_ms_max}: "
+                "a waiting endpoint could not be served within its bound",
+            )
+        )
+    return problems
+
+
+def _contradicting_prices(config: Config) -> list[tuple[str, str]]:
+    return [
+        (
+            f"prices.{plan}.cached_input_usd_per_million_tokens",
+            f"{price.cached_input_usd_per_million_tokens} is dearer than the input price "
+            f"{price.input_usd_per_million_tokens}; cached tokens cost at most what fresh ones do",
+        )
+        for plan, price in config.prices.items()
+        if nano_usd_per_token(price.cached_input_usd_per_million_tokens)
+        > nano_usd_per_token(price.input_usd_per_million_tokens)
+    ]
+
+
+def _contradicting_endpoints(config: Config) -> list[tuple[str, str]]:
+    problems, seen = [], set()
+    tenants = [tenant.id for tenant in config.tenants]
+    problems += [
+        ("tenants", f"{twice!r} is declared twice") for twice in sorted({t for t in tenants if tenants.count(t) > 1})
+    ]
+    for index, endpoint in enumerate(config.endpoints):
+        key = f"endpoints.{index}"
+        if endpoint.name in seen:
+            problems.append((f"{key}.name", f"{endpoint.name!r} is declared twice"))
+        seen.add(endpoint.name)
+        if endpoint.tenant not in tenants:
+            problems.append((f"{key}.name", f"tenant {endpoint.tenant!r} is not declared under [[tenants]]"))
+        if endpoint.price_plan not in config.prices:
+            problems.append((f"{key}.price_plan", f"{endpoint.price_plan!r} is not one of {sorted(config.prices)}"))
+        if endpoint.min_replicas is not None and endpoint.min_replicas > endpoint.max_replicas:
+            problems.append(
+                (f"{key}.min_replicas", f"{endpoint.min_replicas} is more than max_replicas = {endpoint.max_replicas}")
+            )
+        if endpoint.mode is Mode.DEDICATED and endpoint.min_replicas == 0:
+            problems.append(
+                (f"{key}.min_replicas", "0 contradicts mode = dedicated, which is always resident; at least 1")
+            )
+    return problems
+
+
+def _problems(error: ValidationError) -> list[tuple[str, str]]:
+    """pydantic's findings as (key, reason). Values are left out: a mistyped secret must not end up on a screen."""
+    found = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        key, message = ".".join(str(part) for part in item["loc"]), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key; docs/configuration.md lists them all"
+        if item["type"] == "too_short":
+            message = "too short: a secret has at least 16 characters"
+        if not key:
+            found += [(k, reason) for k, _, reason in (line.partition("\t") for line in message.split("\n"))]
+        else:
+            found.append((key, message))
+    return found
