@@ -1,0 +1,1 @@
+"""Alembic migrations, run by `stores.database.migrate` when the control plane starts."""
