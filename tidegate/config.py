@@ -1,7 +1,7 @@
 """One TOML file + ``TIDEGATE_*`` environment → one frozen `Config`, all of it validated at start.
 
-Nobody below `assemble` reads configuration: services get plain dataclasses. What contradicts itself is refused here with
-the key's name and the reason, before anything is started. Every key is described in docs/configuration.md.
+Nobody below `assemble` reads configuration: services get plain dataclasses. What contradicts itself is refused here
+with the key's name and the reason, before anything is started. Every key is described in docs/configuration.md.
 """
 
 import os
@@ -205,7 +205,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
 
 
 def _contradicting_timeouts(config: Config) -> list[tuple[str, str]]:
-    """One chain: residency < wait bound ≤ hold, and a hold outlasts the longest start; else every cold request fails."""
+    """One chain: residency < wait bound ≤ hold, a hold outlasts the longest start."""
     gateway, engine, capacity = config.gateway, config.engine, config.capacity
     problems = []
     if 0 < gateway.hold_ms_max < engine.start_ms_max:
