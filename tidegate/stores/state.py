@@ -1,0 +1,124 @@
+"""Desired state (tenants, API keys, deployments) and the audit log in SQL: the `StateStore` port.
+
+Synchronous: services call it through ``asyncio.to_thread``. Every failure of the database leaves as a StoreFault.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from sqlalchemy import Connection, Engine, Table, delete, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from tidegate.domain.endpoint import ApiKey, Deployment, Tenant
+from tidegate.domain.errors import CommitConflict, StoreFault
+from tidegate.domain.ports import Activity, Change, State
+from tidegate.stores import database
+from tidegate.stores.schema import activity, api_keys, deployments, state_version, tenants
+
+ACTIVITY_ROWS_MAX = 100_000
+TRIM_EVERY_ROWS = 1_000  # trimming costs a range delete: once in a while, not with every batch
+
+_decode_deployment = msgspec.json.Decoder(Deployment).decode
+
+
+class SqlStateStore:
+    """One row holds the version of everything; whoever moves it from the expected value wins, all others conflict."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._untrimmed_rows = TRIM_EVERY_ROWS  # so that the first batch after a start trims what an earlier run left
+
+    def load(self) -> State:
+        """Everything, at one version. Raises StoreFault."""
+        with _faults("desired state cannot be read"), database.read(self._engine) as connection:
+            return _load(connection)
+
+    def commit(self, expected_version: int, change: Change) -> State:
+        """Applies `change` whole and returns the new state. Removing a tenant removes its keys.
+
+        Raises CommitConflict when somebody else committed since `expected_version`, StoreFault when the database fails.
+        """
+        with _faults("desired state cannot be written"), database.write(self._engine) as connection:
+            moved = connection.execute(
+                update(state_version)
+                .where(state_version.c.id == 1, state_version.c.version == expected_version)
+                .values(version=expected_version + 1)
+            )
+            if moved.rowcount != 1:
+                raise CommitConflict(f"desired state is no longer at version {expected_version}")
+            for endpoint in change.remove_deployments:
+                connection.execute(delete(deployments).where(deployments.c.endpoint == endpoint))
+            for tenant in change.remove_tenants:
+                connection.execute(delete(api_keys).where(api_keys.c.tenant == tenant))
+                connection.execute(delete(tenants).where(tenants.c.id == tenant))
+            for thing in change.put:
+                _put(connection, thing)
+            return _load(connection)
+
+    def record(self, activity_lines: Sequence[Activity]) -> None:
+        """Appends to the audit log; only the newest `ACTIVITY_ROWS_MAX` lines are kept. Raises StoreFault."""
+        if not activity_lines:
+            return
+        rows = [
+            {"at_ms": a.at_ms, "actor": a.actor, "kind": a.kind, "subject": a.subject, "reason": a.reason}
+            for a in activity_lines
+        ]
+        with _faults("the audit log cannot be written"), database.write(self._engine) as connection:
+            connection.execute(insert(activity), rows)
+            self._untrimmed_rows += len(rows)
+            if self._untrimmed_rows >= TRIM_EVERY_ROWS:
+                newest = connection.execute(select(func.max(activity.c.id))).scalar_one()
+                connection.execute(delete(activity).where(activity.c.id <= newest - ACTIVITY_ROWS_MAX))
+                self._untrimmed_rows = 0
+
+    def activity(self, limit: int, subject: str | None = None) -> Sequence[Activity]:
+        """At most `limit` lines, newest first, of one subject or of all. Raises StoreFault."""
+        query = select(activity).order_by(activity.c.id.desc()).limit(limit)
+        if subject is not None:
+            query = query.where(activity.c.subject == subject)
+        with _faults("the audit log cannot be read"), database.read(self._engine) as connection:
+            return [Activity(r.at_ms, r.actor, r.kind, r.subject, r.reason) for r in connection.execute(query)]
+
+
+@contextmanager
+def _faults(what: str) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreFault(what) from error
+
+
+def _load(connection: Connection) -> State:
+    version = connection.execute(select(state_version.c.version)).scalar_one()
+    tenant_rows = connection.execute(select(tenants).order_by(tenants.c.id))
+    key_rows = connection.execute(select(api_keys).order_by(api_keys.c.created_ms, api_keys.c.id))
+    documents = connection.execute(select(deployments.c.document).order_by(deployments.c.endpoint)).scalars()
+    return State(
+        version=version,
+        tenants=tuple(Tenant(**row) for row in tenant_rows.mappings()),
+        keys=tuple(ApiKey(**row) for row in key_rows.mappings()),
+        deployments=tuple(_decode_deployment(document) for document in documents),
+    )
+
+
+def _put(connection: Connection, thing: Tenant | ApiKey | Deployment) -> None:
+    """Insert or replace whole. Delete and insert rather than an upsert, whose syntax differs between databases."""
+    table: Table
+    match thing:
+        case Tenant():
+            table, key = tenants, tenants.c.id == thing.id
+            row: dict[str, object] = {"id": thing.id, "created_ms": thing.created_ms}
+        case ApiKey():
+            table, key = api_keys, api_keys.c.id == thing.id
+            row = {column.name: getattr(thing, column.name) for column in api_keys.columns}
+        case Deployment():
+            table, key = deployments, deployments.c.endpoint == thing.endpoint
+            row = {
+                "endpoint": thing.endpoint,
+                "tenant": thing.tenant,
+                "generation": thing.generation,
+                "document": msgspec.json.encode(thing).decode(),
+            }
+    connection.execute(delete(table).where(key))
+    connection.execute(insert(table), row)
