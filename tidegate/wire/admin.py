@@ -1,0 +1,292 @@
+"""The admin API (`/api/v1`): who is asking, what may be asked, what is answered. Pure.
+
+Requests refuse unknown fields by name. Memory is in bytes unless a field takes text such as ``"512MiB"``; instants are
+epoch milliseconds.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tidegate.domain.endpoint import EndpointState, Mode, ModelKind
+from tidegate.domain.errors import Refusal
+from tidegate.domain.fleet import Tier
+from tidegate.domain.replica import ReplicaState
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Count = Annotated[int, Meta(ge=1, le=1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks: the key's id and its tenant; `tenant` None is an administrator."""
+
+    key: str
+    tenant: str | None
+
+    @property
+    def admin(self) -> bool:
+        return self.tenant is None
+
+    def may_read(self, tenant: str) -> bool:
+        return self.tenant is None or self.tenant == tenant
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class Request(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Base of every request body."""
+
+
+class TenantCreate(Request, frozen=True):
+    id: Name
+
+
+class KeyCreate(Request, frozen=True):
+    """A key of `tenant`, or an administrator's when `admin` is true: exactly one of the two."""
+
+    tenant: Name | None = None
+    admin: bool = False
+    expires_in_s: Annotated[int, Meta(ge=1, le=10 * 365 * 86_400)] | None = None
+
+
+class SloBody(Request, frozen=True):
+    ttft_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 2_000
+    tpot_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 100
+    percentile: Annotated[int, Meta(ge=50, le=99)] = 99
+
+
+class EndpointApply(Request, frozen=True):
+    """An endpoint's whole desired state: what is left out gets its default, not its previous value.
+
+    `model` is a directory in Hugging Face layout (a path or ``file://`` URL). `accelerator_memory` overrides the
+    footprint computed from the model (bytes, or text such as ``"512MiB"``). `regions` is the ordered allow-list, home
+    first.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    mode: Mode = Mode.DEDICATED_SERVERLESS
+    min_replicas: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    max_replicas: Count | None = None
+    concurrency_target: Count | None = None
+    slots: Count | None = None
+    context_tokens: Annotated[int, Meta(ge=16, le=1 << 30)] | None = None
+    accelerators_per_replica: Count = 1
+    accelerator_memory: Annotated[int, Meta(ge=1, le=1 << 50)] | str | None = None
+    slo: SloBody = SloBody()
+    regions: Annotated[list[Name], Meta(min_length=1, max_length=64)] | None = None
+    engine: str = "builtin"
+    engine_args: dict[str, str] = {}
+    price_plan: Name = "default"
+    paused: bool = False
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class Listing(Struct, Generic[T], frozen=True):
+    data: list[T]
+
+
+class TenantView(Struct, frozen=True):
+    id: str
+    created_ms: int
+
+
+class KeyView(Struct, frozen=True, kw_only=True):
+    """A key without its secret: `hint` is its last characters. `state` is active | expired | revoked."""
+
+    id: str
+    tenant: str | None
+    admin: bool
+    hint: str
+    state: str
+    created_ms: int
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+
+
+class KeyCreated(KeyView, frozen=True, kw_only=True):
+    """The only time `secret` is ever shown; its SHA-256 is what is kept."""
+
+    secret: str
+
+
+class ModelView(Struct, frozen=True):
+    source: str
+    digest: str
+    kind: ModelKind
+    params: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    context_tokens_max: int
+
+
+class ReplicaView(Struct, frozen=True):
+    id: str
+    node: str
+    accelerators: list[str]
+    state: ReplicaState
+    generation: int
+    accelerator_bytes: int
+    reason: str
+
+
+class LimitsView(Struct, frozen=True):
+    """`queued_max` requests wait at most `hold_ms_max` milliseconds each for capacity."""
+
+    queued_max: int
+    hold_ms_max: int
+    context_tokens_max: int
+
+
+class EndpointView(Struct, frozen=True, kw_only=True):
+    """An endpoint as desired and as it is. `tier` is the best its weights have anywhere. Bytes are per accelerator.
+
+    `activation_ms_last` is from the first request that found no capacity (or the command, if none waited) to ready.
+    """
+
+    name: str
+    tenant: str
+    state: EndpointState
+    tier: Tier
+    reason: str
+    mode: Mode
+    model: ModelView
+    generation: int
+    min_replicas: int
+    max_replicas: int
+    concurrency_target: int
+    slots: int
+    accelerators_per_replica: int
+    accelerator_bytes: int
+    slo: SloBody
+    regions: list[str]
+    engine: str
+    engine_args: dict[str, str]
+    price_plan: str
+    paused: bool
+    created_ms: int
+    limits: LimitsView
+    replicas: list[ReplicaView]
+    queued: int
+    in_flight: int
+    eta_ms: int
+    activations: int
+    activation_ms_last: int | None = None
+
+
+class ResidentView(Struct, frozen=True):
+    """What one replica has reserved on an accelerator."""
+
+    replica: str
+    endpoint: str
+    state: ReplicaState
+    bytes: int
+
+
+class AcceleratorView(Struct, frozen=True):
+    id: str
+    kind: str
+    memory_bytes: int
+    reserved_bytes: int
+    residents: list[ResidentView]
+
+
+class NodeView(Struct, frozen=True):
+    """A node and its budgets; `joined_ms` is when its present link was made."""
+
+    id: str
+    region: str
+    joined_ms: int
+    host_memory_bytes: int
+    host_reserved_bytes: int
+    disk_bytes: int
+    accelerators: list[AcceleratorView]
+
+
+class ActivityView(Struct, frozen=True):
+    """One line of the audit log. `actor` is ``core`` (a rule decided), ``node``, or ``key:ID`` (a person did)."""
+
+    at_ms: int
+    actor: str
+    kind: str
+    subject: str
+    reason: str
+
+
+class StatusView(Struct, frozen=True):
+    status: str
+
+
+class LimitBody(Struct, frozen=True):
+    kind: str
+    current: int
+    full: int
+
+
+class ErrorDetail(Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str
+    limit: LimitBody | UnsetType = UNSET
+
+
+class ErrorBody(Struct, frozen=True):
+    """OpenAI's error shape, so that official SDKs raise their own exception classes."""
+
+    error: ErrorDetail
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+R = TypeVar("R", bound=Struct)
+
+_PATH = re.compile(r" - at `\$\.?(.*?)`$")
+_UNKNOWN = re.compile(r"unknown field `(.*?)`")
+_MISSING = re.compile(r"missing required field `(.*?)`")
+
+
+def decode(body: bytes, kind: type[R]) -> R:
+    """`body` as a `kind`. Raises Refusal invalid_json, or invalid_request naming the field and what is accepted."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Refusal("invalid_json", "the body is not valid JSON") from None
+
+
+def _refusal(text: str, kind: type[Struct]) -> Refusal:
+    place = _PATH.search(text)
+    path = place[1] if place else ""
+    message = text[: place.start()] if place else text
+    if unknown := _UNKNOWN.search(message):
+        path, message = f"{path}.{unknown[1]}".lstrip("."), "unknown field"
+    elif missing := _MISSING.search(message):
+        path, message = f"{path}.{missing[1]}".lstrip("."), "required field is missing"
+    accepted = _accepted(kind, path)
+    subject = f"`{path}`: " if path else ""
+    return Refusal("invalid_request", f"{subject}{message}{accepted}", param=path or None)
+
+
+def _accepted(kind: type[Struct], path: str) -> str:
+    """`` (accepted: a, b)`` when the field is one of a few words, or the pattern in words when it is a name."""
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name != path.split(".")[0].split("[")[0]:
+            continue
+        if isinstance(field.type, type) and issubclass(field.type, Enum):
+            return f" (accepted: {', '.join(str(member.value) for member in field.type)})"
+        if NAME_PATTERN in repr(field.type):
+            return " (accepted: 1 to 63 of a-z 0-9 . _ - starting and ending with a letter or digit)"
+    return ""
