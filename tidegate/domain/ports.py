@@ -3,12 +3,23 @@
 Every method may raise the `Fault` its docstring names, and nothing else that is not a bug.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.fleet import Accelerator
+from tidegate.domain.ledger import (
+    EndpointFacts,
+    ExportRow,
+    FactsSpan,
+    Posted,
+    RatedTime,
+    RatedUsage,
+    TimeSum,
+    UsageKey,
+    UsageSum,
+)
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import UsageRecord
 
@@ -223,6 +234,70 @@ class PriceBook(Protocol):
         ...
 
     def versions(self, plan: str | None = None) -> Sequence[PriceVersion]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPage:
+    """What one read of a journal brings, posted whole or not at all together with the move of the cursor.
+
+    `final` are records that will not change; `open` are the newest checkpoints of streams still running. An id occurs
+    once in the page.
+    """
+
+    start: Cursor
+    next: Cursor
+    final: tuple[RatedUsage, ...]
+    open: tuple[UsageRecord, ...] = ()
+
+
+class Ledger(Protocol):
+    """Append-only money. Every method is one transaction of its own; StoreFault when the database cannot do it."""
+
+    def cursor(self, boot: str) -> Cursor:
+        """How far the journal of `boot` has been posted; its beginning when nothing has."""
+        ...
+
+    def post(self, page: LedgerPage) -> Posted:
+        """Posts a page. Records whose id is known are ignored. StoreFault when the cursor is not at `page.start`."""
+        ...
+
+    def open_records(self, boot: str) -> Sequence[UsageRecord]:
+        """Checkpoints of `boot` that never became final."""
+        ...
+
+    def post_time(self, times: Sequence[RatedTime]) -> int:
+        """Posts accelerator time; an (endpoint, hour) already posted is ignored. How many were new."""
+        ...
+
+    def observe(self, now_ms: int, facts: Mapping[str, EndpointFacts]) -> None:
+        """Remembers what changed since the last call: new, altered and vanished endpoints."""
+        ...
+
+    def spans(self) -> Sequence[FactsSpan]:
+        """Everything ever observed, by endpoint and start."""
+        ...
+
+    def sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[tuple[UsageKey, UsageSum]]:
+        """Usage that arrived in [start_ms, end_ms), in the order of its keys."""
+        ...
+
+    def time_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[TimeSum]:
+        """Accelerator time billed for the hours that begin in [start_ms, end_ms), by endpoint and price version."""
+        ...
+
+    def time_posted_until(self) -> int:
+        """End of the last hour whose accelerator time was posted; 0 when none was."""
+        ...
+
+    def balances(self) -> Mapping[str, int]:
+        """Nano-USD on every account that was ever posted to. They sum to zero."""
+        ...
+
+    def export(
+        self, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
+    ) -> Sequence[ExportRow]:
+        """Requests the engine answered, by arrival, after the (arrived_ms, number) of a previous row; first (-1, 0)."""
+        ...
 
 
 # Live events for the console and `endpoints watch`: an async stream of small JSON-able dicts.

@@ -1,0 +1,160 @@
+"""What usage costs: from a usage record and the price book to ledger entries. Pure, exact, integer nano-USD.
+
+The rules (public): the price in force when the request *arrived* counts. Input tokens the engine found in its cache
+cost the cached price, the others the input price. Dedicated endpoints pay for accelerator time, not for tokens. Batch
+pays `batch_percent` of the plan's price; that is the one place where tokens need rounding, done a line at a time,
+half to even.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.ledger import (
+    NO_PRICE,
+    REVENUE_ACCELERATOR_TIME,
+    REVENUE_CACHED_INPUT,
+    REVENUE_INPUT,
+    REVENUE_OUTPUT,
+    EndpointFacts,
+    Entry,
+    FactsSpan,
+    RatedTime,
+    RatedUsage,
+    tenant_account,
+)
+from tidegate.domain.price import PriceVersion
+from tidegate.domain.units import MS_PER_HOUR, accelerator_time_nano_usd
+from tidegate.domain.usage import UsageRecord
+
+DEFAULT_PLAN = "default"
+
+
+class PriceTable:
+    """The price book, arranged so that finding the version in force costs a binary search."""
+
+    def __init__(self, versions: Iterable[PriceVersion]) -> None:
+        self._plans: dict[str, tuple[list[int], list[PriceVersion]]] = {}
+        self._by_id: dict[int, PriceVersion] = {}
+        for version in sorted(versions, key=lambda v: (v.effective_ms, v.id)):
+            starts, ordered = self._plans.setdefault(version.plan, ([], []))
+            starts.append(version.effective_ms)
+            ordered.append(version)
+            self._by_id[version.id] = version
+
+    def in_force(self, plan: str, at_ms: int) -> PriceVersion | None:
+        """The newest version of `plan` effective at `at_ms`; of the default plan when that one has none by then."""
+        for name in (plan, DEFAULT_PLAN):
+            starts, ordered = self._plans.get(name, ([], []))
+            found = bisect_right(starts, at_ms)
+            if found:
+                return ordered[found - 1]
+        return None
+
+    def changes(self, plan: str, start_ms: int, end_ms: int) -> list[int]:
+        """Instants in (start_ms, end_ms) at which the price in force for `plan` may change, ascending."""
+        instants = {at for name in (plan, DEFAULT_PLAN) for at in self._plans.get(name, ([], []))[0]}
+        return sorted(at for at in instants if start_ms < at < end_ms)
+
+    def version(self, version_id: int) -> PriceVersion | None:
+        return self._by_id.get(version_id)
+
+
+def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
+    """The transaction of one final record. Without a price in force it has no entries and `NO_PRICE`: never a guess."""
+    if price is None:
+        return RatedUsage(record, NO_PRICE, ())
+    if not record.billable or record.mode == Mode.DEDICATED:
+        return RatedUsage(record, price.id, ())
+    fresh, cached, output = record.input_tokens - record.cached_tokens, record.cached_tokens, record.output_tokens
+    percent = price.batch_percent if record.mode == Mode.BATCH else 100
+    sold = (
+        (REVENUE_INPUT, fresh, price.input_nano_usd),
+        (REVENUE_CACHED_INPUT, cached, price.cached_input_nano_usd),
+        (REVENUE_OUTPUT, output, price.output_nano_usd),
+    )
+    revenue = [
+        Entry(account, tokens, -_percent_half_even(tokens * unit, percent)) for account, tokens, unit in sold if tokens
+    ]
+    return RatedUsage(record, price.id, _with_tenant(record.tenant, revenue))
+
+
+def token_cost_nano_usd(input_tokens: int, cached_tokens: int, output_tokens: int, price: PriceVersion) -> int:
+    """What tokens cost at the full per-token price; `input_tokens` includes `cached_tokens`."""
+    return (
+        (input_tokens - cached_tokens) * price.input_nano_usd
+        + cached_tokens * price.cached_input_nano_usd
+        + output_tokens * price.output_nano_usd
+    )
+
+
+def rate_reserved_hour(endpoint: str, hour_ms: int, spans: Sequence[FactsSpan], prices: PriceTable) -> list[RatedTime]:
+    """What the hour from `hour_ms` on costs a dedicated endpoint: none, or one transaction.
+
+    `spans` are the endpoint's, ascending. A price change within the hour takes effect within it; the transaction then
+    carries the version in force at the end of what was reserved.
+    """
+    reserved = [
+        piece
+        for piece in reserved_pieces(spans, hour_ms, hour_ms + MS_PER_HOUR, prices)
+        if piece.mode == Mode.DEDICATED
+    ]
+    duration_ms = sum(piece.accelerator_ms for piece in reserved)
+    if not duration_ms:
+        return []
+    amount = sum(piece.nano_usd for piece in reserved)
+    tenant = endpoint.partition("/")[0]
+    revenue = [Entry(REVENUE_ACCELERATOR_TIME, duration_ms, -amount)]
+    entries = _with_tenant(tenant, revenue)
+    return [RatedTime(endpoint, tenant, hour_ms, duration_ms, reserved[-1].price_version, entries)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedPiece:
+    """A stretch over which neither an endpoint's facts nor the price changed; `accelerator_ms` over its accelerators."""
+
+    mode: str
+    accelerator_ms: int
+    price_version: int
+    nano_usd: int
+
+
+def reserved_pieces(spans: Sequence[FactsSpan], start_ms: int, end_ms: int, prices: PriceTable) -> list[ReservedPiece]:
+    """What holding the endpoint's accelerators all the time costs in [start_ms, end_ms), cut wherever facts or price
+    change.
+    """
+    pieces = []
+    for index, span in enumerate(spans):
+        until = spans[index + 1].start_ms if index + 1 < len(spans) else end_ms
+        start, until = max(span.start_ms, start_ms), min(until, end_ms)
+        if span.facts is None or start >= until:
+            continue
+        cuts = [start, *prices.changes(span.facts.price_plan, start, until), until]
+        for begin, end in pairwise(cuts):
+            pieces.append(_piece(span.facts, end - begin, prices.in_force(span.facts.price_plan, begin)))
+    return pieces
+
+
+def _piece(facts: EndpointFacts, duration_ms: int, price: PriceVersion | None) -> ReservedPiece:
+    accelerator_ms = duration_ms * facts.accelerators
+    if price is None:
+        return ReservedPiece(facts.mode, accelerator_ms, NO_PRICE, 0)
+    amount = accelerator_time_nano_usd(accelerator_ms, price.accelerator_hour_nano_usd)
+    return ReservedPiece(facts.mode, accelerator_ms, price.id, amount)
+
+
+def _with_tenant(tenant: str, revenue: list[Entry]) -> tuple[Entry, ...]:
+    """Completes a transaction: what was sold, owed by the tenant. Empty stays empty."""
+    if not revenue:
+        return ()
+    return (Entry(tenant_account(tenant), 0, -sum(entry.amount for entry in revenue)), *revenue)
+
+
+def _percent_half_even(amount: int, percent: int) -> int:
+    """`amount` × `percent` / 100 in whole nano-USD, rounded half to even; exact at 100."""
+    whole, rest = divmod(amount * percent, 100)
+    if rest > 50 or (rest == 50 and whole % 2):
+        return whole + 1
+    return whole
