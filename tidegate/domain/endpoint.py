@@ -82,7 +82,8 @@ class Deployment:
 
     `accelerator_bytes` is reserved on each of `accelerators_per_replica` accelerators for one replica: weights, KV and
     workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
-    takes at once; `concurrency_target` is where another replica is wanted (≤ slots).
+    takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on other
+    accelerators of its node than those it slept on.
     """
 
     endpoint: str
@@ -104,3 +105,4 @@ class Deployment:
     price_plan: str = "default"
     paused: bool = False
     created_ms: int = 0
+    movable: bool = False

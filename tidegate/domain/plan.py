@@ -84,10 +84,14 @@ class DemandReported:
 
 @dataclass(frozen=True, slots=True)
 class FenceConfirmed:
-    """`gateway` sends nothing more to `replica` and has nothing in flight on it."""
+    """`gateway` sends nothing more to `replica` and has nothing in flight on it.
+
+    `fence` echoes the Drain it answers, so that a confirmation of a drain since called off is not taken for the next one's.
+    """
 
     gateway: str
     replica: str
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +168,16 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Gateways: send `replica` nothing more, confirm the fence once nothing of yours is in flight on it."""
+    """Gateways: send `replica` nothing more, confirm the fence once nothing of yours is in flight on it.
+
+    `fence` numbers the drains of one replica; the confirmation echoes it.
+    """
 
     replica: str
     node: str
     endpoint: str
     reason: Reason
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
