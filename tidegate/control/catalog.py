@@ -1,0 +1,41 @@
+"""Desired state → what gateways must know of keys and endpoints. A pure function."""
+
+from tidegate.control.settings import ControlSettings, EngineTraits
+from tidegate.domain.endpoint import Deployment, Mode, ModelProfile
+from tidegate.domain.ports import State
+from tidegate.wire.internal import Catalog, EndpointEntry, KeyEntry
+
+
+def catalog(state: State, settings: ControlSettings) -> Catalog:
+    """Revoked and expired keys stay in it, so that a gateway can say which of the two a key is."""
+    return Catalog(
+        version=state.version,
+        keys=tuple(
+            KeyEntry(key.digest, key.id, key.tenant, key.expires_ms, revoked=key.revoked_ms is not None)
+            for key in state.keys
+        ),
+        endpoints=tuple(_entry(deployment, settings) for deployment in state.deployments),
+    )
+
+
+def model_name(model: ModelProfile) -> str:
+    """What people call a model: the last part of where it is from. Usage records carry this, never a path."""
+    return model.source.rstrip("/").rsplit("/", 1)[-1] or model.digest
+
+
+def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
+    engine = settings.engines.get(deployment.engine, EngineTraits())
+    return EndpointEntry(
+        endpoint=deployment.endpoint,
+        tenant=deployment.tenant,
+        model=model_name(deployment.model),
+        kind=deployment.model.kind,
+        mode=deployment.mode,
+        generation=deployment.generation,
+        context_tokens_max=deployment.model.context_tokens_max,
+        created_ms=deployment.created_ms,
+        shared=deployment.mode is Mode.SERVERLESS,
+        hold_ms_max=settings.hold_ms_max,
+        queued_max=settings.queued_max,
+        metering=engine.metering,
+    )

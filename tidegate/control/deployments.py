@@ -1,0 +1,204 @@
+"""A request body → a Deployment: defaults filled in; contradictions refused by field, value and what is accepted."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from tidegate.control.settings import ControlSettings, EngineTraits
+from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Slo
+from tidegate.domain.errors import Refusal
+from tidegate.domain.units import GIB, MIB
+from tidegate.wire.admin import NAME_PATTERN, EndpointApply
+
+_NAME = re.compile(NAME_PATTERN)
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]ib|b|)", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": GIB, "tib": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the fleet can hold and has measured. Empty mappings: no node has joined, nothing to check against.
+
+    `accelerator_bytes`: region → bytes of its largest accelerator; `accelerators`: region → most of them on one node;
+    `start_ms`: model digest → longest start measured.
+    """
+
+    price_plans: Collection[str] = ("default",)
+    accelerator_bytes: Mapping[str, int] = field(default_factory=dict)
+    accelerators: Mapping[str, int] = field(default_factory=dict)
+    start_ms: Mapping[str, int] = field(default_factory=dict)
+
+
+def split_name(endpoint: str) -> tuple[str, str]:
+    """(tenant, name) of ``tenant/name``. Raises Refusal invalid_request."""
+    tenant, slash, name = endpoint.partition("/")
+    if not slash or not _NAME.match(tenant) or not _NAME.match(name):
+        raise Refusal(
+            "invalid_request",
+            "an endpoint is called tenant/name, each 1 to 63 of a-z 0-9 . _ - with a letter or digit at both ends",
+            param="name",
+        )
+    return tenant, name
+
+
+def deployment(
+    endpoint: str, body: EndpointApply, model: ModelProfile, facts: Facts, settings: ControlSettings, now_ms: int
+) -> Deployment:
+    """The first generation of `endpoint` as `body` asks. Raises Refusal invalid_configuration naming the field."""
+    tenant, _ = split_name(endpoint)
+    traits = _engine(body, settings)
+    regions = tuple(dict.fromkeys(body.regions or [settings.region]))
+    _check_regions(regions, facts)
+    low, high = _replicas(body)
+    if body.price_plan not in facts.price_plans:
+        raise _wrong("price_plan", body.price_plan, f"one of {_words(facts.price_plans)}")
+    model = _with_context(body, model, settings)
+    _check_accelerators(body, traits, regions, facts)
+    slots, accelerator_bytes = _footprint(body, model, regions, facts, settings)
+    _check_times(model, facts, settings)
+    return Deployment(
+        endpoint=endpoint,
+        tenant=tenant,
+        model=model,
+        mode=body.mode,
+        min_replicas=low,
+        max_replicas=high,
+        concurrency_target=_concurrency_target(body, slots),
+        slots=slots,
+        accelerators_per_replica=body.accelerators_per_replica,
+        accelerator_bytes=accelerator_bytes,
+        host_bytes=model.weight_bytes,
+        slo=Slo(body.slo.ttft_ms, body.slo.tpot_ms, body.slo.percentile),
+        regions=regions,
+        engine=body.engine,
+        engine_args=tuple(sorted(body.engine_args.items())),
+        price_plan=body.price_plan,
+        paused=body.paused,
+        created_ms=now_ms,
+    )
+
+
+def succeed(previous: Deployment | None, wanted: Deployment) -> Deployment:
+    """`wanted` as the next generation of `previous`; `previous` itself where nothing differs."""
+    if previous is None:
+        return wanted
+    same = replace(wanted, generation=previous.generation, created_ms=previous.created_ms)
+    return previous if same == previous else replace(same, generation=previous.generation + 1)
+
+
+def _wrong(param: str, value: object, accepted: str) -> Refusal:
+    shown = "null" if value is None else repr(value) if isinstance(value, str) else str(value)
+    return Refusal("invalid_configuration", f"`{param}`: {shown} is not accepted; accepted: {accepted}", param=param)
+
+
+def _words(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "(none)"
+
+
+def _engine(body: EndpointApply, settings: ControlSettings) -> EngineTraits:
+    traits = settings.engines.get(body.engine)
+    if traits is None:
+        raise _wrong("engine", body.engine, f"one of {_words(settings.engines.keys())}")
+    for name in sorted(body.engine_args):
+        if name not in traits.arguments:
+            raise _wrong(f"engine_args.{name}", body.engine_args[name], f"arguments {_words(traits.arguments)}")
+    return traits
+
+
+def _check_regions(regions: tuple[str, ...], facts: Facts) -> None:
+    known = facts.accelerator_bytes
+    if known and not any(region in known for region in regions):
+        raise _wrong("regions", ", ".join(regions), f"at least one region with nodes: {_words(known.keys())}")
+
+
+def _replicas(body: EndpointApply) -> tuple[int, int]:
+    dedicated = body.mode is Mode.DEDICATED
+    low = body.min_replicas if body.min_replicas is not None else min(body.max_replicas or 1, 1) if dedicated else 0
+    high = body.max_replicas if body.max_replicas is not None else max(low, 1)
+    if dedicated and low == 0:
+        raise _wrong("min_replicas", 0, "at least 1 with mode dedicated, whose replicas are always resident")
+    if body.mode is Mode.BATCH and low > 0:
+        raise _wrong("min_replicas", low, "0 with mode batch, which only uses capacity nobody else is using")
+    if low > high:
+        raise _wrong("min_replicas", low, f"at most max_replicas = {high}")
+    return low, high
+
+
+def _with_context(body: EndpointApply, model: ModelProfile, settings: ControlSettings) -> ModelProfile:
+    most = min(model.context_tokens_max, settings.context_tokens_max)
+    if body.context_tokens is None:
+        return replace(model, context_tokens_max=most)
+    if body.context_tokens > most:
+        limit = "the model's own" if most == model.context_tokens_max else "this installation's"
+        raise _wrong("context_tokens", body.context_tokens, f"at most {most}, {limit} context")
+    return replace(model, context_tokens_max=body.context_tokens)
+
+
+def _check_accelerators(body: EndpointApply, traits: EngineTraits, regions: tuple[str, ...], facts: Facts) -> None:
+    wanted, engine_most = body.accelerators_per_replica, traits.accelerators_per_replica_max
+    if wanted > engine_most:
+        raise _wrong("accelerators_per_replica", wanted, f"at most {engine_most} with engine {body.engine}")
+    most = max((facts.accelerators.get(region, 0) for region in regions), default=0)
+    if facts.accelerators and wanted > most:
+        raise _wrong("accelerators_per_replica", wanted, f"at most {most}, all that one node has")
+
+
+def _footprint(
+    body: EndpointApply, model: ModelProfile, regions: tuple[str, ...], facts: Facts, settings: ControlSettings
+) -> tuple[int, int]:
+    """(slots, bytes on each accelerator): weights + KV of `slots` whole contexts + workspace.
+
+    Slots that were not asked for by number are as many as fit, up to the default; at least one must.
+    """
+    shards, context = body.accelerators_per_replica, model.context_tokens_max
+    fixed = -(-model.weight_bytes // shards) + settings.workspace_bytes
+    slot = -(-model.kv_bytes_per_token * context // shards)
+    largest = max((facts.accelerator_bytes.get(region, 0) for region in regions), default=0)
+    asked = None if body.accelerator_memory is None else _size(body.accelerator_memory)
+    if asked is not None and largest and asked > largest:
+        raise _wrong("accelerator_memory", asked, f"at most {largest} bytes, the largest accelerator of these regions")
+    room = asked if asked is not None else largest or fixed + slot * (body.slots or settings.slots)
+    if fixed + slot > room:
+        what, where = ("accelerator_memory", "what was asked") if asked else ("model", "the largest accelerator")
+        raise Refusal(
+            "invalid_configuration",
+            f"`{what}`: {where} has {room} bytes; a replica needs {fixed + slot} on each of {shards}: weights "
+            f"{model.weight_bytes}, one context of {context} tokens {model.kv_bytes_per_token * context}, workspace; "
+            "accepted: a smaller model, fewer context_tokens, more accelerator memory",
+            param=what,
+        )
+    fitting = (room - fixed) // slot if slot else settings.slots
+    if body.slots is not None and slot and body.slots > fitting:
+        raise _wrong("slots", body.slots, f"at most {fitting}, with contexts of {context} tokens in {room} bytes")
+    slots = body.slots if body.slots is not None else min(settings.slots, fitting)
+    return slots, asked if asked is not None else fixed + slot * slots
+
+
+def _concurrency_target(body: EndpointApply, slots: int) -> int:
+    if body.concurrency_target is not None and body.concurrency_target > slots:
+        raise _wrong("concurrency_target", body.concurrency_target, f"at most slots = {slots}")
+    return body.concurrency_target or slots
+
+
+def _check_times(model: ModelProfile, facts: Facts, settings: ControlSettings) -> None:
+    """One timeout chain: a start must fit its timeout, and a request must be held long enough to see it end."""
+    measured = facts.start_ms.get(model.digest)
+    estimate = settings.start_ms_base + model.weight_bytes * 1_000 // settings.load_bytes_per_s
+    start_ms, how = (measured, "measured") if measured is not None else (estimate, "estimated")
+    for name, bound in (("engine.start_ms_max", settings.start_ms_max), ("gateway.hold_ms_max", settings.hold_ms_max)):
+        if start_ms > bound and not (name.startswith("gateway") and bound == 0):
+            raise Refusal(
+                "invalid_configuration",
+                f"`model`: its start takes {start_ms} ms ({how}), longer than the setting {name} = {bound}; "
+                "accepted: a smaller model, or a larger setting", param="model",
+            )  # fmt: skip
+
+
+def _size(value: int | str) -> int:
+    if isinstance(value, int):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if size <= 0:
+        raise _wrong("accelerator_memory", value, "bytes as a number, or text such as 512MiB or 1.5GiB")
+    return size

@@ -1,0 +1,43 @@
+"""What the control plane is told at assembly. Plain values: nobody here reads configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tidegate.domain.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTraits:
+    """What a deployment may ask of an engine. `metering` is how gateways count its output (see EndpointEntry).
+
+    `arguments` are the names allowed in `engine_args`.
+    """
+
+    metering: str = "usage_event"
+    accelerators_per_replica_max: int = 1024
+    arguments: frozenset[str] = frozenset()
+
+
+BUILTIN = EngineTraits(metering="sse_id", accelerators_per_replica_max=1, arguments=frozenset({"threads"}))
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """Defaults and bounds of deployments.
+
+    `workspace_bytes` is reserved on each accelerator beyond weights and KV. Until measured, a start is estimated as
+    `start_ms_base` + weights ÷ `load_bytes_per_s` (a cold disk's); it must fit in `start_ms_max`, and a hold
+    (`hold_ms_max`, 0 = never hold) must outlast it. An eviction undone within `thrash_ms` counts as thrash.
+    """
+
+    region: str = "local"
+    engines: Mapping[str, EngineTraits] = field(default_factory=lambda: {"builtin": BUILTIN})
+    slots: int = 8
+    context_tokens_max: int = 4_096
+    workspace_bytes: int = MIB
+    start_ms_max: int = 120_000
+    start_ms_base: int = 2_000
+    load_bytes_per_s: int = 500 * MIB
+    hold_ms_max: int = 150_000
+    queued_max: int = 512
+    thrash_ms: int = 60_000
