@@ -1,0 +1,122 @@
+"""How verbs reach a running platform: its URL and key from options, environment or the platform's ready file."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from tidegate.cli.output import Problem
+
+READY_FILE = "ready.json"
+TIMEOUT_S_MAX = 60.0
+
+Url = Annotated[str | None, typer.Option("--url", envvar="TIDEGATE_URL", help="URL of the platform")]
+Key = Annotated[
+    str | None, typer.Option("--key", envvar="TIDEGATE_API_KEY", help="admin key (or a tenant's key: sees its own)")
+]
+
+
+class Api:
+    """The admin REST API. Every method returns decoded JSON or raises Problem with the server's own words."""
+
+    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+        import httpx
+
+        if url is None or key is None:
+            ready = read_ready()
+            url, key = url or ready["base_url"], key or ready["admin_key"]
+        self._httpx = httpx
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._client = httpx.Client(
+            base_url=f"{self.url}/api/v1/", headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT_S_MAX
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._call("GET", path, query=query)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self._call("POST", path, body)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._call("PUT", path, body)
+
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path)
+
+    def text(self, path: str, **query: Any) -> str:
+        """The body as it is, for exports."""
+        return str(self._send("GET", path, None, query).text)
+
+    def events(self, path: str) -> Iterator[dict[str, Any]]:
+        """Data of each server-sent event, until the server ends the stream."""
+        try:
+            with self._client.stream("GET", path, timeout=None) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _refused(response)
+                for line in response.iter_lines():
+                    if line.startswith("data:"):
+                        yield json.loads(line[5:])
+        except self._httpx.TransportError as error:
+            raise Problem(f"the platform at {self.url} went away ({type(error).__name__})") from error
+
+    def _call(self, method: str, path: str, body: Any = None, query: Any = None) -> Any:
+        response = self._send(method, path, body, query)
+        return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, body: Any, query: Any) -> Any:
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            response = self._client.request(method, path, json=body, params=asked)
+        except self._httpx.TransportError as error:
+            raise Problem(
+                f"no platform answers at {self.url} ({type(error).__name__}); is `tidegate up` running?"
+            ) from error
+        if response.status_code >= 400:
+            raise _refused(response)
+        return response
+
+
+def escaped(name: str) -> str:
+    """An id as one or more path segments: the slash of ``tenant/name`` stays."""
+    return quote(name, safe="/")
+
+
+def read_ready() -> dict[str, Any]:
+    """What `tidegate up` left in its data directory: base_url, admin_key, api_key, endpoints."""
+    path = data_dir() / READY_FILE
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise Problem(
+            "no platform was started here; run `tidegate up`, or name one with --url and --key "
+            "(TIDEGATE_URL and TIDEGATE_API_KEY)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise Problem(f"the ready file in the data directory cannot be read ({type(error).__name__})") from error
+
+
+def data_dir() -> Path:
+    """The data directory without loading (and validating) the whole configuration where the environment names it."""
+    if named := os.environ.get("TIDEGATE_DATA_DIR"):
+        return Path(named)
+    if not Path("tidegate.toml").exists():
+        return Path(".tidegate")
+    from tidegate.config import ConfigError, load
+
+    try:
+        return load().data_dir
+    except ConfigError as error:
+        raise Problem(f"configuration: {error}", exit_code=2) from None
+
+
+def _refused(response: Any) -> Problem:
+    try:
+        error = response.json()["error"]
+        return Problem(f"{error['message']} ({error.get('code') or error.get('type')})")
+    except (ValueError, KeyError, TypeError):
+        return Problem(f"the platform answered {response.status_code}")

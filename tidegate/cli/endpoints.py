@@ -1,0 +1,197 @@
+"""`tidegate endpoints`: what a tenant calls, as desired and as it is."""
+
+import json
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.output import Format, Output, Problem, cell, show, size
+
+app = typer.Typer(help="Create, change, watch and wake endpoints.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TENANT/NAME")]
+COLUMNS = ("name", "state", "tier", "mode", "queued", "in_flight", "replicas", "memory", "activation_ms_last", "reason")
+WAIT_POLL_S = 0.3
+WAIT_S_MAX = 600.0
+SETTLED = {"ready", "idle", "asleep", "paused"}
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """All endpoints this key may see."""
+    rows = Api(url, key).get("endpoints")["data"]
+    show(rows if output is Format.JSON else [_row(row) for row in rows], output, COLUMNS, "endpoints")
+
+
+@app.command()
+def get(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """One endpoint: state, reason, replicas, tier, limits."""
+    show(Api(url, key).get(f"endpoints/{escaped(name)}"), output, title=name)
+
+
+@app.command()
+def create(
+    name: Name,
+    model: Annotated[str, typer.Option(help="directory in Hugging Face layout with safetensors weights")],
+    mode: Annotated[str | None, typer.Option(help="serverless | dedicated | dedicated_serverless | batch")] = None,
+    min_replicas: Annotated[int | None, typer.Option(help="replicas kept ready without traffic")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="most replicas")] = None,
+    concurrency_target: Annotated[int | None, typer.Option(help="requests a replica, where another is wanted")] = None,
+    slots: Annotated[int | None, typer.Option(help="requests one replica takes at once")] = None,
+    context_tokens: Annotated[int | None, typer.Option(help="bound on the context, for KV memory")] = None,
+    accelerator_memory: Annotated[str | None, typer.Option(help="footprint on its accelerator, e.g. 512MiB")] = None,
+    price_plan: Annotated[str | None, typer.Option(help="price plan that rates it")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="wait until it is ready or has failed")] = False,
+    output: Output = Format.TABLE,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Create an endpoint; refused where one of that name exists (`apply` changes it)."""
+    given = {
+        "model": _model(model),
+        "mode": mode,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "concurrency_target": concurrency_target,
+        "slots": slots,
+        "context_tokens": context_tokens,
+        "accelerator_memory": accelerator_memory,
+        "price_plan": price_plan,
+    }
+    api = Api(url, key)
+    if any(endpoint["name"] == name for endpoint in api.get("endpoints")["data"]):
+        raise Problem(f"{name} exists already; `tidegate endpoints apply` changes it")
+    _ensure_tenant(api, name)
+    _apply(api, name, {key: value for key, value in given.items() if value is not None}, wait, output)
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Option("--file", "-f", help="TOML or JSON: `name` and the fields of an endpoint")],
+    wait: Annotated[bool, typer.Option("--wait", help="wait until it is ready or has failed")] = False,
+    output: Output = Format.TABLE,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Make an endpoint be as the file says. Applying the same again changes nothing."""
+    api = Api(url, key)
+    for body in _declared(file):
+        name = str(body.pop("name"))
+        body["model"] = _model(str(body.get("model", "")))
+        _ensure_tenant(api, name)
+        _apply(api, name, body, wait, output)
+
+
+@app.command()
+def delete(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """Drain an endpoint and remove it; its usage and bills stay."""
+    Api(url, key).delete(f"endpoints/{escaped(name)}")
+    show({"name": name, "deleted": True}, output)
+
+
+@app.command()
+def wake(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """Bring an endpoint to ready without waiting for a request."""
+    api = Api(url, key)
+    api.post(f"endpoints/{escaped(name)}/wake")
+    show(api.get(f"endpoints/{escaped(name)}"), output, title=name)
+
+
+@app.command()
+def sleep(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """Give an endpoint's accelerator memory back now; its next request wakes it."""
+    api = Api(url, key)
+    api.post(f"endpoints/{escaped(name)}/sleep")
+    show(api.get(f"endpoints/{escaped(name)}"), output, title=name)
+
+
+@app.command()
+def logs(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """Lifecycle lines of an endpoint's replicas, newest first. Never text of requests."""
+    rows = Api(url, key).get(f"endpoints/{escaped(name)}/logs")["data"]
+    show(rows, output, ("at_ms", "actor", "kind", "subject", "reason"), "lines")
+
+
+@app.command()
+def watch(
+    name: Annotated[str | None, typer.Argument(metavar="[TENANT/NAME]")] = None,
+    output: Output = Format.TABLE,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Follow capacity decisions with their reasons until Ctrl-C."""
+    api = Api(url, key)
+    seen: set[tuple[Any, ...]] = set()
+    try:
+        while True:
+            rows = api.get("activity", limit=100)["data"]
+            fresh = [row for row in reversed(rows) if (mark := tuple(row.values())) not in seen and not seen.add(mark)]
+            for row in fresh:
+                if name is None or name in f"{row['subject']} {row['reason']}":
+                    _line(row, output)
+            if len(seen) > 10_000:
+                seen = {tuple(row.values()) for row in rows}
+            time.sleep(WAIT_POLL_S)
+    except KeyboardInterrupt:
+        return
+
+
+def _line(row: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        text = json.dumps(row)
+    else:
+        at = time.strftime("%H:%M:%S", time.localtime(row["at_ms"] / 1000))
+        text = f"{at}  {row['kind']:<16} {row['subject']:<28} {row['reason']}"
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _row(endpoint: dict[str, Any]) -> dict[str, Any]:
+    replicas = [f"{r['state']}@{','.join(r['accelerators']) or r['node']}" for r in endpoint["replicas"]]
+    return endpoint | {"replicas": cell(replicas), "memory": size(endpoint["accelerator_bytes"])}
+
+
+def _apply(api: Api, name: str, body: dict[str, Any], wait: bool, output: Format) -> None:
+    endpoint = api.put(f"endpoints/{escaped(name)}", body)
+    deadline = time.monotonic() + WAIT_S_MAX
+    while wait and endpoint["state"] not in SETTLED:
+        if endpoint["state"] == "failed":
+            raise Problem(f"{name} failed: {endpoint['reason']}")
+        if time.monotonic() > deadline:
+            raise Problem(f"{name} is still {endpoint['state']} after {WAIT_S_MAX:.0f} s: {endpoint['reason']}")
+        time.sleep(WAIT_POLL_S)
+        endpoint = api.get(f"endpoints/{escaped(name)}")
+    show(endpoint, output, title=name)
+
+
+def _ensure_tenant(api: Api, name: str) -> None:
+    tenant, slash, _ = name.partition("/")
+    if not slash:
+        raise Problem(f"{name!r} is not TENANT/NAME", exit_code=2)
+    if tenant not in {known["id"] for known in api.get("tenants")["data"]}:
+        raise Problem(f"there is no tenant {tenant!r}; `tidegate tenants create {tenant}` makes it")
+
+
+def _model(source: str) -> str:
+    """A relative directory is meant relative to where the command runs, not to where the platform does."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _declared(file: Path) -> list[dict[str, Any]]:
+    try:
+        text = file.read_text()
+        loaded = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise Problem(f"{file}: {error.strerror}", exit_code=2) from None
+    except (ValueError, tomllib.TOMLDecodeError) as error:
+        raise Problem(f"{file}: {error}", exit_code=2) from None
+    bodies = loaded.get("endpoints", [loaded]) if isinstance(loaded, dict) else loaded
+    if not bodies or not all(isinstance(body, dict) and isinstance(body.get("name"), str) for body in bodies):
+        raise Problem(f"{file}: each endpoint needs `name`", exit_code=2)
+    return list(bodies)
