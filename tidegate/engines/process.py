@@ -1,0 +1,258 @@
+"""The only place that starts programs: processes watched through pidfds, a lifeline, restart with backoff.
+
+A pidfd (Linux ≥ 5.3, `man pidfd_open`) names one process for good: it becomes readable when that process ends, whoever
+its parent is, and a signal sent through it can never hit a stranger that got the same pid.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.domain.errors import EngineFault
+from tidegate.engines.logs import LogRing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: its exit code (negative = signal), None when only its parent could know."""
+
+    code: int | None
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "ended"
+        if self.code < 0:
+            return f"killed by {signal.Signals(-self.code).name}"
+        return f"ended with exit code {self.code}"
+
+
+class Lifeline:
+    """A pipe whose write end only this process holds. Who inherits `read_fd` sees end-of-file once we are gone."""
+
+    def __init__(self) -> None:
+        self.read_fd, self._write_fd = os.pipe()
+
+    def close(self) -> None:
+        for fd in (self.read_fd, self._write_fd):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.read_fd = self._write_fd = -1
+
+
+class Process:
+    """One running process: a program started here, or one adopted by pid. The sole owner of its pidfd."""
+
+    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._child = child
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(pidfd, self._ended)
+
+    @classmethod
+    def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        logs: LogRing | None = None,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> "Process":
+        """Starts `argv` in a session of its own, so that Ctrl-C reaches only us and we end things in order.
+
+        Output goes to `logs`. Raises EngineFault when the program cannot be started.
+        """
+        output = logs.open_pipe() if logs is not None else subprocess.DEVNULL
+        try:
+            child = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(environment) if environment is not None else None,
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EngineFault(f"cannot start {Path(argv[0]).name}: {error.strerror}") from error
+        finally:
+            if output >= 0:
+                os.close(output)
+        return cls(child.pid, os.pidfd_open(child.pid), child)
+
+    @classmethod
+    def adopt(cls, pid: int) -> "Process":
+        """Watches a process somebody else started. Raises EngineFault when it is already gone."""
+        try:
+            return cls(pid, os.pidfd_open(pid), None)
+        except ProcessLookupError as error:
+            raise EngineFault("the process ended at once") from error
+
+    @property
+    def running(self) -> bool:
+        return not self._exit.done()
+
+    async def exited(self) -> Exit:
+        """Waits for the end; returns at once when it is past."""
+        return await asyncio.shield(self._exit)
+
+    def send(self, number: signal.Signals) -> None:
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):  # ended this instant: the reader is about to say so
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    async def stop(self, *, grace_ms_max: int, kill_ms_max: int = 5_000) -> Exit:
+        """SIGTERM, then SIGKILL after `grace_ms_max`; waits until it is gone. Idempotent.
+
+        Raises EngineFault when the kernel does not end it within `kill_ms_max` more (a process stuck in the kernel).
+        """
+        self.send(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(self.exited(), grace_ms_max / 1000)
+        except TimeoutError:
+            self.send(signal.SIGKILL)
+        try:
+            return await asyncio.wait_for(self.exited(), kill_ms_max / 1000)
+        except TimeoutError as error:
+            raise EngineFault(f"process {self.pid} does not end, even when killed") from error
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        code = self._child.wait() if self._child is not None else _reap(self._pidfd)
+        os.close(self._pidfd)
+        self._exit.set_result(Exit(code))
+
+
+def _reap(pidfd: int) -> int | None:
+    """Exit code of an adopted process that became our child because its parent died first; None for another's child."""
+    try:
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How fast a program that ended is started again: doubling waits, forgotten after it lived for `stable_ms_min`."""
+
+    wait_ms_min: int = 100
+    wait_ms_max: int = 5_000
+    stable_ms_min: int = 10_000
+
+
+class Child:
+    """A program that shall always run: started again, with backoff, whenever it ends, until `stop`.
+
+    The gateway process and the template process are both kept this way.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        logs: LogRing | None = None,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        restart: Restart = Restart(),
+        grace_ms_max: int = 5_000,
+        on_start: Callable[[Process], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.starts = 0
+        self.process: Process | None = None
+        self._argv, self._logs, self._environment, self._pass_fds = list(argv), logs, environment, tuple(pass_fds)
+        self._restart, self._grace_ms_max, self._on_start = restart, grace_ms_max, on_start
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keeps the program running until `stop`; then it is gone. EngineFault only when it never could start."""
+        loop = asyncio.get_running_loop()
+        wait_ms = self._restart.wait_ms_min
+        while not self._stopping.is_set():
+            started = loop.time()
+            ended = await self._live()
+            if self._stopping.is_set():
+                return
+            if (loop.time() - started) * 1000 >= self._restart.stable_ms_min:
+                wait_ms = self._restart.wait_ms_min
+            log.warning("%s: %s; starting it again in %d ms", self.name, ended, wait_ms)
+            with contextlib.suppress(TimeoutError):  # the wait running out is the normal case: start again
+                await asyncio.wait_for(self._stopping.wait(), wait_ms / 1000)
+            wait_ms = min(wait_ms * 2, self._restart.wait_ms_max)
+
+    async def _live(self) -> Exit | EngineFault:
+        """One life of the program, from its start to its end."""
+        try:
+            process = Process.start(self._argv, logs=self._logs, environment=self._environment, pass_fds=self._pass_fds)
+        except EngineFault as fault:
+            if self.starts == 0:
+                raise  # wrong from the beginning: trying again would only hide it
+            return fault
+        self.process = process
+        self.starts += 1
+        if self._on_start is not None:
+            self._on_start(process)
+        return await process.exited()
+
+    async def stop(self) -> None:
+        """Ends the program for good. Idempotent."""
+        self._stopping.set()
+        if self.process is not None:
+            await self.process.stop(grace_ms_max=self._grace_ms_max)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """Bytes of one process: `rss` counts shared pages whole, `pss` its share of them, `private` only its own."""
+
+    rss: int
+    pss: int
+    private: int
+
+
+def memory_of(pid: int) -> ProcessMemory:
+    """Kernel's count from /proc/PID/smaps_rollup. EngineFault when the process is gone."""
+    fields = _rollup(pid)
+    return ProcessMemory(fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"])
+
+
+def resident_of(pid: int, files: Iterable[Path]) -> int:
+    """Resident bytes of `files` in the process's mappings: what its weights occupy now.
+
+    EngineFault when the process is gone.     Shared pages count whole: two engines that map one file each hold it as far as giving it back is concerned.
+    """
+    wanted, inside, total = {str(file.resolve()) for file in files}, False, 0
+    for line in _read(pid, "smaps").splitlines():
+        head, _, rest = line.partition(" ")
+        if not head.endswith(":"):  # a mapping's first line: address perms offset device inode path
+            inside = line.split(maxsplit=5)[-1] in wanted
+        elif inside and head == "Rss:":
+            total += int(rest.split()[0]) * 1024
+    return total
+
+
+def _rollup(pid: int) -> dict[str, int]:
+    lines = _read(pid, "smaps_rollup").splitlines()[1:]
+    return {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def _read(pid: int, what: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{what}").read_text()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            raise EngineFault("the process is gone") from error
+        raise EngineFault(f"cannot measure the process: {error.strerror}") from error
