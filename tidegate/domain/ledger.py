@@ -7,6 +7,7 @@ transaction with the opposite entries.
 
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from typing import NamedTuple
 
 from tidegate.domain.usage import UsageRecord
 
@@ -21,8 +22,7 @@ def tenant_account(tenant: str) -> str:
     return f"tenant/{tenant}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """`amount` is nano-USD: positive on a tenant's account, negative on a revenue account. `quantity` of a revenue
     entry is what was sold: tokens, or milliseconds of one accelerator; 0 on a tenant's account.
     """
@@ -32,8 +32,7 @@ class Entry:
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class RatedUsage:
+class RatedUsage(NamedTuple):
     """A usage record, the price version it was rated with, and the entries of its transaction (none: no charge)."""
 
     record: UsageRecord

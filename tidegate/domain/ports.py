@@ -277,8 +277,12 @@ class Ledger(Protocol):
         """Everything ever observed, by endpoint and start."""
         ...
 
-    def sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[tuple[UsageKey, UsageSum]]:
-        """Usage that arrived in [start_ms, end_ms), in the order of its keys."""
+    def sums(
+        self, start_ms: int, end_ms: int, tenant: str | None = None, *, hourly: bool = False
+    ) -> Sequence[tuple[UsageKey, UsageSum]]:
+        """Usage that arrived in [start_ms, end_ms), in the order of its keys. Not `hourly`: one cell for all hours,
+        with `start_ms` in place of the hour.
+        """
         ...
 
     def time_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[TimeSum]:

@@ -68,16 +68,16 @@ def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
         return RatedUsage(record, NO_PRICE, ())
     if not record.billable or record.mode == Mode.DEDICATED:
         return RatedUsage(record, price.id, ())
-    fresh, cached, output = record.input_tokens - record.cached_tokens, record.cached_tokens, record.output_tokens
+    cached, output = record.cached_tokens, record.output_tokens
+    fresh = record.input_tokens - cached
     percent = price.batch_percent if record.mode == Mode.BATCH else 100
-    sold = (
-        (REVENUE_INPUT, fresh, price.input_nano_usd),
-        (REVENUE_CACHED_INPUT, cached, price.cached_input_nano_usd),
-        (REVENUE_OUTPUT, output, price.output_nano_usd),
-    )
-    revenue = [
-        Entry(account, tokens, -_percent_half_even(tokens * unit, percent)) for account, tokens, unit in sold if tokens
-    ]
+    revenue = []
+    if fresh:
+        revenue.append(_sale(REVENUE_INPUT, fresh, price.input_nano_usd, percent))
+    if cached:
+        revenue.append(_sale(REVENUE_CACHED_INPUT, cached, price.cached_input_nano_usd, percent))
+    if output:
+        revenue.append(_sale(REVENUE_OUTPUT, output, price.output_nano_usd, percent))
     return RatedUsage(record, price.id, _with_tenant(record.tenant, revenue))
 
 
@@ -113,7 +113,7 @@ def rate_reserved_hour(endpoint: str, hour_ms: int, spans: Sequence[FactsSpan], 
 
 @dataclass(frozen=True, slots=True)
 class ReservedPiece:
-    """A stretch over which neither an endpoint's facts nor the price changed; `accelerator_ms` over its accelerators."""
+    """A stretch over which neither facts nor price changed; `accelerator_ms` is summed over the accelerators."""
 
     mode: str
     accelerator_ms: int
@@ -149,7 +149,15 @@ def _with_tenant(tenant: str, revenue: list[Entry]) -> tuple[Entry, ...]:
     """Completes a transaction: what was sold, owed by the tenant. Empty stays empty."""
     if not revenue:
         return ()
-    return (Entry(tenant_account(tenant), 0, -sum(entry.amount for entry in revenue)), *revenue)
+    owed = 0
+    for entry in revenue:
+        owed -= entry.amount
+    return (Entry(tenant_account(tenant), 0, owed), *revenue)
+
+
+def _sale(account: str, tokens: int, unit_nano_usd: int, percent: int) -> Entry:
+    amount = tokens * unit_nano_usd
+    return Entry(account, tokens, -(amount if percent == 100 else _percent_half_even(amount, percent)))
 
 
 def _percent_half_even(amount: int, percent: int) -> int:

@@ -1,0 +1,247 @@
+"""The ledger in SQL (the `Ledger` port): usage records, double entries, cursors, and the sums kept along with them.
+
+A page of a journal is posted in one transaction: records, entries, rollups, balances, checkpoints and the cursor, or
+nothing. So a crash anywhere leaves the ledger as it was, the page is read again, and every record counts once: the
+cursor says so, and the unique id says so again. Nothing but rollups, balances and cursors is ever updated.
+
+Synchronous: services call it through ``asyncio.to_thread``. Every failure of the database leaves as a StoreFault.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, select, update
+
+from tidegate.domain.errors import StoreFault
+from tidegate.domain.ledger import (
+    NO_PRICE,
+    EndpointFacts,
+    Entry,
+    ExportRow,
+    FactsSpan,
+    Posted,
+    RatedTime,
+    RatedUsage,
+    TimeSum,
+    UsageKey,
+    UsageSum,
+)
+from tidegate.domain.ports import Cursor, LedgerPage
+from tidegate.domain.units import MS_PER_HOUR
+from tidegate.domain.usage import UsageRecord
+from tidegate.stores import ledger_reads, ledger_rows
+from tidegate.stores.database import read, write
+from tidegate.stores.faults import sql_faults
+from tidegate.stores.ledger_tables import (
+    accelerator_time,
+    balances,
+    cursors,
+    endpoint_facts,
+    entries,
+    ledger_state,
+    open_records,
+    usage_records,
+    usage_rollups,
+)
+
+IDS_A_QUERY_MAX = 1_000
+
+_decode_record = msgspec.json.Decoder(UsageRecord).decode
+
+
+class SqlLedger:
+    """Implements `ports.Ledger`. Several may exist on one database; their writes take turns."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- posting --------------------------------------------------------------------------------------------------
+
+    def cursor(self, boot: str) -> Cursor:
+        with sql_faults("the ledger's cursor cannot be read"), read(self._engine) as connection:
+            return _cursor(connection, boot)
+
+    def post(self, page: LedgerPage) -> Posted:
+        ids = {rated.record.id for rated in page.final}
+        assert len(ids) == len(page.final), "an id occurs once in a page"
+        with sql_faults("the ledger cannot be written"), write(self._engine) as connection:
+            number = _lock_numbers(connection)
+            if _cursor(connection, page.start.boot) != page.start:
+                raise StoreFault("another process posts the same journal")
+            known = _known_ids(connection, ids | {record.id for record in page.open})
+            fresh = [rated for rated in page.final if rated.record.id not in known]
+            _insert_usage(connection, fresh, number)
+            _keep_checkpoints(connection, [r for r in page.open if r.id not in known], ids)
+            _set_numbers(connection, number + len(fresh))
+            _move_cursor(connection, page)
+        unrated = sum(rated.price_version == NO_PRICE and rated.record.billable for rated in fresh)
+        return Posted(len(fresh), len(page.final) - len(fresh), unrated)
+
+    def open_records(self, boot: str) -> Sequence[UsageRecord]:
+        query = select(open_records.c.document).where(open_records.c.boot == boot).order_by(open_records.c.id)
+        with sql_faults("checkpoints cannot be read"), read(self._engine) as connection:
+            return [_decode_record(document) for document in connection.execute(query).scalars()]
+
+    def post_time(self, times: Sequence[RatedTime]) -> int:
+        with sql_faults("accelerator time cannot be written"), write(self._engine) as connection:
+            number = _lock_numbers(connection)
+            hours = {time.hour_ms for time in times}
+            query = select(accelerator_time.c.endpoint, accelerator_time.c.hour_ms)
+            known = set(map(tuple, connection.execute(query.where(accelerator_time.c.hour_ms.in_(hours)))))
+            fresh = [time for time in times if (time.endpoint, time.hour_ms) not in known]
+            rows = [ledger_rows.time_row(time, number + index) for index, time in enumerate(fresh)]
+            _insert(connection, accelerator_time, rows)
+            _insert_entries(connection, [time.entries for time in fresh], number)
+            _set_numbers(connection, number + len(fresh))
+        return len(fresh)
+
+    # --- endpoints ------------------------------------------------------------------------------------------------
+
+    def observe(self, now_ms: int, facts: Mapping[str, EndpointFacts]) -> None:
+        """An endpoint seen for the first time counts from its creation, every later change from `now_ms`."""
+        with sql_faults("endpoint facts cannot be written"), write(self._engine) as connection:
+            latest = {span.endpoint: span for span in ledger_reads.spans(connection)}
+            changed = [
+                FactsSpan(endpoint, min(found.created_ms, now_ms), found)
+                if endpoint not in latest
+                else FactsSpan(endpoint, max(latest[endpoint].start_ms, now_ms), found)
+                for endpoint, found in facts.items()
+                if endpoint not in latest or latest[endpoint].facts != found
+            ]
+            changed += [
+                FactsSpan(endpoint, max(span.start_ms, now_ms), None)
+                for endpoint, span in latest.items()
+                if span.facts is not None and endpoint not in facts
+            ]
+            for span in changed:
+                same = (endpoint_facts.c.endpoint == span.endpoint) & (endpoint_facts.c.start_ms == span.start_ms)
+                connection.execute(delete(endpoint_facts).where(same))
+            _insert(connection, endpoint_facts, [ledger_rows.span_row(span) for span in changed])
+
+    def spans(self) -> Sequence[FactsSpan]:
+        with sql_faults("endpoint facts cannot be read"), read(self._engine) as connection:
+            return ledger_reads.spans(connection)
+
+    # --- sums -----------------------------------------------------------------------------------------------------
+
+    def sums(
+        self, start_ms: int, end_ms: int, tenant: str | None = None, *, hourly: bool = False
+    ) -> Sequence[tuple[UsageKey, UsageSum]]:
+        """Whole hours come from the rollups, the ragged ends of the period from the records themselves."""
+        first_ms = -(-start_ms // MS_PER_HOUR) * MS_PER_HOUR
+        last_ms = end_ms // MS_PER_HOUR * MS_PER_HOUR
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            if first_ms >= last_ms:
+                cells = ledger_reads.fold(connection, start_ms, end_ms, tenant)
+            else:
+                cells = ledger_reads.rollups(connection, first_ms, last_ms, tenant, hourly=hourly)
+                cells += ledger_reads.fold(connection, start_ms, first_ms, tenant)
+                cells += ledger_reads.fold(connection, last_ms, end_ms, tenant)
+        return ledger_rows.merge(cells, None if hourly else start_ms)
+
+    def fold(self, start_ms: int, end_ms: int) -> Sequence[tuple[UsageKey, UsageSum]]:
+        """The same hourly sums without rollups, from every record and entry: for proving the rollups right."""
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return ledger_rows.merge(ledger_reads.fold(connection, start_ms, end_ms, None), None)
+
+    def time_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[TimeSum]:
+        with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
+            return ledger_reads.time_sums(connection, start_ms, end_ms, tenant)
+
+    def time_posted_until(self) -> int:
+        with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
+            return ledger_reads.time_posted_until(connection)
+
+    def balances(self) -> Mapping[str, int]:
+        with sql_faults("balances cannot be read"), read(self._engine) as connection:
+            return ledger_reads.balances(connection)
+
+    def export(
+        self, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
+    ) -> Sequence[ExportRow]:
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return ledger_reads.export(connection, start_ms, end_ms, tenant, after, rows_max)
+
+
+def _cursor(connection: Connection, boot: str) -> Cursor:
+    query = select(cursors.c.segment, cursors.c.offset).where(cursors.c.boot == boot)
+    row = connection.execute(query).one_or_none()
+    return Cursor(boot, row.segment, row.offset) if row else Cursor(boot, 1, 0)
+
+
+def _move_cursor(connection: Connection, page: LedgerPage) -> None:
+    if page.next == page.start:
+        return
+    boot, segment, offset = page.next.boot, page.next.segment, page.next.offset
+    moved = connection.execute(update(cursors).where(cursors.c.boot == boot).values(segment=segment, offset=offset))
+    if moved.rowcount == 0:
+        connection.execute(insert(cursors), {"boot": boot, "segment": segment, "offset": offset})
+
+
+def _lock_numbers(connection: Connection) -> int:
+    """The next transaction number; holds its row until the commit, so that two writers cannot take the same one."""
+    query = select(ledger_state.c.next_transaction).where(ledger_state.c.id == 1).with_for_update()
+    number: int = connection.execute(query).scalar_one()
+    return number
+
+
+def _set_numbers(connection: Connection, following: int) -> None:
+    connection.execute(update(ledger_state).where(ledger_state.c.id == 1).values(next_transaction=following))
+
+
+def _known_ids(connection: Connection, ids: Iterable[str]) -> set[str]:
+    known: set[str] = set()
+    ordered = sorted(ids)
+    for at in range(0, len(ordered), IDS_A_QUERY_MAX):
+        some = ordered[at : at + IDS_A_QUERY_MAX]
+        known.update(connection.execute(select(usage_records.c.id).where(usage_records.c.id.in_(some))).scalars())
+    return known
+
+
+def _insert_usage(connection: Connection, fresh: Sequence[RatedUsage], number: int) -> None:
+    rows = [ledger_rows.usage_row(rated, number + index) for index, rated in enumerate(fresh)]
+    _insert(connection, usage_records, rows)
+    _insert_entries(connection, [rated.entries for rated in fresh], number)
+    _add(connection, usage_rollups, ledger_rows.rollup_rows(fresh))
+
+
+def _insert_entries(connection: Connection, transactions: Sequence[tuple[Entry, ...]], number: int) -> None:
+    """Entries of consecutively numbered transactions, and their sums on the balances."""
+    rows, sums = ledger_rows.entry_rows(transactions, number)
+    _insert(connection, entries, rows)
+    _add(connection, balances, sorted(sums.items()))
+
+
+def _keep_checkpoints(connection: Connection, open_now: Sequence[UsageRecord], ended: set[str]) -> None:
+    """Replaces the checkpoints of streams still running; drops those of requests that have ended."""
+    gone = sorted(ended | {record.id for record in open_now})
+    for at in range(0, len(gone), IDS_A_QUERY_MAX):
+        connection.execute(delete(open_records).where(open_records.c.id.in_(gone[at : at + IDS_A_QUERY_MAX])))
+    _insert(connection, open_records, [ledger_rows.checkpoint_row(record) for record in open_now])
+
+
+def _insert(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -> None:
+    """Rows in the order of the table's columns, straight to the driver: this is the ledger's hot path, and building a
+    statement's parameters by name costs more than the insert itself.
+    """
+    if rows:
+        connection.exec_driver_sql(_insert_sql(table, connection.dialect), rows)
+
+
+def _add(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -> None:
+    """Adds to rows found by their primary key, making those that are missing."""
+    if not rows:
+        return
+    quote = connection.dialect.identifier_preparer.quote
+    keys = ", ".join(quote(column.name) for column in table.primary_key)
+    names = [quote(column.name) for column in table.columns if not column.primary_key]
+    sums = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in names)
+    merge = f"{_insert_sql(table, connection.dialect)} ON CONFLICT ({keys}) DO UPDATE SET {sums}"
+    connection.exec_driver_sql(merge, rows)
+
+
+def _insert_sql(table: Table, dialect: Dialect) -> str:
+    quote = dialect.identifier_preparer.quote
+    names = ", ".join(quote(column.name) for column in table.columns)
+    marks = ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * len(table.columns))
+    return f"INSERT INTO {table.name} ({names}) VALUES ({marks})"

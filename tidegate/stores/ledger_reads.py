@@ -1,0 +1,124 @@
+"""Queries on the money tables. Each is one statement, so each is a consistent picture."""
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, and_, case, cast, func, literal, select, tuple_
+
+from tidegate.domain.ledger import (
+    REVENUE_CACHED_INPUT,
+    REVENUE_INPUT,
+    REVENUE_OUTPUT,
+    EndpointFacts,
+    ExportRow,
+    FactsSpan,
+    TimeSum,
+    UsageKey,
+    UsageSum,
+)
+from tidegate.domain.units import MS_PER_HOUR
+from tidegate.domain.usage import Outcome
+from tidegate.stores import ledger_tables as tables
+from tidegate.stores.ledger_rows import KEY_FIELDS, SUM_FIELDS, Cell
+
+_KEYS = len(KEY_FIELDS)
+
+
+def rollups(connection: Connection, start_ms: int, end_ms: int, tenant: str | None, *, hourly: bool) -> list[Cell]:
+    """Sums of the whole hours in [start_ms, end_ms)."""
+    t = tables.usage_rollups.c
+    hour: ColumnElement[int] = t.hour_ms if hourly else literal(start_ms, BigInteger)
+    keys = [hour, *(t[name] for name in KEY_FIELDS[1:])]
+    sums = [_total(t[name]) for name in SUM_FIELDS]
+    query = select(*keys, *sums).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
+    if tenant is not None:
+        query = query.where(t.tenant == tenant)
+    grouped = query.group_by(*(keys if hourly else keys[1:]))
+    return [_cell(tuple(row)) for row in connection.execute(grouped)]
+
+
+def fold(connection: Connection, start_ms: int, end_ms: int, tenant: str | None) -> list[Cell]:
+    """The same from the records and entries themselves, for any period."""
+    if start_ms >= end_ms:
+        return []
+    u = tables.usage_records
+    owed, sold_input, sold_cached, sold_output = (tables.entries.alias() for _ in range(4))
+    source = u
+    for entry, account in (
+        (owed, literal("tenant/") + u.c.tenant),
+        (sold_input, literal(REVENUE_INPUT)),
+        (sold_cached, literal(REVENUE_CACHED_INPUT)),
+        (sold_output, literal(REVENUE_OUTPUT)),
+    ):
+        same = and_(entry.c.transaction_id == u.c.transaction_id, entry.c.account == account)
+        source = source.outerjoin(entry, same)  # type: ignore[assignment]
+    hour = u.c.arrived_ms - u.c.arrived_ms % MS_PER_HOUR
+    keys = [hour.label("hour_ms"), *(u.c[name] for name in KEY_FIELDS[1:])]
+    sold = (sold_input, sold_cached, sold_output)
+    sums = [
+        func.count(),
+        func.count(owed.c.amount),
+        _total(case((u.c.outcome == Outcome.REFUSED.value, 1), else_=0)),
+        *(_total(u.c[name]) for name in ("input_tokens", "cached_tokens", "output_tokens")),
+        *(_total(entry.c.quantity) for entry in sold),
+        *(-_total(entry.c.amount) for entry in sold),
+    ]
+    query = select(*keys, *sums).select_from(source).where(u.c.arrived_ms >= start_ms, u.c.arrived_ms < end_ms)
+    if tenant is not None:
+        query = query.where(u.c.tenant == tenant)
+    return [_cell(tuple(row)) for row in connection.execute(query.group_by(*keys))]
+
+
+def time_sums(connection: Connection, start_ms: int, end_ms: int, tenant: str | None) -> list[TimeSum]:
+    t = tables.accelerator_time.c
+    keys = (t.endpoint, t.tenant, t.price_version)
+    query = select(*keys, _total(t.duration_ms), _total(t.nano_usd)).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
+    if tenant is not None:
+        query = query.where(t.tenant == tenant)
+    return [TimeSum(*row) for row in connection.execute(query.group_by(*keys).order_by(*keys))]
+
+
+def time_posted_until(connection: Connection) -> int:
+    newest = connection.execute(select(func.max(tables.accelerator_time.c.hour_ms))).scalar_one()
+    return 0 if newest is None else newest + MS_PER_HOUR
+
+
+def balances(connection: Connection) -> dict[str, int]:
+    t = tables.balances.c
+    return {row.account: row.amount for row in connection.execute(select(t.account, t.amount).order_by(t.account))}
+
+
+def spans(connection: Connection) -> list[FactsSpan]:
+    t = tables.endpoint_facts
+    rows = connection.execute(select(t).order_by(t.c.endpoint, t.c.start_ms))
+    return [
+        FactsSpan(
+            row.endpoint,
+            row.start_ms,
+            None if row.mode is None else EndpointFacts(row.created_ms, row.accelerators, row.price_plan, row.mode),
+        )
+        for row in rows
+    ]
+
+
+def export(
+    connection: Connection, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
+) -> list[ExportRow]:
+    t = tables.usage_records.c
+    place = tuple_(t.arrived_ms, t.transaction_id)
+    query = (
+        select(t.transaction_id, t.arrived_ms, t.endpoint, t.input_tokens, t.output_tokens)
+        .where(t.arrived_ms >= start_ms, t.arrived_ms < end_ms, place > tuple_(*after))
+        .where(t.outcome != Outcome.REFUSED.value, t.input_tokens > 0)
+        .order_by(t.arrived_ms, t.transaction_id)
+        .limit(rows_max)
+    )
+    if tenant is not None:
+        query = query.where(t.tenant == tenant)
+    return [ExportRow(*row) for row in connection.execute(query)]
+
+
+def _total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """A sum that stays an integer: PostgreSQL sums BIGINT to NUMERIC."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
+
+
+def _cell(row: tuple[object, ...]) -> Cell:
+    return UsageKey(*row[:_KEYS]), UsageSum(*row[_KEYS:])  # type: ignore[arg-type]

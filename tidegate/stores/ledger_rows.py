@@ -1,0 +1,125 @@
+"""Between domain objects and rows of the money tables."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from tidegate.domain.ledger import (
+    REVENUE_CACHED_INPUT,
+    REVENUE_INPUT,
+    REVENUE_OUTPUT,
+    Entry,
+    FactsSpan,
+    RatedTime,
+    RatedUsage,
+    UsageKey,
+    UsageSum,
+)
+from tidegate.domain.units import MS_PER_HOUR
+from tidegate.domain.usage import Outcome, UsageRecord
+
+KEY_FIELDS = UsageKey.__slots__
+SUM_FIELDS = UsageSum.__slots__
+Row = tuple[object, ...]  # in the order of the table's columns
+Cell = tuple[UsageKey, UsageSum]
+
+_BILLED = SUM_FIELDS.index("billed_input")
+_CHARGED = SUM_FIELDS.index("input_nano_usd")
+_SOLD = {REVENUE_INPUT: 0, REVENUE_CACHED_INPUT: 1, REVENUE_OUTPUT: 2}
+
+
+def usage_row(rated: RatedUsage, number: int) -> Row:
+    r = rated.record
+    return (
+        number,
+        r.id,
+        r.gateway,
+        r.tenant,
+        r.key,
+        r.endpoint,
+        r.model,
+        r.mode,
+        r.region,
+        r.replica,
+        r.api,
+        r.outcome._value_,
+        r.input_tokens,
+        r.cached_tokens,
+        r.output_tokens,
+        r.count_source._value_,
+        r.arrived_ms,
+        r.first_token_ms,
+        r.ended_ms,
+        r.queue_ms,
+        r.activation_ms,
+        r.refusal,
+        rated.price_version,
+    )
+
+
+def entry_rows(transactions: Iterable[tuple[Entry, ...]], number: int) -> tuple[list[Row], dict[str, int]]:
+    """Rows of consecutively numbered transactions, and what they add to each account."""
+    rows: list[Row] = []
+    sums: dict[str, int] = {}
+    for transaction_id, transaction in enumerate(transactions, number):
+        balance = 0
+        for account, quantity, amount in transaction:
+            rows.append((transaction_id, account, quantity, amount))
+            sums[account] = sums.get(account, 0) + amount
+            balance += amount
+        assert balance == 0, "entries of a transaction sum to zero"
+    return rows, sums
+
+
+def rollup_rows(fresh: Iterable[RatedUsage]) -> list[Row]:
+    """What the records and their entries add to the rollups."""
+    cells: dict[tuple[object, ...], list[int]] = {}
+    for rated in fresh:
+        r = rated.record
+        hour_ms = r.arrived_ms - r.arrived_ms % MS_PER_HOUR
+        key = (hour_ms, r.tenant, r.key, r.endpoint, r.model, r.mode, rated.price_version)
+        cell = cells.get(key)
+        if cell is None:
+            cell = cells[key] = [0] * len(SUM_FIELDS)
+        cell[0] += 1
+        cell[2] += r.outcome is Outcome.REFUSED
+        cell[3] += r.input_tokens
+        cell[4] += r.cached_tokens
+        cell[5] += r.output_tokens
+        if rated.entries:
+            cell[1] += 1
+            for entry in rated.entries[1:]:
+                at = _SOLD[entry.account]
+                cell[_BILLED + at] += entry.quantity
+                cell[_CHARGED + at] -= entry.amount
+    return [(*key, *cell) for key, cell in sorted(cells.items())]
+
+
+def time_row(time: RatedTime, number: int) -> Row:
+    owed = time.entries[0].amount
+    return (number, time.endpoint, time.tenant, time.hour_ms, time.duration_ms, owed, time.price_version)
+
+
+def checkpoint_row(record: UsageRecord) -> Row:
+    return (record.id, record.gateway, msgspec.json.encode(record).decode())
+
+
+def span_row(span: FactsSpan) -> Row:
+    """A deleted endpoint is a row without a mode."""
+    if span.facts is None:
+        return (span.endpoint, span.start_ms, 0, 0, "", None)
+    facts = span.facts
+    return (span.endpoint, span.start_ms, facts.created_ms, facts.accelerators, facts.price_plan, facts.mode)
+
+
+def merge(cells: Iterable[Cell], hour_ms: int | None) -> list[Cell]:
+    """Adds up cells of the same key, in the order of keys; with `hour_ms`, all hours become that one."""
+    sums: dict[tuple[object, ...], list[int]] = {}
+    for key, cell in cells:
+        names = [getattr(key, name) for name in KEY_FIELDS]
+        if hour_ms is not None:
+            names[0] = hour_ms
+        values = [getattr(cell, name) for name in SUM_FIELDS]
+        found = sums.get(tuple(names))
+        sums[tuple(names)] = values if found is None else [a + b for a, b in zip(found, values, strict=True)]
+    return [(UsageKey(*key), UsageSum(*values)) for key, values in sorted(sums.items())]  # type: ignore[arg-type]
