@@ -1,4 +1,4 @@
-"""Starts the whole platform for a test: real processes, real sockets, a data directory of its own, and ends what it started."""
+"""Starts the whole platform for a test: real processes and sockets, a data directory of its own; ends what it started."""
 
 import contextlib
 import json
@@ -32,7 +32,9 @@ class Platform:
         return str(self.ready["base_url"])
 
     def admin(self) -> httpx.Client:
-        return httpx.Client(base_url=self.base_url, headers={"authorization": f"Bearer {self.ready['admin_key']}"}, timeout=60)
+        return httpx.Client(
+            base_url=self.base_url, headers={"authorization": f"Bearer {self.ready['admin_key']}"}, timeout=60
+        )
 
     def descendants(self, *, naming: str) -> list[psutil.Process]:
         """Processes of this platform whose command line contains `naming`. Only ever its own children."""
@@ -91,7 +93,9 @@ def running(directory: Path, *arguments: str, config: str = "", port: int | None
     try:
 
         def is_ready() -> bool:
-            assert process.poll() is None, f"up ended with {process.returncode}: {(directory / 'up.log').read_text()[-2000:]}"
+            assert process.poll() is None, (
+                f"up ended with {process.returncode}: {(directory / 'up.log').read_text()[-2000:]}"
+            )
             return ready_file.exists()
 
         wait_until(is_ready, "the ready file")
