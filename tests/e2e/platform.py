@@ -1,4 +1,4 @@
-"""Starts the whole platform for a test: real processes and sockets, a data directory of its own; ends what it started."""
+"""Starts the whole platform for a test: real processes and sockets, its own data directory; ends what it started."""
 
 import contextlib
 import json
