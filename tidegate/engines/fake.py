@@ -1,7 +1,7 @@
 """A stand-in engine driver, named as such: no model, scripted delays and faults, for tests of the services around it.
 
-Delays pass on the event loop's clock, so a virtual loop runs them in no time. With a `directory`, fakes answer the OpenAI
-routes on a Unix socket (`fake_server`) in the built-in engine's dialect.
+Delays pass on the event loop's clock, so a virtual loop runs them in no time. With a `directory`, fakes answer the
+OpenAI routes on a Unix socket (`fake_server`) in the built-in engine's dialect.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ MIB = 1 << 20
 @dataclass(frozen=True, slots=True)
 class FakeScript:
     """How a fake engine behaves. Times in ms; `hang` names calls that never return (start, ready, drain, sleep, wake,
-    canary, memory); reasons that are not empty make the call fail with them.
+    stop, canary, memory); reasons that are not empty make the call fail with them.
     """
 
     start_ms: int = 0
@@ -69,8 +69,8 @@ class FakeEngine:
     async def drain(self) -> None:
         self.draining = True
         await self._act("drain", self.script.drain_ms)
-        while self._busy and self.alive:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - tests set `running` from outside, so there is no event
+        while self._busy and self.alive:  # noqa: ASYNC110 - tests set `running` from outside: there is no event
+            await asyncio.sleep(0.01)
         self._check_alive()
 
     async def sleep(self) -> Memory:
@@ -102,6 +102,8 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self.calls.append("stop")
+        if "stop" in self.script.hang:
+            await self.exited()
         self.die("stopped")
         if self.server is not None:
             await self.server.close()

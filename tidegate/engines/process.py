@@ -232,7 +232,8 @@ def memory_of(pid: int) -> ProcessMemory:
 def resident_of(pid: int, files: Iterable[Path]) -> int:
     """Resident bytes of `files` in the process's mappings: what its weights occupy now.
 
-    EngineFault when the process is gone.     Shared pages count whole: two engines that map one file each hold it as far as giving it back is concerned.
+    EngineFault when the process is gone.     Shared pages count whole: each of two engines
+    that map one file holds it, as far as giving it back is concerned.
     """
     wanted, inside, total = {str(file.resolve()) for file in files}, False, 0
     for line in _read(pid, "smaps").splitlines():

@@ -1,7 +1,7 @@
 """One replica's whole life, in one task: the only writer of its state, through `domain.replica.step`.
 
 Commands wait in a bounded mailbox and are carried out one after another; Stop and the engine's own end interrupt
-whatever is under way. Every step is bounded in time: an engine that hangs is killed and reported STOPPED with the reason.
+whatever is under way. Every step is bounded in time: an engine that hangs is killed and reported STOPPED, and why.
 """
 
 import asyncio
