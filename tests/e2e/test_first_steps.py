@@ -114,20 +114,26 @@ def test_usage_and_invoice_agree_to_the_token(platform: Platform, client: openai
     assert str(expected[1]) in invoice
 
 
+def chat(**extra: Any) -> bytes:
+    body = {"model": "demo/tides", "messages": [{"role": "user", "content": "x"}]}
+    return json.dumps(body | extra).encode()
+
+
 HOSTILE: list[tuple[str, bytes, int, str]] = [
     ("/v1/chat/completions", b"{", 400, "invalid_json"),
     ("/v1/chat/completions", b"[]", 400, "invalid_request"),
     ("/v1/chat/completions", b'{"messages":[]}', 400, "invalid_request"),
-    ("/v1/chat/completions", b'{"model":7,"messages":[]}', 400, "invalid_request"),
-    ("/v1/chat/completions", b'{"model":"demo/none","messages":[]}', 404, "model_not_found"),
-    ("/v1/chat/completions", b'{"model":"other/tides","messages":[]}', 404, "model_not_found"),
-    ("/v1/chat/completions", b'{"model":"demo/tides","messages":[]}', 400, "invalid_request"),
-    ("/v1/chat/completions", b'{"model":"demo/tides","messages":[{"role":"user","content":"x"}],"temperature":9}', 400, "invalid_request"),
-    ("/v1/chat/completions", b'{"model":"demo/tides","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function"}]}', 400, "unsupported_parameter"),
-    ("/v1/chat/completions", b'{"model":"demo/tides","messages":[{"role":"user","content":"x"}],"stop":["a","b","c","d","e"]}', 400, "invalid_request"),
+    ("/v1/chat/completions", chat(model=7), 400, "invalid_request"),
+    ("/v1/chat/completions", chat(model="demo/none"), 404, "model_not_found"),
+    ("/v1/chat/completions", chat(model="other/tides"), 404, "model_not_found"),
+    ("/v1/chat/completions", chat(messages=[]), 400, "invalid_request"),
+    ("/v1/chat/completions", chat(temperature=9), 400, "invalid_request"),
+    ("/v1/chat/completions", chat(tools=[{"type": "function"}]), 400, "unsupported_parameter"),
+    ("/v1/chat/completions", chat(stop=["a", "b", "c", "d", "e"]), 400, "invalid_request"),
+    ("/v1/chat/completions", chat(stop=["x" * 10_000]), 400, "invalid_request"),
     ("/v1/embeddings", b'{"model":"demo/tides","input":"x"}', 400, "wrong_endpoint_kind"),
     ("/v1/nothing", b"{}", 404, "not_found"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("path", "body", "status", "code"), HOSTILE)
