@@ -23,6 +23,8 @@ from tidegate.domain.usage import UsageRecord
 MARKER = b"\xffTG1"
 HEADER = struct.Struct(">4sII")
 RECORD_BYTES_MAX = 64 << 10
+TOKENS_MAX = 1_000_000_000
+EPOCH_MS_MAX = 253_402_300_799_000  # the end of the year 9999
 LOCK_NAME = "lock"
 BALLAST_NAME = "ballast"
 SEGMENT_SUFFIX = ".log"
@@ -57,11 +59,17 @@ def encode_frame(record: UsageRecord) -> bytes:
 
 
 def decode_body(body: bytes) -> UsageRecord | None:
-    """The record, or None when the body is intact but not a record this version understands."""
+    """The record, or None when the body is intact but not a record that can be posted: of another version, with
+    counts no request can have, or with a NUL, which PostgreSQL refuses. One such record must not stop all that follow
+    it.
+    """
     try:
-        return _decode(body)
+        record = _decode(body)
     except msgspec.MsgspecError:
         return None
+    plausible = 0 <= record.cached_tokens <= record.input_tokens <= TOKENS_MAX
+    plausible = plausible and 0 <= record.output_tokens <= TOKENS_MAX and 0 <= record.arrived_ms <= EPOCH_MS_MAX
+    return record if plausible and b"\\u0000" not in body else None
 
 
 def frame_at(buffer: bytes, offset: int) -> Frame | Cut | Damaged:

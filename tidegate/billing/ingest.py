@@ -1,0 +1,156 @@
+"""Journal → rate → ledger. Synchronous; `Billing` runs it in a worker thread, one turn at a time.
+
+Nothing here remembers how far it got: the cursor is in the ledger and moves in the same transaction as what was read.
+So an ingest that is killed, or whose database is away for an hour, goes on where the ledger is; meanwhile the
+journals wait on the gateways' disks.
+"""
+
+import logging
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tidegate.billing import metrics
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage
+from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
+from tidegate.domain.units import MS_PER_HOUR
+from tidegate.domain.usage import Outcome, UsageRecord
+from tidegate.policy.rating import DEFAULT_PLAN, PriceTable, rate, rate_reserved_hour
+
+log = logging.getLogger(__name__)
+
+PAGE_RECORDS_MAX = 2_000
+TURN_PAGES_MAX = 50
+TURN_HOURS_MAX = 24 * 31
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn did. `more`: it stopped at a bound, not at the end of the journals."""
+
+    records: int
+    more: bool
+
+
+class Ingest:
+    """The only writer of usage into the ledger on this machine."""
+
+    def __init__(self, reader: JournalReader, ledger: Ledger, prices: PriceBook) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._prices = prices
+        self._observed: Mapping[str, EndpointFacts] | None = None
+        self._spans: dict[str, list[FactsSpan]] = {}
+
+    def turn(self, now_ms: int, facts: Mapping[str, EndpointFacts] | None) -> Turn:
+        """Brings the ledger up to date with the journals, or `TURN_PAGES_MAX` pages further. Raises StoreFault.
+
+        `facts` is what is known of every endpoint, None while nothing is known yet.
+        """
+        self._observe(now_ms, facts)
+        prices = PriceTable(self._prices.versions())
+        records = pages = 0
+        for boot in self._reader.boots():
+            cursor = self._ledger.cursor(boot)
+            while pages < TURN_PAGES_MAX:
+                page = self._reader.read(cursor, PAGE_RECORDS_MAX)
+                records += self._post(cursor, page, prices)
+                pages += 1
+                if page.closed or page.next == cursor:
+                    break
+                cursor = page.next
+        self._post_time(now_ms, prices)
+        return Turn(records, pages >= TURN_PAGES_MAX)
+
+    # --- usage ----------------------------------------------------------------------------------------------------
+
+    def _post(self, start: Cursor, page: JournalPage, prices: PriceTable) -> int:
+        if page.damage:
+            metrics.journal_damage.inc()
+            log.error("%s", page.damage)
+        final, checkpoints = _newest(page.records)
+        posted = 0
+        if page.next != start or page.records:
+            rated = tuple(self._rate(record, prices) for record in final)
+            posted = self._count(LedgerPage(start, page.next, rated, checkpoints))
+        if page.closed:
+            posted += self._finish(page.next, prices)
+        if page.closed or page.next.segment != start.segment:
+            self._reader.forget(page.next)
+        return posted
+
+    def _finish(self, end: Cursor, prices: PriceTable) -> int:
+        """The gateway is dead and its journal read: what its running streams had delivered by their last checkpoint."""
+        left = self._ledger.open_records(end.boot)
+        if not left:
+            return 0
+        lost = tuple(self._rate(replace(record, outcome=Outcome.GATEWAY_LOST), prices) for record in left)
+        return self._count(LedgerPage(end, end, lost))
+
+    def _count(self, page: LedgerPage) -> int:
+        posted = self._ledger.post(page)
+        metrics.ledger_records.inc(posted.records)
+        metrics.ledger_duplicates.inc(posted.duplicates)
+        if posted.unrated:
+            metrics.ledger_unrated.inc(posted.unrated)
+            log.error("%d billable requests had no price in force and were recorded without a charge", posted.unrated)
+        return posted.records
+
+    def _rate(self, record: UsageRecord, prices: PriceTable) -> RatedUsage:
+        plan = _plan_at(self._spans.get(record.endpoint, []), record.arrived_ms)
+        return rate(record, prices.in_force(plan, record.arrived_ms))
+
+    # --- endpoints and accelerator time ---------------------------------------------------------------------------
+
+    def _observe(self, now_ms: int, facts: Mapping[str, EndpointFacts] | None) -> None:
+        if facts is not None and facts != self._observed:
+            self._ledger.observe(now_ms, facts)
+            self._observed = dict(facts)
+        elif self._spans:
+            return
+        self._spans = {}
+        for span in self._ledger.spans():
+            self._spans.setdefault(span.endpoint, []).append(span)
+
+    def _post_time(self, now_ms: int, prices: PriceTable) -> None:
+        """Charges dedicated endpoints for every finished hour not charged yet, an hour in one transaction."""
+        dedicated = [
+            span.start_ms
+            for spans in self._spans.values()
+            for span in spans
+            if span.facts is not None and span.facts.mode == Mode.DEDICATED
+        ]
+        if not dedicated:
+            return
+        begin_ms = max(self._ledger.time_posted_until(), min(dedicated) // MS_PER_HOUR * MS_PER_HOUR)
+        end_ms = min(now_ms // MS_PER_HOUR * MS_PER_HOUR, begin_ms + TURN_HOURS_MAX * MS_PER_HOUR)
+        for hour_ms in range(begin_ms, end_ms, MS_PER_HOUR):
+            times = [
+                time
+                for endpoint, spans in sorted(self._spans.items())
+                for time in rate_reserved_hour(endpoint, hour_ms, spans, prices)
+            ]
+            if times:
+                self._ledger.post_time(times)
+
+
+def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[UsageRecord, ...]]:
+    """Of each id the first final record, otherwise the newest checkpoint."""
+    final: dict[str, UsageRecord] = {}
+    checkpoints: dict[str, UsageRecord] = {}
+    for record in records:
+        if record.outcome is not Outcome.OPEN:
+            final.setdefault(record.id, record)
+        else:
+            checkpoints[record.id] = record
+    return list(final.values()), tuple(record for record in checkpoints.values() if record.id not in final)
+
+
+def _plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
+    """The endpoint's price plan at an instant; the nearest one known outside what was observed."""
+    index = bisect_right(spans, at_ms, key=lambda span: span.start_ms) - 1
+    for span in [*reversed(spans[: index + 1]), *spans[index + 1 :]]:
+        if span.facts is not None:
+            return span.facts.price_plan
+    return DEFAULT_PLAN

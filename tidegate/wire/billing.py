@@ -1,0 +1,124 @@
+"""The billing part of the admin API: usage, prices, invoices. Pure.
+
+Amounts are given twice: `nano_usd` is exact and for adding up, `usd` is the same as decimal text for reading.
+Instants are epoch milliseconds.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from tidegate.wire.admin import Name, Request
+
+PriceText = Annotated[str, Meta(min_length=1, max_length=40)]
+
+
+class PriceCreate(Request, frozen=True, kw_only=True):
+    """A new version of a plan's prices, as decimal text: USD per million tokens, USD per accelerator-hour.
+
+    `effective` is an instant not in the past (ISO 8601 or epoch milliseconds as text); left out: now. Cached input
+    costs what input costs unless given.
+    """
+
+    plan: Name = "default"
+    effective: Annotated[str, Meta(max_length=40)] | None = None
+    input_usd_per_million: PriceText
+    output_usd_per_million: PriceText
+    cached_input_usd_per_million: PriceText | None = None
+    accelerator_hour_usd: PriceText
+    batch_percent: Annotated[int, Meta(ge=0, le=100)] = 50
+
+
+class PriceView(Struct, frozen=True, kw_only=True):
+    """One line of the price book; in force from `effective_ms` until the next version of the same plan."""
+
+    id: int
+    plan: str
+    effective_ms: int
+    effective: str
+    input_usd_per_million: str
+    cached_input_usd_per_million: str
+    output_usd_per_million: str
+    accelerator_hour_usd: str
+    batch_percent: int
+    created_ms: int
+
+
+class UsageRow(Struct, frozen=True, kw_only=True):
+    """Usage of one group. `input_tokens` includes `cached_tokens`; tokens are what was consumed, charged or not.
+
+    `nano_usd` is what the tokens were charged; accelerator time of dedicated endpoints is on the invoice.
+    """
+
+    group: str
+    requests: int
+    billed_requests: int
+    refused_requests: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    nano_usd: int
+    usd: str
+
+
+class UsageReport(Struct, frozen=True, kw_only=True):
+    by: str
+    start_ms: int
+    end_ms: int
+    rows: list[UsageRow]
+    total: UsageRow
+
+
+class InvoiceLine(Struct, frozen=True, kw_only=True):
+    """`quantity` × unit price = amount. `item` is input_tokens | cached_input_tokens | output_tokens |
+    accelerator_hours; the unit price is USD per million tokens or per accelerator-hour; `quantity` is tokens, or
+    milliseconds of one accelerator.
+    """
+
+    endpoint: str
+    mode: str
+    item: str
+    quantity: int
+    price_version: int
+    unit_usd: str
+    nano_usd: int
+    usd: str
+
+
+class DedicatedLine(Struct, frozen=True, kw_only=True):
+    """What holding the endpoint's accelerators for all of the period (so far) would have cost."""
+
+    endpoint: str
+    accelerator_ms: int
+    nano_usd: int
+    usd: str
+
+
+class Invoice(Struct, frozen=True, kw_only=True):
+    """`total` is the sum of `lines`; `dedicated_total` of `dedicated`. `as_of_ms` is where an unfinished period was
+    cut.
+
+    `saved_nano_usd` is how much less than dedicated the tenant pays; negative when dedicated would have been cheaper.
+    """
+
+    tenant: str
+    start_ms: int
+    end_ms: int
+    as_of_ms: int
+    finished: bool
+    lines: list[InvoiceLine]
+    total_nano_usd: int
+    total_usd: str
+    dedicated: list[DedicatedLine]
+    dedicated_total_nano_usd: int
+    dedicated_total_usd: str
+    saved_nano_usd: int
+    saved_usd: str
+
+
+class BalanceView(Struct, frozen=True, kw_only=True):
+    """Everything ever charged to an account of the ledger; all accounts together are zero."""
+
+    account: str
+    nano_usd: int
+    usd: str
