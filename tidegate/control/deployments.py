@@ -75,6 +75,7 @@ def deployment(
         price_plan=body.price_plan,
         paused=body.paused,
         created_ms=now_ms,
+        movable=traits.movable,
     )
 
 

@@ -138,7 +138,8 @@ class ReplicaView(Struct, frozen=True):
     state: ReplicaState
     generation: int
     accelerator_bytes: int
-    reason: str
+    host_bytes: int
+    since_ms: int
 
 
 class LimitsView(Struct, frozen=True):

@@ -1,0 +1,225 @@
+"""The control plane as one object: what the admin API and the assembly ask of it."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from tidegate.control import keys, views
+from tidegate.control.activity import ActivityLog
+from tidegate.control.catalog import catalog
+from tidegate.control.deployments import Facts, deployment, split_name, succeed
+from tidegate.control.desired import DesiredState
+from tidegate.control.loop import FleetLoop
+from tidegate.control.meters import Meters
+from tidegate.control.sessions import serve_links
+from tidegate.control.settings import ControlSettings
+from tidegate.domain.endpoint import ApiKey, Deployment, Tenant
+from tidegate.domain.errors import Refusal
+from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
+from tidegate.domain.ports import Change, Clock, Listener, ModelInspector, State, StateStore
+from tidegate.policy.reconcile import FleetCore
+from tidegate.wire import admin
+
+READY_POLL_MS = 20
+
+
+class Control:
+    """`run` serves until cancelled. The other methods may be called while it runs; `actor` goes to the audit log.
+
+    `price_plans` names the plans an endpoint may have (read in a worker thread with each apply).
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        inspector: ModelInspector,
+        core: FleetCore,
+        listener: Listener,
+        clock: Clock,
+        settings: ControlSettings,
+        price_plans: Callable[[], Collection[str]] = lambda: ("default",),
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.meters = Meters(settings.thrash_ms)
+        self.activity = ActivityLog(store, clock)
+        self.loop = FleetLoop(core, self.activity, self.meters, clock)
+        self.desired = DesiredState(store, self._changed)
+        self._inspector = inspector
+        self._listener = listener
+        self._price_plans = price_plans
+        self._loaded = asyncio.Event()
+
+    async def run(self) -> None:
+        """Loads desired state, then feeds the core and serves links for ever. Raises StoreFault at the start only."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.loop.run())
+                group.create_task(self.activity.run())
+                state = await self.desired.load()
+                await self._changed(State(0), state)
+                self._loaded.set()
+                group.create_task(serve_links(self._listener, self.loop, self.clock))
+        finally:
+            self.activity.end_subscriptions()
+
+    @property
+    def ready(self) -> bool:
+        """Desired state is loaded and a node is there."""
+        return self._loaded.is_set() and bool(self.loop.nodes)
+
+    async def until_ready(self, *, gateways: int = 0) -> None:
+        """Returns once desired state is loaded, a node has joined and at least `gateways` gateways have."""
+        await self._loaded.wait()
+        while not self.ready or len(self.loop.gateways) < gateways:
+            await asyncio.sleep(READY_POLL_MS / 1_000)
+
+    # --- tenants and keys -----------------------------------------------------------------------------------------
+
+    async def create_tenant(self, tenant: str, actor: str) -> Tenant:
+        """Idempotent. Raises Refusal, StoreFault."""
+        made = Tenant(tenant, self.clock.now_ms())
+        await self.desired.change(lambda state: None if _tenant(state, tenant) else Change(put=(made,)))
+        found = self.desired.tenant(tenant)
+        assert found is not None
+        if found is made:
+            self.activity.note(actor, "tenant_created", tenant, "")
+        return found
+
+    async def remove_tenant(self, tenant: str, actor: str) -> None:
+        """Its keys go with it. Raises Refusal not_found, or conflict while it has endpoints."""
+
+        def build(state: State) -> Change:
+            if _tenant(state, tenant) is None:
+                raise Refusal("not_found", f"there is no tenant {tenant!r}")
+            owned = [d.endpoint for d in state.deployments if d.tenant == tenant]
+            if owned:
+                raise Refusal("conflict", f"tenant {tenant!r} still has endpoints: {', '.join(owned[:10])}")
+            return Change(remove_tenants=(tenant,))
+
+        await self.desired.change(build)
+        self.activity.note(actor, "tenant_removed", tenant, "")
+
+    async def create_key(
+        self, tenant: str | None, actor: str, *, expires_in_s: int | None = None, secret: str = ""
+    ) -> tuple[ApiKey, str]:
+        """A key and its secret, which is not kept. `tenant` None: an administrator's. Raises Refusal not_found."""
+        now_ms = self.clock.now_ms()
+        expires_ms = None if expires_in_s is None else now_ms + expires_in_s * 1_000
+        key, secret = keys.new_key(tenant, now_ms, expires_ms=expires_ms, secret=secret)
+
+        def build(state: State) -> Change:
+            if tenant is not None and _tenant(state, tenant) is None:
+                raise Refusal("not_found", f"there is no tenant {tenant!r}", param="tenant")
+            if any(known.digest == key.digest for known in state.keys):
+                raise Refusal("conflict", "this secret is a key already")
+            return Change(put=(key,))
+
+        await self.desired.change(build)
+        self.activity.note(actor, "key_created", tenant or "admin", f"key={key.id}")
+        return key, secret
+
+    async def revoke_key(self, key_id: str, actor: str) -> ApiKey:
+        """From now on it is refused. Idempotent. Raises Refusal not_found, or conflict for the last administrator's."""
+        now_ms = self.clock.now_ms()
+
+        def build(state: State) -> Change | None:
+            key = _key(state, key_id)
+            if key.revoked_ms is not None:
+                return None
+            usable = [k for k in state.keys if k.tenant is None and keys.key_state(k, now_ms) == "active"]
+            if usable == [key]:
+                raise Refusal("conflict", "this is the last usable administrator key: create another one first")
+            return Change(put=(replace(key, revoked_ms=now_ms),))
+
+        state = await self.desired.change(build)
+        self.activity.note(actor, "key_revoked", _key(state, key_id).tenant or "admin", f"key={key_id}")
+        return _key(state, key_id)
+
+    # --- endpoints ------------------------------------------------------------------------------------------------
+
+    async def apply(self, endpoint: str, body: admin.EndpointApply, actor: str) -> Deployment:
+        """Makes `endpoint` be as `body` says; the same again changes nothing. Raises Refusal naming what is wrong."""
+        tenant, _ = split_name(endpoint)
+        model = await asyncio.to_thread(self._inspector.inspect, body.model)
+        facts = self._facts(await asyncio.to_thread(self._price_plans))
+
+        def build(state: State) -> Change | None:
+            if _tenant(state, tenant) is None:
+                raise Refusal("invalid_configuration", f"`name`: there is no tenant {tenant!r}; create it first", param="name")
+            previous = next((d for d in state.deployments if d.endpoint == endpoint), None)
+            wanted = succeed(previous, deployment(endpoint, body, model, facts, self.settings, self.clock.now_ms()))
+            return None if wanted is previous else Change(put=(wanted,))
+
+        before = self.desired.state.version
+        state = await self.desired.change(build)
+        wanted = next(d for d in state.deployments if d.endpoint == endpoint)
+        if state.version != before:
+            reason = f"generation={wanted.generation} mode={wanted.mode.value} model={views.model_name(wanted.model)}"
+            self.activity.note(actor, "apply", endpoint, reason)
+        await self.loop.settled()
+        return wanted
+
+    async def remove(self, endpoint: str, actor: str) -> None:
+        """Drains and removes it; its usage and bills stay. Raises Refusal not_found."""
+
+        def build(state: State) -> Change:
+            if not any(d.endpoint == endpoint for d in state.deployments):
+                raise no_endpoint(endpoint)
+            return Change(remove_deployments=(endpoint,))
+
+        await self.desired.change(build)
+        self.activity.note(actor, "remove", endpoint, "")
+        await self.loop.settled()
+
+    async def manual(self, endpoint: str, action: str, actor: str) -> None:
+        """`action` is ``wake`` or ``sleep``. Raises Refusal not_found, or conflict where the mode forbids it."""
+        wanted = self.desired.deployment(endpoint)
+        if wanted is None:
+            raise no_endpoint(endpoint)
+        if action == "sleep" and wanted.min_replicas > 0:
+            raise Refusal(
+                "conflict",
+                f"`min_replicas`: {wanted.min_replicas} replicas are to be ready always; apply 0, or pause the endpoint",
+                param="min_replicas",
+            )
+        self.activity.note(actor, action, endpoint, "asked for by hand")
+        await self.loop.tell(ManualAction(endpoint, action))
+        await self.loop.settled()
+
+    # --- between desired state and the loop -----------------------------------------------------------------------
+
+    async def _changed(self, before: State, after: State) -> None:
+        await self.loop.tell(catalog(after, self.settings))
+        known = {d.endpoint: d for d in before.deployments}
+        for wanted in after.deployments:
+            if known.pop(wanted.endpoint, None) != wanted:
+                await self.loop.tell(EndpointApplied(wanted))
+        for endpoint in known:
+            await self.loop.tell(EndpointRemoved(endpoint))
+
+    def _facts(self, price_plans: Collection[str]) -> Facts:
+        memory: dict[str, int] = {}
+        most: dict[str, int] = {}
+        for session in self.loop.nodes:
+            region, accelerators = session.node.region, session.node.accelerators
+            memory[region] = max([memory.get(region, 0), *(a.memory_bytes for a in accelerators)])
+            most[region] = max(most.get(region, 0), len(accelerators))
+        return Facts(price_plans, memory, most, self.meters.start_ms)
+
+
+def no_endpoint(endpoint: str) -> Refusal:
+    """The same words whether it does not exist or belongs to somebody else."""
+    return Refusal("not_found", f"there is no endpoint {endpoint!r}")
+
+
+def _tenant(state: State, tenant: str) -> Tenant | None:
+    return next((known for known in state.tenants if known.id == tenant), None)
+
+
+def _key(state: State, key_id: str) -> ApiKey:
+    key = next((known for known in state.keys if known.id == key_id), None)
+    if key is None:
+        raise Refusal("not_found", f"there is no key {key_id!r}")
+    return key
