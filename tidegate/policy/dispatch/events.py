@@ -1,0 +1,100 @@
+"""What the waiting room is told and what it says. `Route`, `Drain`, `Resume`, `EndpointRemoved` of `plan` are events."""
+
+from dataclasses import dataclass
+
+from tidegate.domain.errors import LimitHit
+from tidegate.domain.plan import Drain, EndpointRemoved, Resume, Route, Target
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request wants a replica. `deadline_ms` is the instant it gives up; not after now means it does not wait."""
+
+    request: str
+    endpoint: str
+    deadline_ms: int
+    queued_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The request is over, wherever it was: answered, or its client went away (held or running)."""
+
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The target did not serve the request and the client has seen nothing: it may be granted again. `lost` is True
+    when the engine died, False when it said that it takes no work (asleep, draining, full).
+    """
+
+    request: str
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted:
+    """A new link to control: its versions start anew, and what it lists is not draining."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The instant `next_deadline_ms` named has come."""
+
+
+Event = Arrived | Ended | Returned | Route | Drain | Resume | EndpointRemoved | SessionStarted | Deadline
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Send `request` to `target`. It waited `held_ms`, `activation_ms` of that without any replica."""
+
+    request: str
+    target: Target
+    held_ms: int = 0
+    activation_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer `request` with the refusal `code`; `retry_after_ms` is an estimate, 0 when there is none."""
+
+    request: str
+    code: str
+    reason: str = ""
+    retry_after_ms: int = 0
+    limit: LimitHit | None = None
+    held_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReportDemand:
+    """`demand(endpoint)` has changed since it was read; `urgent` when something waits and nothing is there to serve."""
+
+    endpoint: str
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmFence:
+    """Nothing of this gateway is in flight on `replica`, and nothing more will be."""
+
+    replica: str
+
+
+Effect = Grant | Refuse | ReportDemand | ConfirmFence
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One endpoint now; the fields of `plan.DemandReported`."""
+
+    queued: int
+    in_flight: int
+    arrivals_total: int
+    oldest_wait_ms: int
