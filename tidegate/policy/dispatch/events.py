@@ -1,4 +1,4 @@
-"""What the waiting room is told and what it says. `Route`, `Drain`, `Resume`, `EndpointRemoved` of `plan` are events."""
+"""What the waiting room is told and what it says. `Route`, `Drain`, `Resume` and `EndpointRemoved` are events, too."""
 
 from dataclasses import dataclass
 

@@ -2,9 +2,9 @@
 
 `Dispatch.handle(event, now_ms) -> [effect]` is the only way in. Per endpoint it is first come, first served; a request
 is held while no target has a free slot, at most until its deadline and only while fewer than `queued_max` wait. A
-draining replica never gets another request, and its fence is confirmed when the last one it has is over. An engine that
-did not serve a request is left alone for `SUSPECT_MS`, and the request goes back to the head of the queue, once for each
-cause.
+draining replica never gets another request, and its fence is confirmed when the last one it has is over. An engine
+that did not serve a request is left alone for `SUSPECT_MS`, and the request goes back to the head of the queue, once
+for each cause.
 
 The live gateway feeds real events; the simulator feeds the same on a virtual clock. Every event costs O(targets of the
 endpoint) plus O(log held) for its deadline.
