@@ -1,0 +1,86 @@
+"""Whom to evict: the set of victims that frees enough on one accelerator with the least expected regret.
+
+Regret of a victim, in milliseconds of weighted waiting = P(needed within the horizon) × cost of bringing it back × SLO
+weight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A replica that may be drained. `nbytes` is what its leaving frees on the accelerator in question."""
+
+    replica: str
+    nbytes: int
+    regret_ms: float
+
+
+def regret_ms(p_needed: float, return_ms: int, slo_weight: float) -> float:
+    return p_needed * return_ms * slo_weight
+
+
+def choose(candidates: Sequence[Candidate], need_bytes: int) -> tuple[Candidate, ...] | None:
+    """The victims to free `need_bytes`, least regret first; () when nothing is needed, None when all together do not
+    do.
+
+    Greedy by regret per byte, then whatever the last pick made superfluous is dropped (largest regret first): within a
+    factor 2 of the best set for this covering knapsack, and exact for the one or two victims it nearly always is.
+    A single victim that covers the need alone for less regret wins.
+    """
+    if need_bytes <= 0:
+        return ()
+    ordered = sorted(candidates, key=lambda c: (c.regret_ms / max(c.nbytes, 1), c.replica))
+    picked: list[Candidate] = []
+    freed = 0
+    for candidate in ordered:
+        if freed >= need_bytes:
+            break
+        picked.append(candidate)
+        freed += candidate.nbytes
+    if freed < need_bytes:
+        return None
+    for candidate in sorted(picked, key=lambda c: (-c.regret_ms, c.replica)):
+        if freed - candidate.nbytes >= need_bytes:
+            picked.remove(candidate)
+            freed -= candidate.nbytes
+    alone = min((c for c in ordered if c.nbytes >= need_bytes), key=lambda c: (c.regret_ms, c.replica), default=None)
+    if alone is not None and alone.regret_ms < sum(c.regret_ms for c in picked):
+        return (alone,)
+    return tuple(picked)
+
+
+@dataclass(frozen=True, slots=True)
+class TierCost:
+    """One rung of the residency ladder: what staying there costs per ms, and what coming back from there costs."""
+
+    holding_per_ms: float
+    return_cost: float
+
+
+def descend_after_ms(ladder: Sequence[TierCost]) -> tuple[float, ...]:
+    """Multislope ski-rental (Lotker, Patt-Shamir, Rawitz: arXiv 0802.2832): when to leave each rung but the last.
+
+    `ladder` goes from the dearest to hold (cheapest to return from) downwards. Follows the lower envelope of
+    ``holding × t + return`` over the rungs: at every instant be where the clairvoyant would have gone had the gap ended
+    now. With additive returns its cost is never above 2 × the clairvoyant's. A rung the envelope skips gets the instant
+    of the rung above it.
+    """
+    assert ladder, "a ladder has at least one rung"
+    instants: list[float] = []
+    current, since = 0, 0.0
+    while current < len(ladder) - 1:
+        crossings = []
+        for lower in range(current + 1, len(ladder)):
+            saved = ladder[current].holding_per_ms - ladder[lower].holding_per_ms
+            dearer = ladder[lower].return_cost - ladder[current].return_cost
+            if saved > 0:
+                crossings.append((max(dearer / saved, since), -lower))
+        if not crossings:
+            instants.extend([float("inf")] * (len(ladder) - 1 - current))
+            break
+        at, lower = min(crossings)
+        instants.extend([at] * (-lower - current))
+        current, since = -lower, at
+    return tuple(instants)

@@ -1,0 +1,248 @@
+"""FleetCore: events in, commands out. It composes the policies and is the only place where capacity is decided.
+
+It never reads a clock, a socket, a file or a random source: the same events at the same instants give the same
+commands.
+"""
+
+from typing import assert_never
+
+from tidegate.domain import plan
+from tidegate.domain.endpoint import Deployment
+from tidegate.domain.fleet import Node
+from tidegate.domain.plan import Command, DemandReported, Event, ReplicaStatus
+from tidegate.domain.replica import ReplicaState
+from tidegate.policy.reconcile import lifecycle, routes, steering
+from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica, runtime_key
+from tidegate.policy.reconcile.settings import CoreSettings
+from tidegate.policy.scaling import PeakWindow
+from tidegate.policy.view import FleetView
+
+S = ReplicaState
+STEERS_PER_EVENT_MAX = 100_000
+
+
+class FleetCore:
+    """Holds every decision about capacity. One owner calls `handle` with each event in order."""
+
+    def __init__(self, settings: CoreSettings | None = None) -> None:
+        self._fleet = Fleet(settings or CoreSettings())
+
+    def handle(self, event: Event, now_ms: int) -> list[Command]:
+        """Take one event at `now_ms` (epoch milliseconds, never going back); the commands to carry out, in order."""
+        fleet = self._fleet
+        match event:
+            case DemandReported():
+                self._demand(event, now_ms)
+            case plan.ReplicaChanged(status):
+                lifecycle.reported(fleet, status, now_ms)
+            case plan.FenceConfirmed(gateway, replica_id, fence):
+                replica = fleet.replicas.get(replica_id)
+                if replica is not None:
+                    lifecycle.fenced(fleet, replica, gateway, fence, now_ms)
+            case plan.Tick():
+                pass
+            case plan.EndpointApplied(deployment):
+                self._applied(deployment, now_ms)
+            case plan.EndpointRemoved(name):
+                if name in fleet.endpoints:
+                    fleet.endpoints[name].removed = True
+                    fleet.touch(name)
+            case plan.NodeJoined(node, statuses):
+                self._node_joined(node, statuses, now_ms)
+            case plan.NodeLost(node_id):
+                self._node_lost(node_id)
+            case plan.GatewayJoined(gateway, region):
+                fleet.gateways[gateway] = region
+            case plan.GatewayLost(gateway):
+                self._gateway_lost(gateway, now_ms)
+            case plan.ManualAction(name, action):
+                self._manual(name, action, now_ms)
+            case _:
+                assert_never(event)
+        self._ring(now_ms)
+        self._settle(now_ms)
+        commands, fleet.out = fleet.out, []
+        return commands
+
+    def next_tick_ms(self) -> int | None:
+        """The instant by which a Tick is wanted; None while nothing is awaited."""
+        return self._fleet.next_timer_ms()
+
+    def view(self) -> FleetView:
+        """The core's beliefs, for people. Costs a pass over the fleet."""
+        return routes.view(self._fleet)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _demand(self, event: DemandReported, now_ms: int) -> None:
+        fleet = self._fleet
+        endpoint = fleet.endpoints.get(event.endpoint)
+        if endpoint is None or event.gateway not in fleet.gateways:
+            return
+        last = endpoint.demand.get(event.gateway)
+        if last is None:
+            fleet.gateway_demand.setdefault(event.gateway, {})[event.endpoint] = None
+        was_busy = endpoint.busy
+        endpoint.demand[event.gateway] = event
+        endpoint.queued += event.queued - (last.queued if last else 0)
+        endpoint.in_flight += event.in_flight - (last.in_flight if last else 0)
+        arrived = event.arrivals_total - (last.arrivals_total if last else 0)
+        if arrived > 0:
+            endpoint.history.observe(now_ms, arrived)
+        if arrived > 0 or endpoint.busy:
+            endpoint.quiet_since_ms = now_ms
+        if arrived > 0 or event.queued > 0:
+            endpoint.slept_by_hand = False
+        if was_busy and not endpoint.busy:
+            fleet.room_changed = True
+        fleet.touch(event.endpoint)
+
+    def _applied(self, deployment: Deployment, now_ms: int) -> None:
+        fleet = self._fleet
+        endpoint = fleet.endpoints.get(deployment.endpoint)
+        if endpoint is None:
+            window = PeakWindow(fleet.settings.stable_window_ms)
+            endpoint = Endpoint(deployment.endpoint, deployment, window, quiet_since_ms=now_ms)
+            fleet.endpoints[deployment.endpoint] = endpoint
+        elif runtime_key(endpoint.deployment) != runtime_key(deployment):
+            for activation in list(endpoint.activations.values()):
+                lifecycle.cancel(fleet, activation)
+        if deployment != endpoint.deployment:
+            endpoint.failures, endpoint.retry_ms, endpoint.failed_reason = 0, 0, ""
+        endpoint.removed = False
+        endpoint.deployment = deployment
+        fleet.touch(deployment.endpoint)
+
+    def _manual(self, name: str, action: str, now_ms: int) -> None:
+        fleet = self._fleet
+        endpoint = fleet.endpoints.get(name)
+        if endpoint is None:
+            return
+        assert action in ("wake", "sleep"), f"unknown manual action {action!r}"
+        endpoint.slept_by_hand = action == "sleep"
+        endpoint.woken_until_ms = now_ms + fleet.settings.idle_ms_max if action == "wake" else 0
+        if action == "wake":
+            endpoint.failures, endpoint.retry_ms, endpoint.failed_reason = 0, 0, ""
+        fleet.touch(name)
+
+    def _gateway_lost(self, gateway: str, now_ms: int) -> None:
+        """It sends nothing more, so every fence it owed is complete, and what it held is gone."""
+        fleet = self._fleet
+        if fleet.gateways.pop(gateway, None) is None:
+            return
+        for name in fleet.gateway_demand.pop(gateway, {}):
+            endpoint = fleet.endpoints.get(name)
+            last = endpoint.demand.pop(gateway, None) if endpoint is not None else None
+            if endpoint is not None and last is not None:
+                endpoint.queued -= last.queued
+                endpoint.in_flight -= last.in_flight
+                fleet.touch(name)
+        fleet.room_changed = True
+        for replica in list(fleet.replicas.values()):
+            if gateway in replica.fences:
+                lifecycle.fenced(fleet, replica, gateway, replica.fence, now_ms)
+
+    def _node_lost(self, node_id: str) -> None:
+        fleet = self._fleet
+        node = fleet.nodes.get(node_id)
+        if node is None:
+            return
+        for accelerator in node.accelerators:
+            for activation in list(fleet.pending[node_id, accelerator.id].values()):
+                lifecycle.cancel(fleet, activation)
+        for replica in list(fleet.node_replicas[node_id].values()):
+            endpoint = fleet.endpoints.get(replica.endpoint)
+            for activation in list(endpoint.activations.values()) if endpoint is not None else ():
+                if activation.wake is replica:
+                    lifecycle.cancel(fleet, activation)
+            fleet.forget(replica)
+        for accelerator in node.accelerators:
+            del fleet.pending[node_id, accelerator.id], fleet.residents[node_id, accelerator.id]
+        fleet.book.close(node)
+        fleet.region_nodes[node.region].remove(node_id)
+        del fleet.node_replicas[node_id], fleet.nodes[node_id]
+
+    def _node_joined(self, node: Node, statuses: tuple[ReplicaStatus, ...], now_ms: int) -> None:
+        """A node's word on what is alive there replaces every belief about it."""
+        fleet = self._fleet
+        self._node_lost(node.id)
+        fleet.nodes[node.id] = node
+        fleet.region_nodes.setdefault(node.region, []).append(node.id)
+        fleet.node_replicas[node.id] = {}
+        fleet.book.open(node)
+        for accelerator in node.accelerators:
+            fleet.pending[node.id, accelerator.id] = {}
+            fleet.residents[node.id, accelerator.id] = {}
+        for status in statuses:
+            if status.state is not S.STOPPED:
+                self._adopt(node, status, now_ms)
+        fleet.room_changed = True
+
+    def _adopt(self, node: Node, status: ReplicaStatus, now_ms: int) -> None:
+        fleet = self._fleet
+        endpoint = fleet.endpoints.get(status.endpoint)
+        deployment = endpoint.deployment if endpoint is not None else None
+        if deployment is not None and deployment.generation != status.generation:
+            deployment = None
+        known = {a.id for a in node.accelerators}
+        places = tuple((node.id, a) for a in status.accelerators if a in known)
+        replica = Replica(
+            id=status.replica,
+            endpoint=status.endpoint,
+            node=node.id,
+            places=places,
+            deployment=deployment,
+            generation=status.generation,
+            state=status.state,
+            since_ms=now_ms,
+            ready_ms=now_ms,
+            address=status.address,
+            measured_bytes=status.accelerator_bytes,
+        )
+        fleet.add(replica)
+        fleet.book.reserve_host(replica.id, node.id, status.host_bytes, found=True)
+        asleep = status.state is S.ASLEEP and status.accelerator_bytes <= fleet.settings.slept_accelerator_bytes_max
+        if not asleep:
+            reserved = deployment.accelerator_bytes if deployment is not None else 0
+            fleet.settle_on(replica, places, max(status.accelerator_bytes, reserved), found=True)
+        if endpoint is not None and status.state in (S.READY, S.ASLEEP):
+            endpoint.loaded_once = True
+            endpoint.quiet_since_ms = now_ms
+        settled = asleep or status.state in (S.READY, S.STARTING, S.WAKING)
+        if endpoint is None or not settled:  # halfway through a step whose order is lost: end it cleanly
+            lifecycle.stop(fleet, replica, now_ms, "found_on_node", (("state", status.state.value),))
+        elif status.state in (S.STARTING, S.WAKING):
+            lifecycle.watch(fleet, replica, fleet.settings.start_ms_max)
+
+    # --- composition ----------------------------------------------------------------------------------------------
+
+    def _ring(self, now_ms: int) -> None:
+        """Whatever event came, timers that are due by now count as rung."""
+        fleet = self._fleet
+        for kind, key, stamp in fleet.due(now_ms):
+            if kind == "replica":
+                lifecycle.overdue(fleet, key, stamp, now_ms)
+            elif (endpoint := fleet.endpoints.get(key)) is not None:
+                endpoint.timer_ms = None
+                fleet.touch(key)
+
+    def _settle(self, now_ms: int) -> None:
+        """Steer what was touched until nothing is, serve who waits, then announce what changed."""
+        fleet = self._fleet
+        steers = 0
+        while fleet.dirty:
+            touched, fleet.dirty = fleet.dirty, {}
+            for name in touched:
+                endpoint = fleet.endpoints.get(name)
+                if endpoint is not None:
+                    steering.steer(fleet, endpoint, now_ms)
+                    steers += 1
+            assert steers < STEERS_PER_EVENT_MAX, "steering does not come to rest"
+            steering.serve_waiting(fleet, touched, now_ms)
+        routed, fleet.unrouted = fleet.unrouted, {}
+        for name in routed:
+            endpoint = fleet.endpoints.get(name)
+            if endpoint is not None:
+                routes.announce(fleet, endpoint, now_ms)
+                if endpoint.removed and not endpoint.replicas and not endpoint.activations:
+                    del fleet.endpoints[name]

@@ -1,0 +1,222 @@
+"""Everything the core believes, in one place, with the indexes that keep an event's cost independent of the fleet's
+size.
+"""
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from tidegate.domain.endpoint import Deployment, EndpointState, Mode
+from tidegate.domain.fleet import Node
+from tidegate.domain.plan import Command, DemandReported, Target
+from tidegate.domain.replica import COMING, ReplicaState
+from tidegate.policy.book import Book, Place
+from tidegate.policy.costs import Costs
+from tidegate.policy.forecast import ArrivalHistory
+from tidegate.policy.reconcile.settings import CoreSettings
+from tidegate.policy.scaling import PeakWindow
+
+S = ReplicaState
+
+# Order of claims when several endpoints wait, and the weight of their waiting.
+CLASS_RANK = {Mode.DEDICATED: 0, Mode.DEDICATED_SERVERLESS: 1, Mode.SERVERLESS: 2, Mode.BATCH: 3}
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """Belief about one replica. `deployment` is what it was started as; None if it was met alive and is out of date.
+
+    While DRAINING, `fences` are the gateways that have not confirmed, `keep` says whether it will sleep (or stop),
+    `sticky` that the drain must not be called off.
+    """
+
+    id: str
+    endpoint: str
+    node: str
+    places: tuple[Place, ...]
+    deployment: Deployment | None
+    generation: int
+    state: ReplicaState
+    since_ms: int
+    ready_ms: int = 0
+    address: str = ""
+    measured_bytes: int = 0
+    fence: int = 0
+    fences: dict[str, None] = field(default_factory=dict)
+    keep: bool = True
+    sticky: bool = False
+    rule: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Activation:
+    """A decision to bring a replica up that waits until its room is free. `wake` is the sleeping replica, if one."""
+
+    id: str
+    endpoint: str
+    node: str
+    places: tuple[Place, ...]
+    bytes_each: int
+    wake: Replica | None
+    rule: str
+    inputs: tuple[tuple[str, str | int | float], ...]
+    planned_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """Belief about one endpoint: its desired state, its demand, its replicas and its bad luck."""
+
+    name: str
+    deployment: Deployment
+    window: PeakWindow
+    removed: bool = False
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    activations: dict[str, Activation] = field(default_factory=dict)
+    demand: dict[str, DemandReported] = field(default_factory=dict)
+    history: ArrivalHistory = field(default_factory=ArrivalHistory)
+    queued: int = 0
+    in_flight: int = 0
+    required: int = 0
+    wait_key: tuple[int, int, str] | None = None
+    waiting_since_ms: int | None = None
+    attempts: int = 0
+    loaded_once: bool = False
+    quiet_since_ms: int = 0
+    slept_by_hand: bool = False
+    woken_until_ms: int = 0
+    failures: int = 0
+    failed_reason: str = ""
+    retry_ms: int = 0
+    timer_ms: int | None = None
+    route_version: int = 0
+    route: tuple[EndpointState, tuple[Target, ...], str] | None = None
+    eta_ms: int = 0
+    activation_ms: int = 0
+
+    def live(self, replica: Replica) -> bool:
+        """Of the current generation and serving or about to."""
+        return self.current(replica) and (replica.state is S.READY or replica.state in COMING)
+
+    def current(self, replica: Replica) -> bool:
+        return replica.deployment is not None and runtime_key(replica.deployment) == runtime_key(self.deployment)
+
+    @property
+    def busy(self) -> bool:
+        return self.queued > 0 or self.in_flight > 0
+
+    def ready_count(self) -> int:
+        return sum(1 for r in self.replicas.values() if r.state is S.READY)
+
+    def live_count(self) -> int:
+        return sum(1 for r in self.replicas.values() if self.live(r))
+
+
+def runtime_key(deployment: Deployment) -> tuple[object, ...]:
+    """What a running engine was built from: a change elsewhere (limits, SLO, price plan) needs no new replica."""
+    return (
+        deployment.model,
+        deployment.engine,
+        deployment.engine_args,
+        deployment.slots,
+        deployment.accelerators_per_replica,
+        deployment.accelerator_bytes,
+        deployment.tenant,
+    )
+
+
+class Fleet:
+    """The beliefs and their indexes. Plain data with bookkeeping; decisions are elsewhere."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self.settings = settings
+        self.book = Book()
+        self.costs = Costs(settings.priors)
+        self.endpoints: dict[str, Endpoint] = {}
+        self.replicas: dict[str, Replica] = {}
+        self.nodes: dict[str, Node] = {}
+        self.region_nodes: dict[str, list[str]] = {}
+        self.node_replicas: dict[str, dict[str, Replica]] = {}
+        self.gateways: dict[str, str] = {}
+        self.gateway_demand: dict[str, dict[str, None]] = {}
+        self.residents: dict[Place, dict[str, Replica]] = {}
+        self.pending: dict[Place, dict[str, Activation]] = {}
+        self.activations: dict[str, Activation] = {}
+        self.waiting: list[tuple[int, int, str]] = []
+        self.first_loads: dict[str, None] = {}
+        self.room_changed = False
+        self.dirty: dict[str, None] = {}
+        self.unrouted: dict[str, None] = {}
+        self.out: list[Command] = []
+        self._timers: list[tuple[int, int, str, str, int]] = []
+        self._timer_seq = 0
+        self._last_id = 0
+
+    # --- names and clocks -----------------------------------------------------------------------------------------
+
+    def new_id(self, endpoint: str, now_ms: int) -> str:
+        """Unique also over restarts of the core, as its number never falls behind the clock."""
+        self._last_id = max(self._last_id + 1, now_ms)
+        return f"{endpoint.replace('/', '.')}-{self._last_id:x}"
+
+    def set_timer(self, at_ms: int, kind: str, key: str, stamp: int = 0) -> None:
+        self._timer_seq += 1
+        heappush(self._timers, (at_ms, self._timer_seq, kind, key, stamp))
+
+    def due(self, now_ms: int) -> list[tuple[str, str, int]]:
+        fired = []
+        while self._timers and self._timers[0][0] <= now_ms:
+            _, _, kind, key, stamp = heappop(self._timers)
+            fired.append((kind, key, stamp))
+        return fired
+
+    def next_timer_ms(self) -> int | None:
+        return self._timers[0][0] if self._timers else None
+
+    def look_again(self, endpoint: Endpoint, at_ms: int) -> None:
+        """Steer this endpoint at `at_ms` at the latest. At most a handful of timers an endpoint are ever alive."""
+        if endpoint.timer_ms is None or at_ms < endpoint.timer_ms:
+            endpoint.timer_ms = at_ms
+            self.set_timer(at_ms, "endpoint", endpoint.name)
+
+    # --- replicas -------------------------------------------------------------------------------------------------
+
+    def add(self, replica: Replica) -> None:
+        self.replicas[replica.id] = replica
+        self.node_replicas[replica.node][replica.id] = replica
+        endpoint = self.endpoints.get(replica.endpoint)
+        if endpoint is not None:
+            endpoint.replicas[replica.id] = replica
+
+    def forget(self, replica: Replica) -> None:
+        """The process is gone: nothing of it stays on the book."""
+        self.leave(replica)
+        self.book.reserve_host(replica.id, replica.node, 0)
+        del self.replicas[replica.id]
+        del self.node_replicas[replica.node][replica.id]
+        endpoint = self.endpoints.get(replica.endpoint)
+        if endpoint is not None:
+            endpoint.replicas.pop(replica.id, None)
+            self.touch(endpoint.name)
+
+    def settle_on(self, replica: Replica, places: tuple[Place, ...], bytes_each: int, *, found: bool = False) -> None:
+        """Reserve accelerator memory for `replica` and list it as a resident."""
+        self.book.reserve(replica.id, places, bytes_each, found=found)
+        replica.places = places
+        for place in places:
+            self.residents[place][replica.id] = replica
+
+    def leave(self, replica: Replica) -> tuple[Place, ...]:
+        """A report shows the accelerator bytes freed."""
+        places = self.book.release(replica.id)
+        for place in places:
+            del self.residents[place][replica.id]
+        return places
+
+    def enter(self, replica: Replica, state: ReplicaState, now_ms: int) -> None:
+        replica.state = state
+        replica.since_ms = now_ms
+        self.touch(replica.endpoint)
+
+    def touch(self, endpoint: str) -> None:
+        if endpoint in self.endpoints:
+            self.dirty[endpoint] = None

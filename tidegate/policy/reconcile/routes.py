@@ -1,0 +1,177 @@
+"""What gateways and people are told: the Route of an endpoint, and the view of the whole."""
+
+from tidegate.domain.endpoint import EndpointState
+from tidegate.domain.fleet import Tier
+from tidegate.domain.plan import Route, Target
+from tidegate.domain.replica import COMING, ReplicaState
+from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
+from tidegate.policy.view import AcceleratorView, EndpointView, FleetView, HostView, ReplicaView
+
+S = ReplicaState
+
+
+def announce(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
+    """Issue a Route if what it says changed. Versions never fall behind the clock, so a restarted core's routes win."""
+    targets = _targets(fleet, endpoint)
+    state, reason = _state(fleet, endpoint, targets)
+    endpoint.eta_ms = 0 if targets else _eta_ms(fleet, endpoint, now_ms)
+    route = (state, targets, reason)
+    if route == endpoint.route:
+        return
+    endpoint.route = route
+    endpoint.route_version = max(endpoint.route_version + 1, now_ms)
+    fleet.out.append(Route(endpoint.name, endpoint.route_version, state, targets, endpoint.eta_ms, reason))
+
+
+def _targets(fleet: Fleet, endpoint: Endpoint) -> tuple[Target, ...]:
+    if endpoint.removed or endpoint.deployment.paused:
+        return ()
+    return tuple(
+        Target(
+            replica.id,
+            replica.address,
+            (replica.deployment or endpoint.deployment).slots,
+            fleet.nodes[replica.node].region,
+        )
+        for replica in endpoint.replicas.values()
+        if replica.state is S.READY
+    )
+
+
+def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tuple[EndpointState, str]:
+    """The state shown, and why, in words that are safe for a tenant."""
+    failing = endpoint.failures >= fleet.settings.failures_max
+    if endpoint.removed:
+        return EndpointState.DRAINING, "endpoint removed"
+    if endpoint.deployment.paused:
+        return EndpointState.PAUSED, "paused by its owner"
+    if targets:
+        return (EndpointState.DEGRADED, endpoint.failed_reason) if failing else (EndpointState.READY, "")
+    if failing:
+        return EndpointState.FAILED, endpoint.failed_reason
+    states = {r.state for r in endpoint.replicas.values()}
+    if S.WAKING in states:
+        return EndpointState.WAKING, "waking from host memory"
+    if S.STARTING in states:
+        return EndpointState.LOADING, "loading from disk"
+    if endpoint.activations:
+        waking = any(a.wake is not None for a in endpoint.activations.values())
+        return (EndpointState.WAKING if waking else EndpointState.LOADING), "memory is being freed for it"
+    if endpoint.wait_key is not None:
+        state = EndpointState.WAKING if S.ASLEEP in states else EndpointState.LOADING
+        if endpoint.failures:
+            return state, f"next attempt soon after: {endpoint.failed_reason}"
+        return state, _why_waiting(fleet, endpoint)
+    if S.DRAINING in states:
+        return EndpointState.DRAINING, "draining"
+    if not endpoint.loaded_once and not endpoint.replicas:
+        return EndpointState.CREATING, "not loaded yet"
+    return EndpointState.ASLEEP, "asleep: wakes on the next request"
+
+
+def _why_waiting(fleet: Fleet, endpoint: Endpoint) -> str:
+    deployment = endpoint.deployment
+    nodes = [n for region in deployment.regions for n in fleet.region_nodes.get(region, [])]
+    if not nodes:
+        return f"no node in {', '.join(deployment.regions)}"
+    largest = max((a.memory_bytes for a in fleet.nodes[nodes[0]].accelerators), default=0)
+    if len(nodes) == 1 and largest < deployment.accelerator_bytes:
+        return f"no accelerator is large enough: {deployment.accelerator_bytes} bytes needed, {largest} there"
+    return "every accelerator is busy"
+
+
+def _eta_ms(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> int:
+    """Until capacity is there: what is left of a step under way, else a whole activation behind what it waits for."""
+    best: int | None = None
+    for replica in endpoint.replicas.values():
+        if replica.state in COMING:
+            tier = Tier.HOST if replica.state is S.WAKING else Tier.DISK
+            left = max(1, _activation_ms(fleet, endpoint, replica.node, tier) - (now_ms - replica.since_ms))
+            best = left if best is None else min(best, left)
+    if best is not None:
+        return best
+    for activation in endpoint.activations.values():
+        tier = Tier.HOST if activation.wake is not None else Tier.DISK
+        return fleet.settings.drain_ms + _activation_ms(fleet, endpoint, activation.node, tier)
+    for replica in endpoint.replicas.values():
+        if replica.state is S.ASLEEP:
+            waits = fleet.settings.wait_ms_max if endpoint.wait_key is not None else 0
+            return waits + _activation_ms(fleet, endpoint, replica.node, Tier.HOST)
+    paused_ms = max(0, endpoint.retry_ms - now_ms)
+    return paused_ms + _activation_ms(fleet, endpoint, "", Tier.DISK)
+
+
+def _activation_ms(fleet: Fleet, endpoint: Endpoint, node: str, tier: Tier) -> int:
+    model = endpoint.deployment.model
+    return fleet.costs.activation_ms(model.digest, node, tier, model.weight_bytes)
+
+
+# --- the view ---------------------------------------------------------------------------------------------------------
+
+
+def view(fleet: Fleet) -> FleetView:
+    """A full pass over the fleet: for people and metrics, never for a decision."""
+    return FleetView(
+        endpoints=tuple(_endpoint_view(fleet, e) for e in fleet.endpoints.values()),
+        accelerators=tuple(
+            AcceleratorView(
+                node=place[0],
+                accelerator=place[1],
+                region=fleet.nodes[place[0]].region,
+                capacity_bytes=account.capacity,
+                reserved_bytes=account.reserved,
+                residents=tuple(fleet.residents[place]),
+            )
+            for place, account in fleet.book.accounts.items()
+        ),
+        hosts=tuple(
+            HostView(n.id, n.region, n.host_memory_bytes, n.host_memory_bytes - fleet.book.host_free(n.id))
+            for n in fleet.nodes.values()
+        ),
+        gateways=tuple(fleet.gateways),
+        waiting=tuple(name for _, _, name in fleet.waiting),
+    )
+
+
+def _endpoint_view(fleet: Fleet, endpoint: Endpoint) -> EndpointView:
+    targets = _targets(fleet, endpoint)
+    state, reason = _state(fleet, endpoint, targets)
+    if state is EndpointState.READY and not endpoint.busy:
+        state = EndpointState.IDLE
+    return EndpointView(
+        endpoint=endpoint.name,
+        mode=endpoint.deployment.mode,
+        state=state,
+        tier=_tier(endpoint),
+        replicas=tuple(_replica_view(fleet, r) for r in endpoint.replicas.values()),
+        required=endpoint.required,
+        queued=endpoint.queued,
+        in_flight=endpoint.in_flight,
+        eta_ms=endpoint.eta_ms,
+        reason=reason,
+        activation_ms=endpoint.activation_ms,
+        failures=endpoint.failures,
+    )
+
+
+def _tier(endpoint: Endpoint) -> Tier:
+    states = {r.state for r in endpoint.replicas.values()}
+    if states & {S.READY, S.DRAINING}:
+        return Tier.ACCELERATOR
+    if states & {S.ASLEEP, S.WAKING, S.SLEEPING}:
+        return Tier.HOST
+    return Tier.DISK
+
+
+def _replica_view(fleet: Fleet, replica: Replica) -> ReplicaView:
+    holds = fleet.book.holds(replica.id)
+    return ReplicaView(
+        replica=replica.id,
+        node=replica.node,
+        accelerators=tuple(accelerator for _, accelerator in replica.places),
+        state=replica.state,
+        generation=replica.generation,
+        accelerator_bytes=fleet.book.bytes_each(replica.id) if holds else 0,
+        host_bytes=fleet.book.host_bytes(replica.id, replica.node),
+        since_ms=replica.since_ms,
+    )

@@ -1,0 +1,44 @@
+"""What an operator may set of the capacity core. Every bound carries its unit in its name."""
+
+from dataclasses import dataclass, field
+
+from tidegate.policy.costs import CostPriors
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """All in milliseconds unless named otherwise.
+
+    `wait_ms_max`: an endpoint held longer than this with no replica makes even a busy endpoint's replica drain.
+    `residency_ms_min`: a replica that became ready stays at least this long, so that swaps cannot eat all the time.
+    `idle_ms_max`: quiet longer than this, the accelerator is given back even when nobody asks for it.
+    `drain_ms`: what drain, fence and sleep of an idle replica are expected to take.
+    `horizon_ms`: how far ahead regret looks.
+    """
+
+    wait_ms_max: int = 10_000
+    residency_ms_min: int = 1_000
+    idle_ms_max: int = 600_000
+    stable_window_ms: int = 60_000
+    horizon_ms: int = 60_000
+    drain_ms: int = 100
+    drain_ms_max: int = 900_000
+    start_ms_max: int = 900_000
+    wake_ms_max: int = 180_000
+    sleep_ms_max: int = 60_000
+    stop_ms_max: int = 60_000
+    backoff_ms_first: int = 1_000
+    backoff_ms_max: int = 60_000
+    failures_max: int = 3
+    failure_forget_ms: int = 60_000
+    nodes_examined_max: int = 16
+    retries_per_event_max: int = 16
+    first_loads_max: int = 2
+    slept_accelerator_bytes_max: int = 64 << 20
+    first_load: bool = True
+    priors: CostPriors = field(default_factory=CostPriors)
+
+    def __post_init__(self) -> None:
+        for name in ("wait_ms_max", "stable_window_ms", "horizon_ms", "backoff_ms_first", "failures_max"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0")
