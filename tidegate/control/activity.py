@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-from tidegate.domain.errors import Refusal, StoreFault
+from tidegate.domain.errors import LimitHit, Refusal, StoreFault
 from tidegate.domain.ports import Activity, Clock, StateStore
 
 PENDING_LINES_MAX = 10_000
@@ -93,11 +93,22 @@ class ActivityLog:
         await self.flush()
         return list(await asyncio.to_thread(self._store.activity, limit, subject))
 
+    def end_subscriptions(self) -> None:
+        """Ends every live stream: the platform is going down."""
+        for queue in self._subscribers:
+            queue.put_nowait(None)
+        self._subscribers.clear()
+
+    def check_room(self) -> None:
+        """Raises Refusal capacity while too many watch already."""
+        if len(self._subscribers) >= SUBSCRIBERS_MAX:
+            limit = LimitHit("capacity", len(self._subscribers), SUBSCRIBERS_MAX)
+            raise Refusal("capacity", "too many watch the activity already", retry_after_ms=5_000, limit=limit)
+
     @contextmanager
     def subscribed(self) -> Iterator[AsyncIterator[Activity]]:
-        """Lines from now on, until the block ends or the reader is too slow. Refusal capacity if too many watch."""
-        if len(self._subscribers) >= SUBSCRIBERS_MAX:
-            raise Refusal("capacity", f"{SUBSCRIBERS_MAX} others are watching already", retry_after_ms=5_000)
+        """Lines from now on, until the block ends or the reader is too slow. Raises as `check_room`."""
+        self.check_room()
         queue: asyncio.Queue[Activity | None] = asyncio.Queue()
         self._subscribers.add(queue)
         try:

@@ -79,6 +79,9 @@ class FleetLoop:
         self._inbox: asyncio.Queue[Item] = asyncio.Queue(INBOX_EVENTS_MAX)
         self._gateways: dict[str, GatewaySession] = {}
         self._nodes: dict[str, NodeSession] = {}
+        self._joined = asyncio.Event()
+        self._now_ms = 0
+        self._applied: set[str] = set()
         self._catalog = Catalog(0, (), ())
         self._routes: dict[str, Route] = {}
         self._owners: dict[str, str] = {}  # replica -> endpoint, so that a line of the audit log has a subject
@@ -90,7 +93,7 @@ class FleetLoop:
         await self._inbox.put(item)
 
     async def settled(self) -> None:
-        """Returns once the core has decided on everything told so far. Raises Refusal not_ready when that takes too long."""
+        """Returns once the core has decided on everything told so far. Refusal not_ready when that takes too long."""
         done = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(SETTLE_MS_MAX / 1_000):
@@ -98,6 +101,12 @@ class FleetLoop:
                 await done
         except TimeoutError:
             raise Refusal("not_ready", "the control plane is too busy; what you asked for will be done") from None
+
+    async def until_joined(self, *, nodes: int, gateways: int) -> None:
+        """Returns once that many of each have a live link."""
+        while len(self._nodes) < nodes or len(self._gateways) < gateways:
+            self._joined.clear()
+            await self._joined.wait()
 
     def view(self) -> FleetView:
         return self._core.view()
@@ -163,6 +172,7 @@ class FleetLoop:
             case _:
                 assert_never(session)
         await self._feed(event)
+        self._joined.set()
 
     async def _close(self, session: Session) -> None:
         """Whoever came back in the meantime has a new session, which the end of the old one must not touch."""
@@ -182,7 +192,8 @@ class FleetLoop:
                 assert_never(session)
 
     async def _feed(self, event: plan.Event) -> None:
-        now_ms = self._clock.now_ms()
+        # A wall clock may be set back; the core's must not.
+        self._now_ms = now_ms = max(self._now_ms, self._clock.now_ms())
         self._observe(event, now_ms)
         for command in self._core.handle(event, now_ms):
             self._meters.command(command, self._owner(command), now_ms)
@@ -192,7 +203,10 @@ class FleetLoop:
         if isinstance(event, plan.NodeJoined):
             for status in event.replicas:
                 self._owners[status.replica] = status.endpoint
+        elif isinstance(event, plan.EndpointApplied):
+            self._applied.add(event.deployment.endpoint)
         elif isinstance(event, plan.EndpointRemoved):
+            self._applied.discard(event.endpoint)
             self._routes.pop(event.endpoint, None)
         elif isinstance(event, plan.ReplicaChanged):
             status = event.status
@@ -225,7 +239,8 @@ class FleetLoop:
                 await self._to_gateways(command)
             case Route():
                 self._note_route(command)
-                self._routes[command.endpoint] = command
+                if command.endpoint in self._applied:  # an endpoint that was removed has its last words yet
+                    self._routes[command.endpoint] = command
                 await self._to_gateways(command)
             case _:
                 assert_never(command)

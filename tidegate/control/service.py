@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from tidegate.control import keys, views
+from tidegate.control import http, keys
 from tidegate.control.activity import ActivityLog
-from tidegate.control.catalog import catalog
+from tidegate.control.catalog import catalog, model_name
 from tidegate.control.deployments import Facts, deployment, split_name, succeed
 from tidegate.control.desired import DesiredState
 from tidegate.control.loop import FleetLoop
@@ -19,8 +19,6 @@ from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
 from tidegate.domain.ports import Change, Clock, Listener, ModelInspector, State, StateStore
 from tidegate.policy.reconcile import FleetCore
 from tidegate.wire import admin
-
-READY_POLL_MS = 20
 
 
 class Control:
@@ -46,6 +44,7 @@ class Control:
         self.activity = ActivityLog(store, clock)
         self.loop = FleetLoop(core, self.activity, self.meters, clock)
         self.desired = DesiredState(store, self._changed)
+        self.authorize = http.authorizer(self.desired, clock)
         self._inspector = inspector
         self._listener = listener
         self._price_plans = price_plans
@@ -72,8 +71,7 @@ class Control:
     async def until_ready(self, *, gateways: int = 0) -> None:
         """Returns once desired state is loaded, a node has joined and at least `gateways` gateways have."""
         await self._loaded.wait()
-        while not self.ready or len(self.loop.gateways) < gateways:
-            await asyncio.sleep(READY_POLL_MS / 1_000)
+        await self.loop.until_joined(nodes=1, gateways=gateways)
 
     # --- tenants and keys -----------------------------------------------------------------------------------------
 
@@ -133,9 +131,10 @@ class Control:
                 raise Refusal("conflict", "this is the last usable administrator key: create another one first")
             return Change(put=(replace(key, revoked_ms=now_ms),))
 
-        state = await self.desired.change(build)
-        self.activity.note(actor, "key_revoked", _key(state, key_id).tenant or "admin", f"key={key_id}")
-        return _key(state, key_id)
+        key = _key(await self.desired.change(build), key_id)
+        if key.revoked_ms == now_ms:
+            self.activity.note(actor, "key_revoked", key.tenant or "admin", f"key={key_id}")
+        return key
 
     # --- endpoints ------------------------------------------------------------------------------------------------
 
@@ -147,7 +146,8 @@ class Control:
 
         def build(state: State) -> Change | None:
             if _tenant(state, tenant) is None:
-                raise Refusal("invalid_configuration", f"`name`: there is no tenant {tenant!r}; create it first", param="name")
+                text = f"`name`: there is no tenant {tenant!r}; accepted: a tenant that was created before"
+                raise Refusal("invalid_configuration", text, param="name")
             previous = next((d for d in state.deployments if d.endpoint == endpoint), None)
             wanted = succeed(previous, deployment(endpoint, body, model, facts, self.settings, self.clock.now_ms()))
             return None if wanted is previous else Change(put=(wanted,))
@@ -156,7 +156,7 @@ class Control:
         state = await self.desired.change(build)
         wanted = next(d for d in state.deployments if d.endpoint == endpoint)
         if state.version != before:
-            reason = f"generation={wanted.generation} mode={wanted.mode.value} model={views.model_name(wanted.model)}"
+            reason = f"generation={wanted.generation} mode={wanted.mode.value} model={model_name(wanted.model)}"
             self.activity.note(actor, "apply", endpoint, reason)
         await self.loop.settled()
         return wanted
@@ -181,7 +181,7 @@ class Control:
         if action == "sleep" and wanted.min_replicas > 0:
             raise Refusal(
                 "conflict",
-                f"`min_replicas`: {wanted.min_replicas} replicas are to be ready always; apply 0, or pause the endpoint",
+                f"`min_replicas` = {wanted.min_replicas} are always ready; apply 0 or pause the endpoint instead",
                 param="min_replicas",
             )
         self.activity.note(actor, action, endpoint, "asked for by hand")

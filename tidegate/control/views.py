@@ -42,6 +42,16 @@ def key_created(key: ApiKey, secret: str, now_ms: int) -> admin.KeyCreated:
     )
 
 
+def may_see(identity: admin.Identity, line: Activity) -> bool:
+    """A tenant sees what happens to its own endpoints. Why the core moved a replica may name other tenants' endpoints,
+    so of the core's lines it sees only changes of state, whose reasons are safe.
+    """
+    if identity.admin:
+        return True
+    tenant, slash, _ = line.subject.partition("/")
+    return bool(slash) and identity.may_read(tenant) and (line.actor != "core" or line.kind == "state")
+
+
 def activity_view(line: Activity) -> admin.ActivityView:
     return admin.ActivityView(line.at_ms, line.actor, line.kind, line.subject, line.reason)
 
