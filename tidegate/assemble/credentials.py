@@ -17,10 +17,14 @@ _ADMIN = ""  # the administrator's place in the file, beside tenant ids
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Secrets in clear, for the ready file. `api_keys` is by tenant, in the order of their declaration."""
+    """Secrets in clear, for the ready file. `api_keys` is by tenant, in the order of their declaration.
+
+    `demo_is_new`: there is a demo tenant and no endpoint at all yet, so its endpoints are to be made.
+    """
 
     admin_key: str
     api_keys: dict[str, str]
+    demo_is_new: bool
 
     def __repr__(self) -> str:
         return f"Credentials(tenants={list(self.api_keys)})"
@@ -41,7 +45,7 @@ def ensure(store: StateStore, config: Config, data_dir: Path, now_ms: int) -> Cr
     if put:
         store.commit(state.version, Change(put=tuple(put)))
     write_private(data_dir / FILE, json.dumps({_ADMIN: admin, **keys}))
-    return Credentials(admin, keys)
+    return Credentials(admin, keys, demo_is_new=DEMO_TENANT in keys and not state.deployments)
 
 
 class _Secrets:

@@ -16,7 +16,10 @@ TIMEOUT_S_MAX = 60.0
 
 Url = Annotated[str | None, typer.Option("--url", envvar="TIDEGATE_URL", help="URL of the platform")]
 Key = Annotated[
-    str | None, typer.Option("--key", envvar="TIDEGATE_API_KEY", help="admin key (or a tenant's key: sees its own)")
+    str | None,
+    typer.Option(
+        "--key", envvar=["TIDEGATE_ADMIN_KEY", "TIDEGATE_API_KEY"], help="admin key (or a tenant's key: sees its own)"
+    ),
 ]
 
 
@@ -94,7 +97,7 @@ def read_ready() -> dict[str, Any]:
     except FileNotFoundError:
         raise Problem(
             "no platform was started here; run `tidegate up`, or name one with --url and --key "
-            "(TIDEGATE_URL and TIDEGATE_API_KEY)"
+            "(TIDEGATE_URL and TIDEGATE_ADMIN_KEY)"
         ) from None
     except (OSError, ValueError) as error:
         raise Problem(f"the ready file in the data directory cannot be read ({type(error).__name__})") from error

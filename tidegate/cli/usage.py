@@ -11,6 +11,7 @@ from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="Tokens and money by endpoint, model, tenant, mode, hour or key.", invoke_without_command=True)
 
+COLUMNS = ("requests", "billed_requests", "input_tokens", "cached_tokens", "output_tokens", "usd")
 By = Annotated[str, typer.Option("--by", help="endpoint | model | tenant | mode | hour | key")]
 Since = Annotated[str | None, typer.Option("--from", help="start of the period")]
 Until = Annotated[str | None, typer.Option("--to", help="end of the period")]
@@ -30,7 +31,10 @@ def usage(
     if context.invoked_subcommand is not None:
         return
     answer = Api(url, key).get("usage", by=by, **period(since, until))
-    show(answer if output is Format.JSON else answer["data"], output, title=f"usage by {by}")
+    rows = [{by: row.pop("group")} | row for row in answer["rows"]]
+    if output is Format.TABLE and len(rows) > 1:
+        rows.append({by: "total"} | answer["total"])
+    show(rows, output, (by, *COLUMNS), f"usage by {by}")
 
 
 @app.command()

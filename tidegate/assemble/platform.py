@@ -1,0 +1,122 @@
+"""The `up` process: control, node and billing on one loop; the gateway as a child process, engines as its children.
+
+It starts in the order in which parts need each other and ends in the reverse: first no new requests, then no engines,
+then the last usage records into the ledger. A part that ends by itself ends the platform: nothing runs half.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from tidegate import demo_models
+from tidegate.assemble.credentials import DEMO_TENANT, Credentials, ensure, write_private
+from tidegate.assemble.declared import apply_endpoints, set_prices
+from tidegate.assemble.ground import Ground, WallClock, prepare
+from tidegate.assemble.services import Services, build
+from tidegate.assemble.settings import demo_endpoints
+from tidegate.assemble.sockets import StartError, listen_tcp, public_url
+from tidegate.config import Config
+from tidegate.domain.errors import Fault
+
+log = logging.getLogger(__name__)
+
+READY_FILE = "ready.json"
+READY_S_MAX = 60.0
+
+OnReady = Callable[[dict[str, Any]], None]
+
+
+async def run_platform(config: Config, ready_file: Path | None, on_ready: OnReady) -> None:
+    """Serves until SIGINT or SIGTERM; returns once everything it started is gone.
+
+    Raises StartError when it cannot start here, Fault when the outside fails at start or a part ends by itself.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    listener = listen_tcp(config.host, config.port)
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        ground = prepare(config, stack)
+        clock = WallClock()
+        await asyncio.to_thread(set_prices, ground.prices, config, clock.now_ms())
+        credentials = await asyncio.to_thread(ensure, ground.state, config, ground.data, clock.now_ms())
+        services = build(config, ground, listener, clock)
+        try:
+            starting = asyncio.create_task(
+                _announce(config, ground, services, credentials, public_url(listener, config.host), ready_file, on_ready)
+            )
+            await _until_stopped(services, starting, stop, ground)
+        finally:
+            for path in (ground.data / READY_FILE, ready_file):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+            await services.close()
+
+
+async def _until_stopped(
+    services: Services, starting: asyncio.Task[None], stop: asyncio.Event, ground: Ground
+) -> None:
+    """Runs every part until a signal. A part that ends, or a start that fails, is raised."""
+    stopping = asyncio.create_task(stop.wait())
+    parts = services.start()
+    waiting: set[asyncio.Task[Any]] = {stopping, starting, *parts}
+    try:
+        while True:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task is stopping:
+                    return
+                if task is starting:
+                    task.result()
+                    continue
+                raise _ended(task, ground)
+    finally:
+        for task in (stopping, starting):
+            task.cancel()
+
+
+def _ended(part: asyncio.Task[None], ground: Ground) -> Fault:
+    cause = None if part.cancelled() else part.exception()
+    log.error("%s ended by itself", part.get_name(), exc_info=cause)
+    why = cause.reason if isinstance(cause, Fault) else "see " + str(ground.log_file)
+    return Fault(f"the platform stopped because its {part.get_name()} ended: {why}")
+
+
+async def _announce(
+    config: Config,
+    ground: Ground,
+    services: Services,
+    credentials: Credentials,
+    url: str,
+    ready_file: Path | None,
+    on_ready: OnReady,
+) -> None:
+    """Applies what is declared, waits until a request would be taken, then says so to files and to the person."""
+    try:
+        async with asyncio.timeout(READY_S_MAX):
+            await services.control.until_ready(gateways=1)
+    except TimeoutError:
+        raise StartError(f"not ready after {READY_S_MAX:.0f} s; see {ground.log_file}") from None
+    wanted = list(config.endpoints)
+    if credentials.demo_is_new:
+        wanted += demo_endpoints(demo_models.path, demo_models.NAMES, DEMO_TENANT)
+    for endpoint, reason in await apply_endpoints(services.control, wanted):
+        log.warning("endpoint %s is refused: %s", endpoint, reason)
+    tenant = next(iter(credentials.api_keys), "")
+    ready = {
+        "base_url": url,
+        "admin_key": credentials.admin_key,
+        "api_key": credentials.api_keys.get(tenant, ""),
+        "endpoints": sorted(d.endpoint for d in services.control.desired.state.deployments),
+    }
+    text = json.dumps(ready, indent=2) + "\n"
+    for path in (ground.data / READY_FILE, ready_file):
+        if path is not None:
+            await asyncio.to_thread(write_private, path, text)
+    on_ready(ready)

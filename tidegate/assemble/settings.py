@@ -1,0 +1,54 @@
+"""Configuration → the plain settings each service is built with. Nothing below this floor sees a Config."""
+
+import os
+from pathlib import Path
+
+from tidegate.config import Config, EndpointConfig
+from tidegate.control.settings import ControlSettings
+from tidegate.domain.fleet import Accelerator, Node
+from tidegate.node.limits import NodeLimits
+from tidegate.policy.reconcile import CoreSettings
+
+SLACK_MS = 10_000  # the core waits this much longer than the node before it takes a step for lost
+
+
+def control_settings(config: Config) -> ControlSettings:
+    return ControlSettings(
+        region=config.region,
+        slots=config.engine.slots,
+        context_tokens_max=config.engine.context_tokens_max,
+        start_ms_max=config.engine.start_ms_max,
+        hold_ms_max=config.gateway.hold_ms_max,
+        queued_max=config.gateway.queued_max,
+    )
+
+
+def node_limits(config: Config) -> NodeLimits:
+    return NodeLimits(start_ms_max=config.engine.start_ms_max, drain_ms_max=config.engine.drain_ms_max)
+
+
+def core_settings(config: Config, limits: NodeLimits) -> CoreSettings:
+    """The core's bounds enclose the node's: a step is reported failed by the node before the core gives it up."""
+    return CoreSettings(
+        wait_ms_max=config.capacity.wait_ms_max,
+        residency_ms_min=config.capacity.residency_ms_min,
+        idle_ms_max=config.capacity.keep_alive_ms,
+        start_ms_max=limits.start_ms_max + limits.canary_ms_max + SLACK_MS,
+        wake_ms_max=limits.wake_ms_max + limits.canary_ms_max + SLACK_MS,
+        sleep_ms_max=limits.drain_ms_max + limits.sleep_ms_max + SLACK_MS,
+        stop_ms_max=limits.stop_ms_max + SLACK_MS,
+    )
+
+
+def node_of(config: Config, accelerators: tuple[Accelerator, ...]) -> Node:
+    """This machine. Its name is fixed so that a restart finds its own replicas' history again."""
+    return Node("node-0", config.region, accelerators, config.host_memory, config.disk)
+
+
+def engine_threads(config: Config, accelerators: int) -> int:
+    """CPU threads of one engine: what was set, or this process's cores divided among the accelerators."""
+    return config.engine.threads or max(1, len(os.sched_getaffinity(0)) // accelerators)
+
+
+def demo_endpoints(folder: Path, names: tuple[str, ...], tenant: str) -> list[EndpointConfig]:
+    return [EndpointConfig(name=f"{tenant}/{name}", model=str(folder / name)) for name in names]
