@@ -26,7 +26,7 @@ from tidegate.stores.journal_format import BALLAST_NAME, LOCK_NAME, encode_frame
 
 log = logging.getLogger(__name__)
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +185,14 @@ class SegmentJournal:
     def _reserve(self) -> None:
         if self._has_ballast:
             return
-        fd = os.open(self._directory / BALLAST_NAME, os.O_WRONLY | os.O_CREAT, 0o600)
+        ballast = self._directory / BALLAST_NAME
+        fd = os.open(ballast, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.posix_fallocate(fd, 0, self._limits.ballast_bytes)
             os.fsync(fd)
+        except OSError:
+            ballast.unlink()  # what was got of it is space that records need more
+            raise
         finally:
             os.close(fd)
         self._has_ballast = True

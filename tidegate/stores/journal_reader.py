@@ -38,7 +38,7 @@ assert 2 * (RECORD_BYTES_MAX + HEADER.size) < WINDOW_BYTES, "a window must hold 
 
 
 @dataclass(slots=True)
-class _Parsed:
+class Parsed:
     """Records of one window; `end` is where reading goes on; `damage` lists (start, end) ranges of the window."""
 
     records: list[UsageRecord]
@@ -103,7 +103,7 @@ class SegmentJournalReader:
             file.seek(cursor.offset)
             window = file.read(WINDOW_BYTES + 1)
         whole = len(window) <= WINDOW_BYTES
-        parsed = _parse(window[:WINDOW_BYTES], records_max, whole=whole, final=final)
+        parsed = parse_window(window[:WINDOW_BYTES], records_max, whole=whole, final=final)
         damage = [self._quarantine(cursor, window, found) for found in parsed.damage]
         finished = final and whole and parsed.end >= len(window)
         following = (
@@ -139,9 +139,9 @@ class SegmentJournalReader:
         return f"{where}: {end - start} damaged bytes at {cursor.offset + start} set aside"
 
 
-def _parse(window: bytes, records_max: int, *, whole: bool, final: bool) -> _Parsed:
+def parse_window(window: bytes, records_max: int, *, whole: bool, final: bool) -> Parsed:
     """Frames of a window that begins at a frame boundary. `whole`: the window reaches the end of its segment."""
-    parsed = _Parsed([], 0, [])
+    parsed = Parsed([], 0, [])
     while parsed.end < len(window) and len(parsed.records) < records_max:
         match frame_at(window, parsed.end):
             case Frame(body, end):
