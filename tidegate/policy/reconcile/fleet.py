@@ -88,7 +88,6 @@ class Endpoint:
     failed_reason: str = ""
     retry_ms: int = 0
     timer_ms: int | None = None
-    route_version: int = 0
     route: tuple[EndpointState, tuple[Target, ...], str] | None = None
     eta_ms: int = 0
     activation_ms: int = 0
@@ -149,6 +148,7 @@ class Fleet:
         self.out: list[Command] = []
         self._timers: list[tuple[int, int, str, str, int]] = []
         self._timer_seq = 0
+        self.route_version = 0
         self._last_id = 0
 
     # --- names and clocks -----------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ def announce(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     if route == endpoint.route:
         return
     endpoint.route = route
-    endpoint.route_version = max(endpoint.route_version + 1, now_ms)
-    fleet.out.append(Route(endpoint.name, endpoint.route_version, state, targets, endpoint.eta_ms, reason))
+    fleet.route_version = max(fleet.route_version + 1, now_ms)
+    fleet.out.append(Route(endpoint.name, fleet.route_version, state, targets, endpoint.eta_ms, reason))
 
 
 def _targets(fleet: Fleet, endpoint: Endpoint) -> tuple[Target, ...]:
