@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidegate.domain.endpoint import ModelKind
 from tidegate.domain.errors import Refusal
-from tidegate.engines.inspect import DirectoryInspector, read_header
+from tidegate.engines.inspect import FileInspector, read_header
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -23,7 +23,7 @@ LLAMA = {
     "max_position_embeddings": 128,
     "dtype": "bfloat16",
 }
-inspect = DirectoryInspector().inspect
+inspect = FileInspector().inspect
 
 
 def write_safetensors(path: Path, shapes: dict[str, list[int]], *, fill: int = 0, element_bytes: int = 2) -> None:

@@ -193,6 +193,15 @@ def test_memory_that_was_not_given_back_is_reported_as_found(script: dict[str, A
     run_virtual(main)
 
 
+def test_a_movable_engine_wakes_where_it_is_told() -> None:
+    async def main() -> None:
+        bench = Bench(FakeScript())
+        status = await bench.do(start(movable=True), sleep(), wake(accelerators=("cpu-1",)))
+        assert (status.state, status.accelerators) == (S.READY, ("cpu-1",))
+
+    run_virtual(main)
+
+
 def test_an_engine_that_cannot_sleep_here_stops_instead() -> None:
     async def main() -> None:
         bench = Bench(FakeScript(), sleeps=False)

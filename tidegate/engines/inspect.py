@@ -28,7 +28,7 @@ _DESCRIBING = (".json", ".jinja", ".txt", ".model")
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """What one safetensors file holds: bytes and elements of its tensors, SHA-256 of header and samples, size on disk."""
+    """What one safetensors file holds: bytes and elements of its tensors, SHA-256 of header and samples, file size."""
 
     tensor_bytes: int
     elements: int
@@ -36,7 +36,7 @@ class Tensors:
     file_bytes: int
 
 
-class DirectoryInspector:
+class FileInspector:
     """Implements `ModelInspector` for plain paths and ``file:///dir``."""
 
     def inspect(self, source: str) -> ModelProfile:
@@ -64,11 +64,16 @@ def _refuse(message: str) -> Refusal:
     return Refusal("invalid_configuration", f"model: {message}", param="model")
 
 
+def model_path(source: str) -> Path:
+    """The directory a plain path or ``file:///dir`` names."""
+    return Path(unquote(urlsplit(source).path) if source.startswith("file://") else source)
+
+
 def _directory(source: str) -> Path:
     scheme = urlsplit(source).scheme if "://" in source else ""
     if scheme not in ("", "file"):
         raise _refuse(f"sources of kind {scheme[:20]}:// are not supported; {ACCEPTED}")
-    directory = Path(unquote(urlsplit(source).path) if scheme else source)
+    directory = model_path(source)
     if "\0" in source or not directory.is_absolute():
         raise _refuse(f"the path must be absolute; {ACCEPTED}")
     if not directory.is_dir():

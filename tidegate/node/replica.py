@@ -127,9 +127,10 @@ class Replica:
             return
         engine = self._living_engine()
         self._step(ReplicaEvent.WAKE, reason="")
-        if command.accelerators and command.accelerators != self.status.accelerators:
+        if command.accelerators != self.status.accelerators and not self._order.deployment.movable:
             raise EngineFault("told to wake on other accelerators than it slept on; this engine cannot move")
         self._reserved_bytes = command.accelerator_bytes
+        self.status = replace(self.status, accelerators=command.accelerators)
         began_ms = self._clock.now_ms()
         await self._bounded(engine.wake(), self._limits.wake_ms_max, "wake")
         canary = await self._bounded(engine.canary(), self._limits.canary_ms_max, "answer the canary")

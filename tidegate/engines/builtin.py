@@ -1,0 +1,189 @@
+"""The driver of the built-in torch engine: forked from the template, spoken to over its Unix socket, watched by pidfd.
+
+What an engine says of its memory is checked against the kernel's count, because "asleep" is only worth something when
+the bytes are really free.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tidegate.domain.errors import EngineFault
+from tidegate.domain.ports import Memory, StartOrder
+from tidegate.engines.control_client import ControlClient, NotListening
+from tidegate.engines.inspect import model_path
+from tidegate.engines.logs import LogRing
+from tidegate.engines.process import Lifeline, Process, resident_of
+from tidegate.engines.template import Template
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinLimits:
+    """Bounds in ms of what the driver asks of an engine; `poll_ms` is how often a loading one is looked at."""
+
+    ready_ms_max: int = 120_000
+    drain_ms_max: int = 60_000
+    sleep_ms_max: int = 10_000
+    wake_ms_max: int = 10_000
+    canary_ms_max: int = 30_000
+    state_ms_max: int = 5_000
+    stop_grace_ms_max: int = 2_000
+    poll_ms: int = 10
+
+
+class BuiltinEngine:
+    """Implements `Engine` for one forked process."""
+
+    def __init__(self, process: Process, socket: Path, model: Path, limits: BuiltinLimits) -> None:
+        self._process, self._socket, self._limits = process, socket, limits
+        self._weights = sorted(model.glob("*.safetensors"))
+        self._client = ControlClient(str(socket))
+        self._failure = ""
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self._socket}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ready(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.ready_ms_max / 1000):
+                while not await self._is_ready():  # noqa: ASYNC110 - another process's readiness has no event here
+                    await asyncio.sleep(self._limits.poll_ms / 1000)
+        except TimeoutError as error:
+            raise EngineFault(f"the model did not load within {self._limits.ready_ms_max} ms") from error
+
+    async def drain(self) -> None:
+        await self._post("drain", self._limits.drain_ms_max)
+
+    async def sleep(self) -> Memory:
+        await self._post("sleep", self._limits.sleep_ms_max)
+        return await self.memory()
+
+    async def wake(self) -> Memory:
+        await self._post("wake", self._limits.wake_ms_max)
+        return await self.memory()
+
+    async def canary(self) -> str:
+        answer = await self._post("canary", self._limits.canary_ms_max)
+        return hashlib.sha256(repr(sorted(answer.items())).encode()).hexdigest()
+
+    async def memory(self) -> Memory:
+        state = await self._state()
+        claimed, host = _count(state, "accelerator_bytes"), _count(state, "host_bytes")
+        if state.get("state") == "asleep":
+            claimed = max(claimed, resident_of(self.pid, self._weights))
+        return Memory(claimed, host)
+
+    async def stop(self) -> None:
+        try:
+            await self._process.stop(grace_ms_max=self._limits.stop_grace_ms_max)
+        finally:
+            await self._client.close()
+            self._socket.unlink(missing_ok=True)
+
+    async def exited(self) -> str:
+        ended = await self._process.exited()
+        return self._failure or f"the engine process {ended}"
+
+    async def _is_ready(self) -> bool:
+        if not self._process.running:
+            raise EngineFault(await self.exited())
+        try:
+            state = await self._client.get("/control/state", ms_max=self._limits.state_ms_max)
+        except NotListening:
+            return False
+        if state.get("state") == "failed":
+            self._failure = str(state.get("reason") or "the model could not be loaded")[:300]
+            raise EngineFault(self._failure)
+        return state.get("state") == "ready"
+
+    async def _state(self) -> dict[str, Any]:
+        try:
+            return await self._client.get("/control/state", ms_max=self._limits.state_ms_max)
+        except NotListening as fault:
+            raise await self._explained(fault) from fault
+
+    async def _post(self, verb: str, ms_max: int) -> dict[str, Any]:
+        try:
+            return await self._client.post(f"/control/{verb}", ms_max=ms_max)
+        except NotListening as fault:
+            raise await self._explained(fault) from fault
+
+    async def _explained(self, fault: EngineFault) -> EngineFault:
+        """A broken connection usually means a dead process; its end, which follows within moments, says more."""
+        with contextlib.suppress(TimeoutError):  # it lives: then the connection is all we know
+            async with asyncio.timeout(1):
+                return EngineFault(await self.exited())
+        return EngineFault(fault.reason)
+
+
+class BuiltinDriver:
+    """Implements `EngineDriver`. `directory` is for sockets; `threads` is each engine's share of the CPU."""
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        lifeline: Lifeline,
+        threads: int,
+        logs: LogRing | None = None,
+        limits: BuiltinLimits = BuiltinLimits(),
+    ) -> None:
+        self._directory, self._threads, self._limits = directory, threads, limits
+        self._template = Template(directory, lifeline=lifeline, logs=logs)
+
+    @property
+    def sleeps(self) -> bool:
+        return True
+
+    @property
+    def template(self) -> Template:
+        return self._template
+
+    def open(self) -> None:
+        """Starts the template ahead of the first order, so that the first cold start finds it warm."""
+        self._template.open()
+
+    async def start(self, order: StartOrder) -> BuiltinEngine:
+        """Forks an engine. A caller that gives up half-way leaves no process behind."""
+        forking = asyncio.create_task(self._fork(order))
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(EngineFault):  # nothing was forked: nothing to end
+                await (await forking).stop()
+            raise
+
+    async def close(self) -> None:
+        await self._template.close()
+
+    async def _fork(self, order: StartOrder) -> BuiltinEngine:
+        model = model_path(order.deployment.model.source)
+        # Short and unique: a socket's path may have 107 bytes, and a replica's name is as long as it likes.
+        socket = self._directory / f"engine-{hashlib.sha256(order.replica.encode()).hexdigest()[:16]}.sock"
+        socket.unlink(missing_ok=True)
+        process = await self._template.fork(
+            {
+                "model": str(model),
+                "socket": str(socket),
+                "memory_bytes": order.accelerator_bytes,
+                "context_tokens_max": order.deployment.model.context_tokens_max,
+                "slots": order.deployment.slots,
+                "threads": self._threads,
+            }
+        )
+        return BuiltinEngine(process, socket, model, self._limits)
+
+
+def _count(state: dict[str, Any], name: str) -> int:
+    value = state.get(name)
+    if not isinstance(value, int) or value < 0:
+        raise EngineFault(f"state: the engine says {name} is not a number of bytes")
+    return value
