@@ -12,7 +12,7 @@ from typing import Literal
 
 from tidegate.assemble.sockets import StartError, listen_tcp
 from tidegate.config import Config, ConfigError, load
-from tidegate.domain.errors import Fault
+from tidegate.domain.errors import Refusal
 from tidegate.domain.units import GIB
 from tidegate.engines.discover import discover
 
@@ -66,9 +66,9 @@ def _torch() -> Check:
 def _accelerators(config: Config) -> Check:
     shape = config.accelerators
     try:
-        found = discover(shape.kind, shape.count, shape.memory)
-    except Fault as fault:
-        return Check("accelerators", "bad", fault.reason)
+        found = discover(shape.kind, cpu_count=shape.count, cpu_memory_bytes=shape.memory)
+    except Refusal as refusal:
+        return Check("accelerators", "bad", refusal.message)
     listed = ", ".join(f"{a.id} ({a.kind}, {a.memory_bytes / GIB:.2f} GiB)" for a in found)
     return Check("accelerators", "ok", listed)
 

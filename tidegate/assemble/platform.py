@@ -31,12 +31,14 @@ READY_S_MAX = 60.0
 OnReady = Callable[[dict[str, Any]], None]
 
 
-async def run_platform(config: Config, ready_file: Path | None, on_ready: OnReady) -> None:
-    """Serves until SIGINT or SIGTERM; returns once everything it started is gone.
+async def run_platform(
+    config: Config, ready_file: Path | None, on_ready: OnReady, stop: asyncio.Event | None = None
+) -> None:
+    """Serves until SIGINT, SIGTERM or `stop`; returns once everything it started is gone.
 
     Raises StartError when it cannot start here, Fault when the outside fails at start or a part ends by itself.
     """
-    stop = asyncio.Event()
+    stop = stop or asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listener = listen_tcp(config.host, config.port)
@@ -46,10 +48,12 @@ async def run_platform(config: Config, ready_file: Path | None, on_ready: OnRead
         clock = WallClock()
         await asyncio.to_thread(set_prices, ground.prices, config, clock.now_ms())
         credentials = await asyncio.to_thread(ensure, ground.state, config, ground.data, clock.now_ms())
-        services = build(config, ground, listener, clock)
+        services = await build(config, ground, listener, clock)
         try:
             starting = asyncio.create_task(
-                _announce(config, ground, services, credentials, public_url(listener, config.host), ready_file, on_ready)
+                _announce(
+                    config, ground, services, credentials, public_url(listener, config.host), ready_file, on_ready
+                )
             )
             await _until_stopped(services, starting, stop, ground)
         finally:
@@ -59,9 +63,7 @@ async def run_platform(config: Config, ready_file: Path | None, on_ready: OnRead
             await services.close()
 
 
-async def _until_stopped(
-    services: Services, starting: asyncio.Task[None], stop: asyncio.Event, ground: Ground
-) -> None:
+async def _until_stopped(services: Services, starting: asyncio.Task[None], stop: asyncio.Event, ground: Ground) -> None:
     """Runs every part until a signal. A part that ends, or a start that fails, is raised."""
     stopping = asyncio.create_task(stop.wait())
     parts = services.start()

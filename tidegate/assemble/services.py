@@ -1,41 +1,44 @@
 """Builds the services of the `up` process on their ports, runs them as tasks, and ends them in order."""
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
-import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import msgspec
 
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
 from tidegate.assemble.server import Server
-from tidegate.assemble.settings import control_settings, core_settings, engine_threads, node_limits, node_of
+from tidegate.assemble.settings import (
+    control_settings,
+    core_settings,
+    engine_threads,
+    gateway_limits,
+    node_limits,
+    node_of,
+)
 from tidegate.assemble.sockets import StartError, listen_unix
 from tidegate.billing.api import routes
 from tidegate.billing.service import Billing
 from tidegate.config import Config
+from tidegate.control.api import build_app
 from tidegate.control.service import Control
 from tidegate.domain.errors import Fault, Refusal, StoreFault
+from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ledger import EndpointFacts
 from tidegate.domain.ports import Clock
 from tidegate.engines.builtin import BuiltinDriver
 from tidegate.engines.discover import discover
-from tidegate.engines.inspect import FileInspector
+from tidegate.engines.inspect import DirectoryInspector
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Child, Lifeline
+from tidegate.engines.process import Child, Lifeline, Restart
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
-from tidegate.transports.socket import SocketListener, connector, listen
+from tidegate.transports.socket import connector, listen
 
 log = logging.getLogger(__name__)
 
-GATEWAY_DRAIN_S_MAX = 10
+GATEWAY_SLACK_MS = 2_000  # beyond its own bound, until it is killed
 ADMIN_DRAIN_S_MAX = 2
 
 
@@ -46,6 +49,7 @@ class Services:
     control: Control
     agent: NodeAgent
     billing: Billing
+    driver: BuiltinDriver
     admin: Server
     gateway: Child
     lifeline: Lifeline
@@ -54,6 +58,7 @@ class Services:
 
     def start(self) -> list[asyncio.Task[None]]:
         """One task a part; none of them ends before `close`."""
+        self.driver.open()  # its imports run while the rest starts
         parts = {
             "control plane": self.control.run(),
             "node": self.agent.run(),
@@ -81,10 +86,10 @@ class Services:
         for ring in self.logs:
             ring.close()
 
-    async def _step(self, name: str, ending: object) -> None:
+    async def _step(self, name: str, ending: Awaitable[object]) -> None:
         """One part that does not end well must not keep the others from ending."""
         try:
-            await ending  # type: ignore[misc]
+            await ending
         except Fault as fault:
             log.warning("%s: %s", name, fault.reason)
 
@@ -104,12 +109,12 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     limits = node_limits(config)
     lifeline = Lifeline()
     engine_logs, gateway_logs = LogRing(ground.logs / "engines.log"), LogRing(ground.logs / "gateway.log")
-    address = f"unix:{ground.run / 'control.sock'}"
+    control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
     control = Control(
         store=ground.state,
-        inspector=FileInspector(),
+        inspector=DirectoryInspector(),
         core=FleetCore(core_settings(config, limits)),
-        listener=await listen(address),
+        listener=await listen(control_address),
         clock=clock,
         settings=control_settings(config),
         price_plans=lambda: {version.plan for version in ground.prices.versions()},
@@ -121,14 +126,63 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         clock=clock,
         endpoint_facts=lambda: endpoint_facts(control),
     )
-    driver = BuiltinDriver(...)
+    threads = engine_threads(config, len(accelerators))
+    driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     agent = NodeAgent(
         node=node_of(config, accelerators),
         drivers={"builtin": driver},
-        connect=connector(address),
+        connect=connector(control_address),
         clock=clock,
         limits=limits,
     )
-    admin_path = ground.run / "admin.sock"
-    admin = Server(build_app(control, routes(billing, ...)), listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX)
-    return Services(control, agent, billing, admin, gateway, lifeline, [engine_logs, gateway_logs], {})
+    app = build_app(control, routes(billing, control.authorize))
+    gateway = GatewayProcess(
+        listen_fd=listener.fileno(),
+        lifeline_fd=lifeline.read_fd,
+        region=config.region,
+        control_address=control_address,
+        admin_address=f"unix:{admin_path}",
+        journal_dir=str(ground.journal),
+        limits=gateway_limits(config),
+    )
+    return Services(
+        control=control,
+        agent=agent,
+        billing=billing,
+        driver=driver,
+        admin=Server(app, listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX),
+        gateway=Child(
+            "gateway",
+            gateway.command(),
+            logs=gateway_logs,
+            pass_fds=(listener.fileno(), lifeline.read_fd),
+            restart=Restart(wait_ms_min=20),
+            grace_ms_max=gateway.limits.shutdown_ms_max + GATEWAY_SLACK_MS,
+        ),
+        lifeline=lifeline,
+        logs=[engine_logs, gateway_logs],
+        tasks={},
+    )
+
+
+def endpoint_facts(control: Control) -> Mapping[str, EndpointFacts] | None:
+    """What billing must know of each endpoint; None until desired state is loaded: not known is not "no endpoints"."""
+    if control.desired.state.version == 0:  # the first commit, of the first key, precedes every load
+        return None
+    return {
+        d.endpoint: EndpointFacts(
+            created_ms=d.created_ms,
+            accelerators=d.accelerators_per_replica * max(d.min_replicas, 1),
+            price_plan=d.price_plan,
+            mode=d.mode.value,
+        )
+        for d in control.desired.state.deployments
+    }
+
+
+def _accelerators(config: Config) -> tuple[Accelerator, ...]:
+    shape = config.accelerators
+    try:
+        return discover(shape.kind, cpu_count=shape.count, cpu_memory_bytes=shape.memory)
+    except Refusal as refusal:
+        raise StartError(refusal.message) from refusal

@@ -1,11 +1,13 @@
 """Configuration → the plain settings each service is built with. Nothing below this floor sees a Config."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tidegate.config import Config, EndpointConfig
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.fleet import Accelerator, Node
+from tidegate.gateway.limits import GatewayLimits
 from tidegate.node.limits import NodeLimits
 from tidegate.policy.reconcile import CoreSettings
 
@@ -25,6 +27,16 @@ def control_settings(config: Config) -> ControlSettings:
 
 def node_limits(config: Config) -> NodeLimits:
     return NodeLimits(start_ms_max=config.engine.start_ms_max, drain_ms_max=config.engine.drain_ms_max)
+
+
+def gateway_limits(config: Config) -> GatewayLimits:
+    gateway = config.gateway
+    return GatewayLimits(
+        body_bytes_max=gateway.body_bytes_max,
+        body_ms_max=gateway.body_ms_max,
+        hold_ms_max=gateway.hold_ms_max,
+        queued_max=gateway.queued_max,
+    )
 
 
 def core_settings(config: Config, limits: NodeLimits) -> CoreSettings:
@@ -50,5 +62,5 @@ def engine_threads(config: Config, accelerators: int) -> int:
     return config.engine.threads or max(1, len(os.sched_getaffinity(0)) // accelerators)
 
 
-def demo_endpoints(folder: Path, names: tuple[str, ...], tenant: str) -> list[EndpointConfig]:
-    return [EndpointConfig(name=f"{tenant}/{name}", model=str(folder / name)) for name in names]
+def demo_endpoints(path: Callable[[str], Path], names: tuple[str, ...], tenant: str) -> list[EndpointConfig]:
+    return [EndpointConfig(name=f"{tenant}/{name}", model=str(path(name))) for name in names]

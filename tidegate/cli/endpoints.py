@@ -126,16 +126,14 @@ def watch(
 ) -> None:
     """Follow capacity decisions with their reasons until Ctrl-C."""
     api = Api(url, key)
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[Any, ...]] = set()  # of the last answers only
     try:
         while True:
             rows = api.get("activity", limit=100)["data"]
-            fresh = [row for row in reversed(rows) if (mark := tuple(row.values())) not in seen and not seen.add(mark)]
-            for row in fresh:
-                if name is None or name in f"{row['subject']} {row['reason']}":
+            for row in reversed(rows):
+                if tuple(row.values()) not in seen and (name is None or name in f"{row['subject']} {row['reason']}"):
                     _line(row, output)
-            if len(seen) > 10_000:
-                seen = {tuple(row.values()) for row in rows}
+            seen = {tuple(row.values()) for row in rows}
             time.sleep(WAIT_POLL_S)
     except KeyboardInterrupt:
         return
