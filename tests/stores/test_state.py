@@ -1,4 +1,4 @@
-"""The state store on real SQLite: compare-and-commit, round trips, the bounded audit log, a database that is away."""
+"""The state store on real SQLite and PostgreSQL: compare-and-commit, round trips, the bounded audit log, faults."""
 
 import threading
 from pathlib import Path
@@ -20,10 +20,8 @@ DEPLOYMENT = Deployment(
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    engine = database.open_database(f"sqlite:///{tmp_path}/state.sqlite")
-    database.migrate(engine)
-    return engine
+def engine(sql_engine: Engine) -> Engine:
+    return sql_engine
 
 
 def test_a_new_database_is_empty_at_version_0(engine: Engine) -> None:

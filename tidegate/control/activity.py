@@ -109,7 +109,7 @@ class ActivityLog:
     def subscribed(self) -> Iterator[AsyncIterator[Activity]]:
         """Lines from now on, until the block ends or the reader is too slow. Raises as `check_room`."""
         self.check_room()
-        queue: asyncio.Queue[Activity | None] = asyncio.Queue()
+        queue: asyncio.Queue[Activity | None] = asyncio.Queue(SUBSCRIBER_LINES_MAX + 1)  # + the end
         self._subscribers.add(queue)
         try:
             yield _lines(queue)
