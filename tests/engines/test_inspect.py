@@ -79,6 +79,7 @@ def test_sharded_weights_are_summed(model: Path) -> None:
         ("BertForSequenceClassification", (), ModelKind.CLASSIFICATION),
         ("BertModel", (), ModelKind.EMBEDDING),
         ("BertModel", ("modules.json",), ModelKind.EMBEDDING),
+        ("BertForMaskedLM", (), ModelKind.EMBEDDING),
         ("Qwen2ForCausalLM", (), ModelKind.GENERATIVE),
         ("GPT2LMHeadModel", (), ModelKind.GENERATIVE),
     ],
@@ -90,6 +91,12 @@ def test_kinds(model: Path, architecture: str, files: tuple[str, ...], kind: Mod
     profile = inspect(str(model))
     assert profile.kind is kind
     assert (profile.kv_bytes_per_token > 0) == (kind is ModelKind.GENERATIVE)
+
+
+def test_safetensors_that_are_not_loaded_do_not_count(model: Path) -> None:
+    before = inspect(str(model)).weight_bytes
+    write_safetensors(model / "adapter_model.safetensors", {"lora": [1000]})
+    assert inspect(str(model)).weight_bytes == before
 
 
 def test_an_embedding_models_context_is_the_smaller_of_its_limits(model: Path) -> None:
@@ -129,10 +136,11 @@ def header(content: Any) -> Callable[[Path], None]:
 
 BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("no-config", drop("config.json"), "config.json is missing"),
-    ("no-weights", drop("model.safetensors"), "there are no *.safetensors files"),
+    ("no-weights", drop("model.safetensors"), "there is no model.safetensors"),
     ("pickled", only_pickles, "pytorch_model.bin is a pickled format"),
     ("code", config(auto_map={"AutoModel": "evil.Model"}), "config.json asks for custom code (auto_map)"),
     ("tokenizer-code", put("tokenizer_config.json", '{"auto_map": {}}'), "tokenizer_config.json asks for custom code"),
+    ("quantized", config(quantization_config={"bits": 4}), "has a quantization_config"),
     ("not-json", put("config.json", "{"), "config.json is not valid JSON"),
     ("deep-json", put("config.json", "[" * 100_000), "config.json is not valid JSON"),
     ("not-utf8", put("config.json", b"\xff\xfe{}"), "config.json is not valid JSON"),

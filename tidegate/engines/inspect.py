@@ -18,9 +18,7 @@ HEADER_BYTES_MAX = 100_000_000  # the format's own bound
 JSON_BYTES_MAX = 64 << 20
 FILES_MAX = 1_000
 SAMPLES, SAMPLE_BYTES = 16, 64 << 10
-ACCEPTED = (
-    "accepted is a local directory in Hugging Face layout: config.json, tokenizer files and *.safetensors weights"
-)
+ACCEPTED = "accepted is a local directory in Hugging Face layout: config.json, tokenizer files and model.safetensors (or shards with their index)"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Everything that changes what the model answers is part of its digest; weights by header, size, samples.
 _DESCRIBING = (".json", ".jinja", ".txt", ".model")
@@ -106,6 +104,10 @@ def _refuse_code(directory: Path, config: dict[str, Any]) -> None:
     ):
         if "auto_map" in content:
             raise _refuse(f"{name} asks for custom code (auto_map); remote code is never run. {ACCEPTED}")
+    if config.get("quantization_config"):
+        raise _refuse(
+            "config.json has a quantization_config; weights are served as they are, and accepted are plain ones"
+        )
 
 
 def _weights(directory: Path) -> dict[str, Tensors]:
@@ -117,14 +119,15 @@ def _weights(directory: Path) -> dict[str, Tensors]:
             raise _refuse("model.safetensors.index.json has no weight_map")
         names = sorted(set(shards.values()))
     else:
-        names = sorted(path.name for path in directory.glob("*.safetensors"))
+        # Only this name: other safetensors files beside it (adapters, another library's copy) are not what is loaded.
+        names = ["model.safetensors"] if (directory / "model.safetensors").is_file() else []
     if len(names) > FILES_MAX:
         raise _refuse(f"more than {FILES_MAX} weight files")
     if not names:
         pickled = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLED)
         if pickled:
             raise _refuse(f"{pickled[0]} is a pickled format, which can run code when loaded; {ACCEPTED}")
-        raise _refuse(f"there are no *.safetensors files; {ACCEPTED}")
+        raise _refuse(f"there is no model.safetensors; {ACCEPTED}")
     if bad := [name for name in names if "/" in name or name in (".", "..")]:
         raise _refuse(f"model.safetensors.index.json names a file outside the directory: {bad[0][:80]}")
     if absent := [name for name in names if not (directory / name).is_file()]:
@@ -187,7 +190,7 @@ def _kind(directory: Path, config: dict[str, Any]) -> ModelKind:
         return ModelKind.CLASSIFICATION
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return ModelKind.GENERATIVE
-    if architecture.endswith("Model"):
+    if architecture.endswith(("Model", "ForMaskedLM")):
         return ModelKind.EMBEDDING
     raise _refuse(
         f"architecture {architecture[:80] or 'unknown'} is not served; accepted are …ForCausalLM, "
