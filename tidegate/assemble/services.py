@@ -29,7 +29,7 @@ from tidegate.domain.ledger import EndpointFacts
 from tidegate.domain.ports import Clock
 from tidegate.engines.builtin import BuiltinDriver
 from tidegate.engines.discover import discover
-from tidegate.engines.inspect import DirectoryInspector
+from tidegate.engines.inspect import FileInspector
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Lifeline, Restart
 from tidegate.node.agent import NodeAgent
@@ -112,7 +112,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
     control = Control(
         store=ground.state,
-        inspector=DirectoryInspector(),
+        inspector=FileInspector(),
         core=FleetCore(core_settings(config, limits)),
         listener=await listen(control_address),
         clock=clock,

@@ -1,6 +1,8 @@
 """The command line: one file a noun, every verb with ``-o json``. `main` is the ``tidegate`` command."""
 
+import os
 import sys
+from types import TracebackType
 
 
 def main() -> None:
@@ -17,3 +19,12 @@ def main() -> None:
         # `tidegate usage | head`: the reader went away, which is not our fault to report.
         sys.stderr.close()
         sys.exit(1)
+    except Exception:
+        if not os.environ.get("TIDEGATE_DEBUG"):
+            sys.excepthook = _one_line  # now, because the verb's framework set one of its own
+        raise
+
+
+def _one_line(kind: type[BaseException], bug: BaseException, _traceback: TracebackType | None) -> None:
+    """A bug is ours, not the user's: one line, and how to see the rest for a report."""
+    sys.stderr.write(f"tidegate: internal error ({kind.__name__}: {bug}); TIDEGATE_DEBUG=1 shows where\n")

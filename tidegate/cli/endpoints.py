@@ -52,6 +52,7 @@ def create(
     key: Key = None,
 ) -> None:
     """Create an endpoint; refused where one of that name exists (`apply` changes it)."""
+    _tenant(name)
     given = {
         "model": _model(model),
         "mode": mode,
@@ -168,11 +169,16 @@ def _apply(api: Api, name: str, body: dict[str, Any], wait: bool, output: Format
 
 
 def _ensure_tenant(api: Api, name: str) -> None:
+    tenant = _tenant(name)
+    if tenant not in {known["id"] for known in api.get("tenants")["data"]}:
+        raise Problem(f"there is no tenant {tenant!r}; `tidegate tenants create {tenant}` makes it")
+
+
+def _tenant(name: str) -> str:
     tenant, slash, _ = name.partition("/")
     if not slash:
         raise Problem(f"{name!r} is not TENANT/NAME", exit_code=2)
-    if tenant not in {known["id"] for known in api.get("tenants")["data"]}:
-        raise Problem(f"there is no tenant {tenant!r}; `tidegate tenants create {tenant}` makes it")
+    return tenant
 
 
 def _model(source: str) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+PIPED_COLUMNS = 200
+
 
 class Format(StrEnum):
     TABLE = "table"
@@ -30,15 +32,20 @@ def show(value: Any, output: Format, columns: Sequence[str] | None = None, title
     if output is Format.JSON:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         return
+    printer = console()
+    if isinstance(value, Mapping):
+        printer.print(_one(value, title))
+    elif not value:
+        printer.print(f"no {title or 'rows'}", style="dim", highlight=False)
+    else:
+        printer.print(table(value, columns or list(value[0]), title))
+
+
+def console() -> Any:
+    """A Rich console; wide where nobody looks (a pipe, a file), so that rows do not wrap."""
     from rich.console import Console
 
-    console = Console()
-    if isinstance(value, Mapping):
-        console.print(_one(value, title))
-    elif not value:
-        console.print(f"no {title or 'rows'}", style="dim", highlight=False)
-    else:
-        console.print(table(value, columns or list(value[0]), title))
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPED_COLUMNS)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> Any:

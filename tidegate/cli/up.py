@@ -35,18 +35,20 @@ def up(
 
 def serve(config: Path | None, overrides: dict[str, Any], ready_file: Path | None, on_ready: Any) -> None:
     """Runs the platform in this process; returns when it was asked to end. Raises Problem when it cannot start."""
-    import uvloop
-
-    from tidegate.assemble.platform import run_platform
-    from tidegate.assemble.sockets import StartError
     from tidegate.config import ConfigError, load
-    from tidegate.domain.errors import Fault
 
     try:
         settings = load(config, overrides)
     except ConfigError as error:
         lines = "\n  ".join(f"{key}: {reason}" for key, reason in error.problems)
         raise Problem(f"configuration is refused\n  {lines}", exit_code=2) from None
+    # Only now: these pull in SQL and the web framework, which a refused configuration need not wait for.
+    import uvloop
+
+    from tidegate.assemble.platform import run_platform
+    from tidegate.assemble.sockets import StartError
+    from tidegate.domain.errors import Fault
+
     try:
         uvloop.run(run_platform(settings, ready_file, on_ready))
     except StartError as error:

@@ -1,0 +1,155 @@
+"""The command line without a platform: exit codes, one clear line for what is wrong, JSON that parses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tidegate.cli.demo import Asked, Story, summary
+from tidegate.cli.output import cell, size
+
+VERBS = {
+    "up", "demo", "doctor", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage", "invoices",
+    "bench",
+}  # fmt: skip
+
+
+def tidegate(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+    package = str(Path(__file__).parents[2])
+    return subprocess.run(
+        [sys.executable, "-m", "tidegate", *arguments],
+        cwd=cwd,
+        env={**kept, "PYTHONPATH": package, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_lists_every_verb(tmp_path: Path) -> None:
+    done = tidegate("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from tidegate.cli import app; heavy = ('torch', 'sqlalchemy', 'pydantic', 'httpx', 'starlette'); "
+        "print([module for module in heavy if module in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_a_platform_one_line_says_so(tmp_path: Path) -> None:
+    done = tidegate("endpoints", "list", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "tidegate up" in done.stderr
+
+
+def test_a_platform_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    done = tidegate("nodes", cwd=tmp_path, TIDEGATE_URL=url, TIDEGATE_ADMIN_KEY="x")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert url in done.stderr
+
+
+WRONG_USAGE = [
+    ["nothing"],
+    ["endpoints", "create", "acme/x"],
+    ["endpoints", "create", "acme", "--model", "m"],
+    ["simulate", "--trace", "t.csv", "--policy", "guess"],
+    ["up", "--port", "many"],
+    ["up", "--port", "99999"],
+    ["up", "--config", "absent.toml"],
+    ["keys", "create"],
+    ["keys", "create", "acme", "--admin"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG_USAGE, ids=" ".join)
+def test_wrong_usage_is_exit_code_2_without_a_traceback(arguments: list[str], tmp_path: Path) -> None:
+    done = tidegate(*arguments, cwd=tmp_path, TIDEGATE_URL="http://127.0.0.1:9", TIDEGATE_ADMIN_KEY="x")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_contradictory_configuration_is_refused_by_key(tmp_path: Path) -> None:
+    (tmp_path / "tidegate.toml").write_text("[gateway]\nhold_ms_max = 10\n")
+    done = tidegate("up", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gateway.hold_ms_max" in done.stderr
+    assert "engine.start_ms_max" in done.stderr
+
+
+def test_a_taken_port_is_said_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = tidegate("up", "--port", port, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert port in done.stderr
+    assert "in use" in done.stderr
+    assert not (tmp_path / ".tidegate").exists(), "nothing is touched before the port is had"
+
+
+def test_doctor_speaks_json(tmp_path: Path) -> None:
+    done = tidegate("doctor", "-o", "json", cwd=tmp_path, TIDEGATE_PORT="0", TIDEGATE_ACCELERATORS__KIND="cpu")
+    checks = {row["check"]: row["result"] for row in json.loads(done.stdout)}
+    assert {"python", "accelerators", "memory", "data directory", "disk", "port"} <= set(checks)
+    assert checks["python"] == checks["port"] == "ok"
+
+
+def test_doctor_names_a_broken_configuration(tmp_path: Path) -> None:
+    (tmp_path / "tidegate.toml").write_text("port = -1\n")
+    done = tidegate("doctor", "-o", "json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert {row["check"]: row["detail"] for row in json.loads(done.stdout)}["configuration"].startswith("port: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), ("", "-"), (True, "yes"), (1.5, "1.5"), (2.0, "2"), ([1, 2], "1, 2"), ({"a": 1}, "a=1"), ([], "-")],
+)
+def test_cells(value: object, shown: str) -> None:
+    assert cell(value) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(5, "5 B"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB"), (0, "0 B")])
+def test_sizes(count: int, shown: str) -> None:
+    assert size(count) == shown
+
+
+def test_the_demo_sums_up_what_happened() -> None:
+    story = Story(swaps=3)
+    story.asked = [
+        Asked("a/b", ttft_ms=10, right=True),
+        Asked("a/b", ttft_ms=30, activation_ms=20, right=True),
+        Asked("a/b", failed="503"),
+        Asked("a/b", ttft_ms=12, right=False),
+    ]
+    line = {"endpoint": "a/b", "item": "input_tokens", "quantity": 7}
+    story.invoices = [
+        {
+            "tenant": "a",
+            "lines": [line, line | {"item": "accelerator_hours"}],
+            "total_usd": "1",
+            "dedicated_total_usd": "2",
+        }
+    ]
+    result = summary(story)
+    assert (result["requests"], result["answered"], result["by_the_right_model"], result["failed"]) == (4, 3, 2, 1)
+    assert (result["ttft_ms_ready_p50"], result["ttft_ms_woken_p50"]) == (11, 30)
+    assert result["bills"] == [{"tenant": "a", "tokens": 7, "usd": "1", "dedicated_usd": "2"}]
