@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tidegate.domain.errors import EngineFault
 from tidegate.engines.logs import LogRing
@@ -63,6 +64,14 @@ def test_stop_asks_first_then_kills() -> None:
 def _ignores(pid: int) -> bool:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:"))
     return bool(int(line.split()[1], 16) & (1 << (signal.SIGTERM - 1)))
+
+
+def test_works_on_uvloop_too() -> None:
+    async def main() -> None:
+        async with started(*PYTHON, "raise SystemExit(3)") as process:
+            assert (await asyncio.wait_for(process.exited(), 20)).code == 3
+
+    uvloop.run(main())
 
 
 def test_a_program_that_is_not_there_is_a_fault() -> None:

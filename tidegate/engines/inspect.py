@@ -18,7 +18,10 @@ HEADER_BYTES_MAX = 100_000_000  # the format's own bound
 JSON_BYTES_MAX = 64 << 20
 FILES_MAX = 1_000
 SAMPLES, SAMPLE_BYTES = 16, 64 << 10
-ACCEPTED = "accepted is a local directory in Hugging Face layout: config.json, tokenizer files and model.safetensors (or shards with their index)"
+ACCEPTED = (
+    "accepted is a local directory in Hugging Face layout: config.json, tokenizer files and model.safetensors "
+    "(or shards with their index)"
+)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Everything that changes what the model answers is part of its digest; weights by header, size, samples.
 _DESCRIBING = (".json", ".jinja", ".txt", ".model")

@@ -22,17 +22,16 @@ class LogRing:
     def __init__(self, path: Path, *, file_bytes_max: int = 1 << 20, lines_max: int = 200) -> None:
         self._path, self._file_bytes_max = path, file_bytes_max
         self._lines: deque[str] = deque(maxlen=lines_max)
-        self._partial = b""
-        path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
         os.chmod(path, 0o600)
-        self._readers: set[int] = set()
+        self._readers: dict[int, bytes] = {}  # pipe → the line it has begun
 
     def open_pipe(self) -> int:
         """A descriptor for a child to write to. The caller closes its copy once the child has it."""
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
-        self._readers.add(reader)
+        self._readers[reader] = b""
         asyncio.get_running_loop().add_reader(reader, self._readable, reader)
         return writer
 
@@ -59,8 +58,8 @@ class LogRing:
             self._file.write(chunk)
         except OSError as error:  # disk full: the tail in memory still works, and the child must not block on its pipe
             log.warning("cannot write %s: %s", self._path.name, error.strerror)
-        *whole, self._partial = (self._partial + chunk).split(b"\n")
-        self._partial = self._partial[:_LINE_BYTES_MAX]
+        *whole, begun = (self._readers[reader] + chunk).split(b"\n")
+        self._readers[reader] = begun[:_LINE_BYTES_MAX]
         self._lines.extend(line[:_LINE_BYTES_MAX].decode(errors="replace") for line in whole)
 
     def _rotate(self) -> None:
@@ -70,6 +69,6 @@ class LogRing:
         os.chmod(self._path, 0o600)
 
     def _forget(self, reader: int) -> None:
-        self._readers.discard(reader)
+        del self._readers[reader]
         asyncio.get_running_loop().remove_reader(reader)
         os.close(reader)
