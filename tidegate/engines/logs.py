@@ -22,7 +22,7 @@ class LogRing:
     def __init__(self, path: Path, *, file_bytes_max: int = 1 << 20, lines_max: int = 200) -> None:
         self._path, self._file_bytes_max = path, file_bytes_max
         self._lines: deque[str] = deque(maxlen=lines_max)
-                path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
         os.chmod(path, 0o600)
         self._readers: dict[int, bytes] = {}  # pipe → the line it has begun
