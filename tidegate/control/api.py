@@ -37,7 +37,9 @@ def build_app(control: Control, extra_routes: Sequence[Route] = ()) -> Starlette
         Route("/api/openapi.json", _constant(document), methods=["GET"]),
         *console.routes(),
     ]
-    return Starlette(routes=_merged(routes), exception_handlers=http.EXCEPTION_HANDLERS)
+    app = Starlette(routes=_merged(routes), exception_handlers=http.EXCEPTION_HANDLERS)
+    app.router.redirect_slashes = False  # a path we do not have is a 404 in our shape, not a redirect without a body
+    return app
 
 
 def _served(control: Control, operation: Operation) -> Handler:

@@ -17,7 +17,8 @@ from tidegate.domain.errors import Refusal
 from tidegate.domain.fleet import Tier
 from tidegate.domain.replica import ReplicaState
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+# Python's $ also matches before a trailing newline; the look-ahead forbids it and means the same in JSON Schema.
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$(?!\n)"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Count = Annotated[int, Meta(ge=1, le=1024)]
