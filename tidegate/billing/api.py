@@ -5,6 +5,7 @@ raised, and answered by the application they are mounted in.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ Authorize = Callable[[Request, bool], Awaitable[Identity] | Identity]
 Handler = Callable[[Request, Identity], Awaitable[Response]]
 E = TypeVar("E", bound=StrEnum)
 
-PRICE_NANO_USD_MAX = 10**15  # a million dollars: beyond any price, and sums of it stay far within 64 bits
+PRICE_USD_MAX = 1_000_000  # beyond any price, and sums of it stay far within 64 bits
 BODY_BYTES_MAX = 64 << 10
 
 
@@ -200,12 +201,14 @@ def _price(body: PriceCreate) -> PriceVersion:
 
 def _amount(field: str, text: str, convert: Callable[[str], int]) -> int:
     try:
-        amount = convert(text)
+        # Before anything is computed: "1e999999999" is 13 characters and a billion digits.
+        if Decimal(text).is_finite() and Decimal(text) > PRICE_USD_MAX:
+            raise Refusal("invalid_request", f"`{field}`: {text!r} is more than {PRICE_USD_MAX} USD", param=field)
+        return convert(text)
+    except InvalidOperation:
+        raise Refusal("invalid_request", f"`{field}`: {text!r} is not a decimal amount", param=field) from None
     except ValueError as error:
         raise Refusal("invalid_request", f"`{field}`: {error}", param=field) from None
-    if amount > PRICE_NANO_USD_MAX // (TOKENS_PER_MILLION if convert is nano_usd_per_token else 1):
-        raise Refusal("invalid_request", f"`{field}`: {text!r} is more than 1000000 USD", param=field)
-    return amount
 
 
 def _price_view(price: PriceVersion) -> PriceView:

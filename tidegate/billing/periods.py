@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from tidegate.domain.errors import Refusal
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MONTH = re.compile(r"(\d{4})-(\d{2})")
 _EPOCH_MS_MAX = 253_402_300_799_000  # the end of the year 9999
 _ACCEPTED = "a date or time like 2026-11-01 or 2026-11-01T08:00:00Z, or epoch milliseconds"
@@ -30,7 +31,7 @@ def parse_period(month: str | None, start: str | None, end: str | None, now_ms: 
             raise Refusal("invalid_request", "`period` excludes `from` and `to`: give one or the other", param="period")
         return _month(month)
     if start is None and end is None:
-        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        now = _EPOCH + timedelta(milliseconds=now_ms)
         return _month(f"{now.year:04d}-{now.month:02d}")
     if start is None:
         raise Refusal("invalid_request", "`to` needs `from`", param="from")
@@ -42,7 +43,8 @@ def parse_period(month: str | None, start: str | None, end: str | None, now_ms: 
 
 def iso(at_ms: int) -> str:
     """``2026-11-01T00:00:00.000Z``"""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = _EPOCH + timedelta(milliseconds=at_ms)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_instant(name: str, text: str) -> int:
@@ -74,4 +76,4 @@ def _instant(name: str, text: str) -> int:
 
 
 def _epoch_ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
+    return (at - _EPOCH) // timedelta(milliseconds=1)
