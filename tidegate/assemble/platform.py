@@ -26,7 +26,7 @@ from tidegate.domain.errors import Fault
 log = logging.getLogger(__name__)
 
 READY_FILE = "ready.json"
-READY_S_MAX = 60.0
+READY_S_MAX = 30.0
 
 OnReady = Callable[[dict[str, Any]], None]
 
@@ -104,7 +104,8 @@ async def _announce(
         async with asyncio.timeout(READY_S_MAX):
             await services.control.until_ready(gateways=1)
     except TimeoutError:
-        raise StartError(f"not ready after {READY_S_MAX:.0f} s; see {ground.log_file}") from None
+        why = f"the gateway said: {services.last_gateway_line}"
+        raise StartError(f"not ready after {READY_S_MAX:.0f} s ({why}); see {ground.logs}") from None
     wanted = list(config.endpoints)
     if credentials.demo_is_new:
         wanted += demo_endpoints(demo_models.path, demo_models.NAMES, DEMO_TENANT)

@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
@@ -51,6 +52,7 @@ class Services:
     billing: Billing
     driver: BuiltinDriver
     admin: Server
+    admin_path: Path
     gateway: Child
     lifeline: Lifeline
     logs: list[LogRing]
@@ -69,6 +71,12 @@ class Services:
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
 
+    @property
+    def last_gateway_line(self) -> str:
+        """What the gateway process printed last: why it does not start, if it does not."""
+        gateway_log = self.logs[-1]
+        return gateway_log.tail[-1] if gateway_log.tail else "it printed nothing"
+
     async def close(self) -> None:
         """No new requests, then no engines, then the last records into the ledger. Each step is bounded."""
         await self._step("gateway", self.gateway.stop())
@@ -83,6 +91,7 @@ class Services:
         for name in ("admin server", "node", "gateway"):
             await self._end(name, wait_s=ADMIN_DRAIN_S_MAX + 1)
         self.lifeline.close()
+        self.admin_path.unlink(missing_ok=True)
         for ring in self.logs:
             ring.close()
 
@@ -151,6 +160,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         billing=billing,
         driver=driver,
         admin=Server(app, listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX),
+        admin_path=admin_path,
         gateway=Child(
             "gateway",
             gateway.command(),
