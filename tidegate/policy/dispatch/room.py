@@ -68,7 +68,9 @@ class Dispatch:
 
     def demand(self, endpoint: str, now_ms: int) -> Demand:
         """The endpoint's demand now. Reading it arms the next `ReportDemand`."""
-        lane = self._lane(endpoint)
+        lane = self._lanes.get(endpoint)
+        if lane is None:
+            return Demand(0, 0, 0, 0)
         lane.reported = True
         oldest = next(iter(lane.waiting.values()), None)
         wait_ms = max(0, now_ms - oldest.arrived_ms) if oldest else 0
@@ -128,7 +130,7 @@ class Dispatch:
         if code := self._closed(lane):
             return Refuse(event.request, code, lane.reason, lane.eta_ms)
         if event.deadline_ms <= now_ms:
-            return Refuse(event.request, "capacity", lane.reason, self._retry_after_ms(lane))
+            return Refuse(event.request, "capacity", lane.reason, self._retry_after_ms(lane), _capacity(lane))
         if len(lane.waiting) >= event.queued_max:
             limit = LimitHit("queue", len(lane.waiting), event.queued_max)
             return Refuse(event.request, "queue_full", "", self._retry_after_ms(lane), limit)
@@ -337,10 +339,9 @@ class Dispatch:
         """Refuses a request that neither waits nor runs any more."""
         del self._requests[request.id]
         lane = request.lane
-        retry_after_ms = self._retry_after_ms(lane)
-        effects.append(
-            Refuse(request.id, code, lane.reason, retry_after_ms, held_ms=max(0, now_ms - request.arrived_ms))
-        )
+        limit = _capacity(lane) if code in ("capacity", "hold_expired") else None
+        held_ms = max(0, now_ms - request.arrived_ms)
+        effects.append(Refuse(request.id, code, lane.reason, self._retry_after_ms(lane), limit, held_ms))
 
     def _refuse_all(self, lane: Lane, code: str, now_ms: int, effects: list[Effect]) -> None:
         for request in list(lane.waiting.values()):
@@ -371,3 +372,7 @@ class Dispatch:
         if lane.reported:
             lane.reported = False
             effects.append(ReportDemand(lane.endpoint, urgent=False))
+
+
+def _capacity(lane: Lane) -> LimitHit:
+    return LimitHit("capacity", lane.in_flight, sum(seat.target.slots for seat in lane.seats))

@@ -1,0 +1,287 @@
+"""The gateway: its ASGI application (bare, no framework), its routes, and the tasks behind them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from tidegate.domain.errors import EngineFault, Refusal
+from tidegate.domain.ports import Clock, Connect, Journal
+from tidegate.gateway.front import PEER, Peer
+from tidegate.gateway.intake import Call, ClientGone, Head, hold_ms, new_request_id, read_body, read_head
+from tidegate.gateway.limits import GatewayLimits
+from tidegate.gateway.loop import GatewayLoop
+from tidegate.gateway.metrics import Metrics, escape
+from tidegate.gateway.passthrough import pass_through
+from tidegate.gateway.relay import Parts, Relay
+from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
+from tidegate.gateway.upstream import Pool
+from tidegate.policy import admission, routing
+from tidegate.wire import openai
+from tidegate.wire.internal import EndpointEntry, KeyEntry
+
+log = logging.getLogger(__name__)
+
+APIS = {f"/v1/{api}": api for api in admission.KINDS}
+MODELS = "/v1/models"
+_TEXT: Header = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_encode = msgspec.json.Encoder().encode
+
+Handler = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+
+
+class Gateway:
+    """`asgi` is the application; its lifespan starts and stops the link to control and the sweep. `gateway` is a boot
+    id, new at each start. Serve it with `server.Server`, or under any ASGI server.
+    """
+
+    def __init__(
+        self,
+        *,
+        gateway: str,
+        region: str,
+        connect: Connect,
+        journal: Journal,
+        clock: Clock,
+        admin_address: str,
+        limits: GatewayLimits | None = None,
+    ) -> None:
+        self.limits = limits or GatewayLimits()
+        self._admin_address = admin_address
+        self._clock = clock
+        self._journal = journal
+        self._region = region
+        metrics = Metrics()
+        self._loop = GatewayLoop(gateway, region, connect, clock, self.limits, metrics.forget)
+        pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max)
+        self._parts = Parts(gateway, region, self._loop, pool, journal, clock, self.limits, metrics, set())
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handlers: dict[str, Handler] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+            MODELS: self._models,
+        }
+
+    @property
+    def parts(self) -> Parts:
+        """What its relays share; tests look here for what was left behind."""
+        return self._parts
+
+    @property
+    def ready(self) -> bool:
+        return self._loop.informed and self._journal.healthy
+
+    # --- ASGI ---------------------------------------------------------------------------------------------------------
+
+    async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            api = APIS.get(scope["path"])
+            if api is not None:
+                await self._inference(api, scope, receive, send)
+            else:
+                await self._other(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def start(self) -> None:
+        """Starts the link to control and the sweep on the running event loop."""
+        self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._sweep())]
+        for task in self._tasks:
+            task.add_done_callback(_log_end)
+
+    async def stop(self) -> None:
+        """Ends what `start` began and closes every connection to an engine."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._parts.pool.close()
+
+    async def _sweep(self) -> None:
+        """One timer for all streams: checkpoints, silent engines, idle connections."""
+        while True:
+            await asyncio.sleep(self.limits.checkpoint_ms / 1000)
+            now_ms = self._clock.now_ms()
+            for relay in list(self._parts.relays):
+                relay.sweep(now_ms)
+            self._parts.pool.sweep(now_ms, self.limits.idle_connection_ms_max)
+
+    # --- inference ----------------------------------------------------------------------------------------------------
+
+    async def _inference(self, api: str, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived_ms = self._clock.now_ms()
+        request_id = new_request_id()
+        peer: Peer | None = scope.get(PEER)
+        watcher: asyncio.Task[None] | None = None
+        try:
+            call = await self._admit(api, scope, receive, request_id, arrived_ms, peer is not None and peer.body_here)
+        except Refusal as refusal:
+            await self._refuse(send, refusal, request_id)
+            return
+        except ClientGone:
+            return
+        if peer is None:
+            peer = Peer()
+            watcher = asyncio.create_task(_watch(receive, peer))
+        try:
+            await Relay(call, self._parts, send, peer).run()
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+
+    async def _admit(
+        self, api: str, scope: Scope, receive: Receive, request_id: str, arrived_ms: int, body_here: bool
+    ) -> Call:
+        if scope["method"] != "POST":
+            raise Refusal("method_not_allowed", f"/v1/{api} answers POST only")
+        head = read_head(scope)
+        key = self._authenticate(head, arrived_ms)
+        tenant = admission.tenant_of(key)
+        if not self._journal.healthy:
+            raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
+        body = await read_body(receive, head, self.limits, here=body_here)
+        request = openai.parse_head(body)
+        entry = routing.resolve(self._loop.endpoints, tenant, request.model)
+        admission.check_kind(api, entry.kind, request.model)
+        options = request.stream_options
+        return Call(
+            id=request_id,
+            api=api,
+            key=key.id,
+            tenant=tenant,
+            entry=entry,
+            body=body,
+            stream=bool(request.stream) and api in _STREAMING,
+            wants_usage=options is not None and options.get("include_usage") is True,
+            arrived_ms=arrived_ms,
+            wait_ms=hold_ms(head, entry, self.limits),
+        )
+
+    def _authenticate(self, head: Head, now_ms: int) -> KeyEntry:
+        if not self._loop.informed:
+            raise Refusal("not_ready", "the gateway has not heard from the control plane yet", retry_after_ms=1_000)
+        return admission.check_key(self._loop.key(head.digest), now_ms)
+
+    async def _refuse(self, send: Send, refusal: Refusal, request_id: str) -> None:
+        self._parts.metrics.refusals.add((refusal.code,))
+        await reply_refusal(send, refusal, [(b"x-request-id", request_id.encode())])
+
+    # --- everything else ----------------------------------------------------------------------------------------------
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        request_id = new_request_id()
+        handler = self._handlers.get(path) or (self._models if path.startswith(MODELS + "/") else None)
+        try:
+            if handler is not None:
+                if scope["method"] not in ("GET", "HEAD"):
+                    raise Refusal("method_not_allowed", f"{path[:100]} answers GET only")
+                await handler(scope, receive, send, request_id)
+            elif path == "/v1" or path.startswith("/v1/"):
+                raise Refusal("not_found", "no such path")
+            else:
+                await pass_through(self._parts.pool, self._admin_address, scope, receive, send, request_id)
+        except Refusal as refusal:
+            await self._refuse(send, refusal, request_id)
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        key = self._authenticate(read_head(scope), self._clock.now_ms())
+        name = scope["path"][len(MODELS) + 1 :]
+        endpoints = self._loop.endpoints
+        headers = [(b"x-request-id", request_id.encode())]
+        if name:
+            entry = endpoints.get(name) if key.tenant is None else routing.resolve(endpoints, key.tenant, name)
+            if entry is None:
+                raise Refusal("model_not_found", f"no such model: {name[:200]}", param="model")
+            await reply_json(send, _encode(_model(entry)), headers)
+            return
+        found = routing.visible(endpoints.values(), key.tenant)
+        await reply_json(send, _encode({"object": "list", "data": [_model(entry) for entry in found]}), headers)
+
+    async def _healthz(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        await reply_json(send, b'{"status":"ok"}', [(b"x-request-id", request_id.encode())])
+
+    async def _readyz(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        if not self._loop.informed:
+            raise Refusal("not_ready", "the gateway has not heard from the control plane yet", retry_after_ms=1_000)
+        if not self._journal.healthy:
+            raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
+        body = b'{"status":"ready","control":%b}' % (b"true" if self._loop.connected else b"false")
+        await reply_json(send, body, [(b"x-request-id", request_id.encode())])
+
+    async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """The gateway's own metrics, and control's behind them while it answers: one scrape for all."""
+        text = self._parts.metrics.text(self._gauges()).encode()
+        try:
+            async with asyncio.timeout(self.limits.admin_metrics_ms_max / 1000):
+                text += await self._admin_metrics()
+        except (EngineFault, TimeoutError):
+            log.debug("control's metrics are left out: it does not answer")
+        await reply(send, 200, text, [_TEXT, (b"x-request-id", request_id.encode())])
+
+    async def _admin_metrics(self) -> bytes:
+        connection = await self._parts.pool.connect(self._admin_address)
+        try:
+            connection.start(b"GET /metrics HTTP/1.1\r\nhost: admin\r\n\r\n")
+            status = await connection.head()
+            text = await connection.read_all(self.limits.answer_bytes_max)
+            return text if status == 200 else b""
+        finally:
+            connection.release()
+
+    def _gauges(self) -> list[tuple[str, str, list[tuple[str, int]]]]:
+        loop, names = self._loop, self._loop.endpoints
+
+        def cells(read: Callable[[str], int]) -> list[tuple[str, int]]:
+            return [(f'{{endpoint="{escape(name)}"}}', read(name)) for name in names]
+
+        return [
+            ("tidegate_held_requests", "Requests waiting for capacity.", cells(loop.held_at)),
+            ("tidegate_in_flight_requests", "Requests on a replica.", cells(loop.in_flight_at)),
+            ("tidegate_control_link", "1 while the link to control is up.", [("", int(loop.connected))]),
+            (
+                "tidegate_journal_healthy",
+                "1 while the usage journal can be written.",
+                [("", int(self._journal.healthy))],
+            ),
+        ]
+
+
+_STREAMING = frozenset({"chat/completions", "completions"})
+
+
+def _model(entry: EndpointEntry) -> dict[str, object]:
+    """OpenAI's model object; `max_model_len` is vLLM's."""
+    return {
+        "id": entry.endpoint,
+        "object": "model",
+        "created": entry.created_ms // 1000,
+        "owned_by": entry.tenant,
+        "max_model_len": entry.context_tokens_max,
+        "kind": entry.kind.value,
+        "mode": entry.mode.value,
+    }
+
+
+async def _watch(receive: Receive, peer: Peer) -> None:
+    """For servers other than our front: waits for the end of the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    peer.lose()
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (bug := task.exception()) is not None:
+        log.critical("a task of the gateway ended: %s", type(bug).__name__, exc_info=bug)

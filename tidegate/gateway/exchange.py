@@ -1,0 +1,126 @@
+"""The engine's side of one request: sending it, what comes back, and how long the engine may say nothing."""
+
+from tidegate.domain.errors import EngineFault
+from tidegate.gateway.events import ask_for_usage
+from tidegate.gateway.intake import Call
+from tidegate.gateway.limits import GatewayLimits
+from tidegate.gateway.upstream import Connection, Pool
+
+SMALL_BODY_BYTES = 64 << 10  # below this, one write beats two
+
+
+class NotServed(Exception):
+    """The engine did not serve the request, and the client has seen nothing. `lost`: it died, else it takes no work."""
+
+    def __init__(self, lost: bool) -> None:
+        super().__init__()
+        self.lost = lost
+
+
+class Exchange:
+    """At most one connection at a time; `begin` may be called again after NotServed."""
+
+    __slots__ = ("_call", "_connection", "_given_up", "_limits", "_pieces", "_pool", "_quiet_since_ms", "_swept_pieces")
+
+    def __init__(self, call: Call, pool: Pool, limits: GatewayLimits) -> None:
+        self._call = call
+        self._pool = pool
+        self._limits = limits
+        self._connection: Connection | None = None
+        self._given_up = ""
+        self._pieces = 0
+        self._swept_pieces = 0
+        self._quiet_since_ms = 0
+
+    async def begin(self, address: str) -> tuple[int, bytes]:
+        """The engine's status and the first it says: a piece of a stream, else its whole answer. NotServed when it died
+        before that or takes no work.
+        """
+        self.release()
+        self._given_up = ""
+        try:
+            connection = await self._request(address)
+            status = connection.status
+            if status == 503:
+                raise NotServed(lost=False)
+            if status == 200 and self._call.stream:
+                first = await self.read()
+                if not first:
+                    raise NotServed(lost=True)
+                return status, first
+            return status, await connection.read_all(self._limits.answer_bytes_max)
+        except EngineFault:
+            raise NotServed(lost=True) from None
+
+    async def read(self) -> bytes:
+        """The next piece of a stream, empty at its end. EngineFault when the engine is lost."""
+        assert self._connection is not None
+        piece = await self._connection.read()
+        self._pieces += 1
+        return piece
+
+    def number(self, header: bytes) -> int:
+        """A count from the head of the engine's answer; 0 when it is not there."""
+        assert self._connection is not None
+        value = self._connection.headers.get(header, b"")
+        return int(value) if value.isdigit() else 0
+
+    def give_up(self, reason: str) -> None:
+        """The engine is to stop at once. Whatever waits for it raises EngineFault or NotServed."""
+        self._given_up = reason
+        if self._connection is not None:
+            self._connection.abort(reason)
+
+    def release(self) -> None:
+        """Gives the connection back to the pool, or closes it when the exchange is not whole."""
+        if self._connection is not None:
+            self._connection.release()
+            self._connection = None
+
+    def sweep(self, now_ms: int) -> None:
+        """Gives up an engine that has said nothing for too long while it was waited for."""
+        connection = self._connection
+        if connection is None or not connection.awaited:
+            self._quiet_since_ms = 0
+            return
+        if self._pieces != self._swept_pieces or not self._quiet_since_ms:
+            self._swept_pieces, self._quiet_since_ms = self._pieces, now_ms
+            return
+        limits = self._limits
+        silence_ms_max = limits.engine_silence_ms_max if self._pieces else limits.engine_first_byte_ms_max
+        if now_ms - self._quiet_since_ms > silence_ms_max:
+            self.give_up(f"it said nothing for {silence_ms_max} ms")
+
+    async def _request(self, address: str) -> Connection:
+        """Sends the request and waits for the status. A kept connection may have been closed by the engine in the same
+        instant, which says nothing about the engine: then once more on a new one.
+        """
+        connection = self._pool.take(address)
+        if connection is not None:
+            try:
+                await self._send(connection)
+                return connection
+            except EngineFault:
+                if self._given_up:
+                    raise
+        connection = await self._pool.connect(address)
+        await self._send(connection)
+        return connection
+
+    async def _send(self, connection: Connection) -> None:
+        call = self._call
+        self._connection = connection
+        self._quiet_since_ms = 0
+        if self._given_up:
+            self.give_up(self._given_up)
+        body = ask_for_usage(call.body) if call.stream and call.entry.metering == "usage_event" else call.body
+        head = (
+            f"POST /v1/{call.api} HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
+            f"x-request-id: {call.id}\r\ncontent-length: {len(body)}\r\n\r\n"
+        ).encode()
+        if len(body) <= SMALL_BODY_BYTES:
+            connection.start(head + body)
+        else:
+            connection.start(head)
+            connection.write(body)
+        await connection.head()

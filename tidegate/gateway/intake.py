@@ -1,0 +1,118 @@
+"""Reading a request: its headers, its bounded body, and the little the gateway must understand of it."""
+
+import asyncio
+import hashlib
+import os
+from dataclasses import dataclass
+
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.errors import Refusal
+from tidegate.gateway.limits import GatewayLimits
+from tidegate.gateway.replies import Receive, Scope
+from tidegate.wire.internal import EndpointEntry
+
+HOLD_S_MAX = 86_400
+
+
+@dataclass(slots=True)
+class Call:
+    """One admitted request. `wait_ms` bounds its hold; `body` is dropped once an engine has begun to answer."""
+
+    id: str
+    api: str
+    key: str
+    tenant: str
+    entry: EndpointEntry
+    body: bytes
+    stream: bool
+    wants_usage: bool
+    arrived_ms: int
+    wait_ms: int
+
+    @property
+    def mode(self) -> Mode:
+        return self.entry.mode
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+@dataclass(slots=True)
+class Head:
+    """The request headers the gateway looks at."""
+
+    digest: str = ""
+    wait: bytes | None = None
+    content_length: int = 0
+
+
+def new_request_id() -> str:
+    """Random, so that a tenant cannot count what others ask."""
+    return "req-" + os.urandom(12).hex()
+
+
+def read_head(scope: Scope) -> Head:
+    """One pass over the headers. Only the digest of the key is kept."""
+    head = Head()
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            if value[:7].lower() == b"bearer ":
+                head.digest = hashlib.sha256(value[7:].strip()).hexdigest()
+        elif name == b"content-length":
+            head.content_length = int(value) if value.isdigit() else 0
+        elif name == b"x-scale-up-timeout":
+            head.wait = value
+    return head
+
+
+def hold_ms(head: Head, entry: EndpointEntry, limits: GatewayLimits) -> int:
+    """How long this request may be held: `X-Scale-Up-Timeout` (seconds, 0: not at all), at most the endpoint's bound."""
+    full_ms = min(entry.hold_ms_max, limits.hold_ms_max)
+    if head.wait is None:
+        return full_ms
+    try:
+        seconds = float(head.wait)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= HOLD_S_MAX:
+        raise Refusal(
+            "invalid_request",
+            f"X-Scale-Up-Timeout is a number of seconds from 0 to {HOLD_S_MAX}",
+            param="X-Scale-Up-Timeout",
+        )
+    return min(full_ms, int(seconds * 1000))
+
+
+async def read_body(receive: Receive, head: Head, limits: GatewayLimits, *, here: bool) -> bytes:
+    """The whole body; `here` says that it has come already and needs no timer. Refusal body_too_large as soon as it is
+    known to be, request_timeout when it comes too slowly; ClientGone when the connection ends first.
+    """
+    if head.content_length > limits.body_bytes_max:
+        raise _too_large(limits.body_bytes_max)
+    if here:
+        return await _read(receive, limits.body_bytes_max)
+    try:
+        async with asyncio.timeout(limits.body_ms_max / 1000):
+            return await _read(receive, limits.body_bytes_max)
+    except TimeoutError:
+        raise Refusal("request_timeout", f"the body did not come within {limits.body_ms_max} ms") from None
+
+
+async def _read(receive: Receive, bytes_max: int) -> bytes:
+    message = await receive()
+    body: bytes | bytearray = message.get("body", b"")
+    while message["type"] == "http.request":
+        if len(body) > bytes_max:
+            raise _too_large(bytes_max)
+        if not message.get("more_body"):
+            return bytes(body)
+        message = await receive()
+        if not isinstance(body, bytearray):
+            body = bytearray(body)
+        body += message.get("body", b"")
+    raise ClientGone
+
+
+def _too_large(bytes_max: int) -> Refusal:
+    return Refusal("body_too_large", f"the body is over the limit of {bytes_max} bytes")

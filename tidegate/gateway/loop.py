@@ -1,0 +1,265 @@
+"""The sole owner of this gateway's dispatch and catalog, and its end of the link to control.
+
+Relays call `arrive`, `returned` and `ended`; everything they cause is carried out before the call returns. While
+control is away, what is ready keeps being served from the last snapshot, and the link is tried again with growing pauses.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import assert_never
+
+from tidegate.domain.errors import LinkFault
+from tidegate.domain.plan import DemandReported, Drain, EndpointRemoved, FenceConfirmed, Resume, Route
+from tidegate.domain.ports import Clock, Connect, Link
+from tidegate.gateway.limits import GatewayLimits
+from tidegate.policy.dispatch import (
+    Arrived,
+    ConfirmFence,
+    Deadline,
+    Dispatch,
+    Effect,
+    Ended,
+    Event,
+    Grant,
+    Refuse,
+    ReportDemand,
+    Returned,
+    SessionStarted,
+)
+from tidegate.wire.internal import Catalog, EndpointEntry, GatewayHello, KeyEntry
+
+log = logging.getLogger(__name__)
+
+Answer = Grant | Refuse
+_ANSWERS = (Grant, Refuse)
+Waiting = asyncio.Future[Answer | None]
+
+
+class GatewayLoop:
+    """Everything runs on one event loop; no method but `run` awaits."""
+
+    def __init__(
+        self,
+        gateway: str,
+        region: str,
+        connect: Connect,
+        clock: Clock,
+        limits: GatewayLimits,
+        on_removed: Callable[[str], None],
+    ) -> None:
+        self._gateway = gateway
+        self._region = region
+        self._connect = connect
+        self._clock = clock
+        self._limits = limits
+        self._on_removed = on_removed
+        self._dispatch = Dispatch(region)
+        self._keys: dict[str, KeyEntry] = {}
+        self._endpoints: dict[str, EndpointEntry] = {}
+        self._catalog_version = -1
+        self._informed = False
+        self._waiters: dict[str, Waiting] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._demands: set[str] = set()
+        self._fences: list[str] = []
+        self._news = asyncio.Event()
+        self._news_timer: asyncio.TimerHandle | None = None
+        self.connected = False
+
+    # --- what requests need to know -----------------------------------------------------------------------------------
+
+    @property
+    def informed(self) -> bool:
+        """Whether control has ever told who may call what."""
+        return self._informed
+
+    @property
+    def endpoints(self) -> dict[str, EndpointEntry]:
+        return self._endpoints
+
+    def key(self, digest: str) -> KeyEntry | None:
+        return self._keys.get(digest)
+
+    @property
+    def held(self) -> int:
+        return self._dispatch.held
+
+    @property
+    def in_flight(self) -> int:
+        return self._dispatch.in_flight
+
+    def held_at(self, endpoint: str) -> int:
+        return self._dispatch.held_at(endpoint)
+
+    def in_flight_at(self, endpoint: str) -> int:
+        return self._dispatch.in_flight_at(endpoint)
+
+    # --- what relays tell it ------------------------------------------------------------------------------------------
+
+    def arrive(self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int) -> Answer | Waiting:
+        """A replica or a refusal now, or a future of one (None once `ended` was told). `ended` must be told at the end."""
+        queued_max = min(entry.queued_max, self._limits.queued_max)
+        arrived = Arrived(request, entry.endpoint, arrived_ms + wait_ms, queued_max)
+        return self._ask(request, arrived, arrived_ms)
+
+    def returned(self, request: str, lost: bool) -> Answer | Waiting:
+        """Its replica did not serve it: where now?"""
+        return self._ask(request, Returned(request, lost), self._clock.now_ms())
+
+    def ended(self, request: str) -> None:
+        """It is over; harmless for a request that was refused."""
+        waiter = self._waiters.pop(request, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        self._carry_out(self._dispatch.handle(Ended(request), self._clock.now_ms()))
+
+    def _ask(self, request: str, event: Event, now_ms: int) -> Answer | Waiting:
+        effects = self._dispatch.handle(event, now_ms)
+        for index, effect in enumerate(effects):
+            if isinstance(effect, _ANSWERS) and effect.request == request:
+                del effects[index]
+                self._carry_out(effects)
+                return effect
+        waiter: Waiting = asyncio.get_running_loop().create_future()
+        self._waiters[request] = waiter
+        self._carry_out(effects)
+        return waiter
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        self._carry_out(self._dispatch.handle(event, self._clock.now_ms()))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case ReportDemand():
+                    self._demands.add(effect.endpoint)
+                    self._announce(effect.urgent)
+                case Grant() | Refuse():
+                    waiter = self._waiters.pop(effect.request)
+                    if not waiter.done():  # done: its task is being cancelled and will say `ended`
+                        waiter.set_result(effect)
+                case ConfirmFence():
+                    self._fences.append(effect.replica)
+                    self._announce(True)
+                case _:
+                    assert_never(effect)
+        self._arm()
+
+    def _arm(self) -> None:
+        """One timer for all deadlines, moved only when the next one is earlier."""
+        next_ms = self._dispatch.next_deadline_ms()
+        if next_ms is None or (self._timer is not None and self._timer_ms <= next_ms):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ms = next_ms
+        delay_s = max(0, next_ms - self._clock.now_ms()) / 1000
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self._handle(Deadline())
+
+    def _announce(self, urgent: bool) -> None:
+        if urgent:
+            self._news.set()
+        elif self._news_timer is None:
+            loop = asyncio.get_running_loop()
+            self._news_timer = loop.call_later(self._limits.demand_ms / 1000, self._on_news_timer)
+
+    def _on_news_timer(self) -> None:
+        self._news_timer = None
+        self._news.set()
+
+    # --- the link -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keeps a link to control until cancelled."""
+        pause_ms = self._limits.reconnect_ms_min
+        try:
+            while True:
+                try:
+                    link = await self._connect()
+                    try:
+                        await self._session(link)
+                    finally:
+                        if self.connected:
+                            pause_ms = self._limits.reconnect_ms_min
+                        self.connected = False
+                        await link.close()
+                except LinkFault as fault:
+                    log.info("no link to control, next attempt in %d ms: %s", pause_ms, fault.reason)
+                await asyncio.sleep(pause_ms / 1000)
+                pause_ms = min(pause_ms * 2, self._limits.reconnect_ms_max)
+        finally:
+            for timer in (self._timer, self._news_timer):
+                if timer is not None:
+                    timer.cancel()
+
+    async def _session(self, link: Link) -> None:
+        """One link's life; returns by LinkFault."""
+        await link.send(GatewayHello(self._gateway, self._region))
+        self._catalog_version = -1
+        self._fences.clear()
+        self._handle(SessionStarted())
+        self._demands.update(self._dispatch.endpoints())
+        self._news.set()
+        reporter = asyncio.create_task(self._report(link))
+        try:
+            while True:
+                self._receive(await link.receive())
+        finally:
+            reporter.cancel()
+            with contextlib.suppress(asyncio.CancelledError, LinkFault):
+                await reporter
+
+    def _receive(self, message: object) -> None:
+        match message:
+            case Catalog():
+                self.connected = self._informed = True
+                self._replace_catalog(message)
+            case Route() | Drain() | Resume():
+                self._handle(message)
+            case _:
+                log.warning("control sent a %s, which is not for a gateway", type(message).__name__)
+
+    def _replace_catalog(self, catalog: Catalog) -> None:
+        if catalog.version <= self._catalog_version:
+            return
+        self._catalog_version = catalog.version
+        self._keys = {key.digest: key for key in catalog.keys}
+        before, self._endpoints = self._endpoints, {entry.endpoint: entry for entry in catalog.endpoints}
+        for gone in before.keys() - self._endpoints.keys():
+            self._handle(EndpointRemoved(gone))
+            self._on_removed(gone)
+
+    async def _report(self, link: Link) -> None:
+        """Sends fences and demand: at once when urgent, otherwise what has gathered in `demand_ms`."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            fences, self._fences = self._fences, []
+            demands, self._demands = self._demands, set()
+            try:
+                for replica in fences:
+                    await link.send(FenceConfirmed(self._gateway, replica))
+                for endpoint in demands:
+                    demand = self._dispatch.demand(endpoint, self._clock.now_ms())
+                    await link.send(
+                        DemandReported(
+                            self._gateway,
+                            endpoint,
+                            demand.queued,
+                            demand.in_flight,
+                            demand.arrivals_total,
+                            demand.oldest_wait_ms,
+                        )
+                    )
+            except LinkFault:
+                # `receive` sees the same and ends the session; the next one reports everything anew.
+                return

@@ -1,0 +1,78 @@
+"""Serving a gateway on its public port: uvicorn, uvloop, our front."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from tidegate.domain.errors import Fault
+from tidegate.gateway.app import Gateway
+from tidegate.gateway.front import Front, front_class
+
+SWEEP_MS = 1_000
+BACKLOG = 2_048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Fault with a clear reason when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise Fault(f"cannot listen on {host}:{port}: {error.strerror or type(error).__name__}") from error
+    return listener
+
+
+class _Uvicorn(uvicorn.Server):
+    on_ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready is not None:
+            self.on_ready()
+
+
+class Server:
+    """One gateway on one listening socket. `serve` returns after SIGINT, SIGTERM or `stop`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        limits = gateway.limits
+        config = uvicorn.Config(
+            gateway.asgi,
+            http=front_class(limits),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=limits.keep_alive_ms_max // 1000,
+            timeout_graceful_shutdown=limits.shutdown_ms_max // 1000,
+        )
+        self._server = _Uvicorn(config)
+
+    def stop(self) -> None:
+        """Takes no new work; what runs has `shutdown_ms_max` to finish."""
+        self._server.should_exit = True
+
+    async def serve(self, listener: socket.socket, on_ready: Callable[[], None] | None = None) -> None:
+        """Serves until stopped. `on_ready` is called once the port answers."""
+        self._server.on_ready = on_ready
+        sweeper = asyncio.create_task(self._sweep())
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_MS / 1000)
+            now = loop.time()
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, Front):
+                    connection.sweep(now)
