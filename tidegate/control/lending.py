@@ -24,10 +24,11 @@ class Spot:
         present = {endpoint for endpoint, _ in self.residents.values()}
         away = {endpoint: size for endpoint, size in self.owners.items() if endpoint not in present}
         owned = sum(away.values())
-        free = max(self.capacity - sum(size for _, size in self.residents.values()), 0)
-        if not owned or owned <= free:
+        used = sum(size for _, size in self.residents.values())
+        lent = min(owned - max(self.capacity - used, 0), used)
+        if lent <= 0 or not self.capacity:
             return {}
-        return {endpoint: (owned - free) / self.capacity * size / owned for endpoint, size in away.items()}
+        return {endpoint: lent / self.capacity * size / owned for endpoint, size in away.items()}
 
 
 class LentTime:

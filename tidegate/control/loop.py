@@ -210,8 +210,10 @@ class FleetLoop:
             self._routes.pop(event.endpoint, None)
         elif isinstance(event, plan.ReplicaChanged):
             status = event.status
-            self._owners[status.replica] = status.endpoint
-            self._activity.note("node", status.state.value, status.endpoint, _report(status))
+            # A node that never heard of a replica says it is stopped, and cannot say whose it was.
+            endpoint = status.endpoint or self._owners.get(status.replica, "")
+            self._owners[status.replica] = endpoint
+            self._activity.note("node", status.state.value, endpoint or status.replica, _report(status))
             if status.state is ReplicaState.STOPPED:
                 del self._owners[status.replica]
         self._meters.event(event, now_ms)

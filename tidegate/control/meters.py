@@ -55,6 +55,7 @@ class Meters:
         self._lent = LentTime()
         self._coming: dict[str, Coming] = {}
         self._ready: dict[str, set[str]] = {}
+        self._ready_for: dict[str, str] = {}  # ready replica -> its endpoint
         self._waiting_since_ms: dict[str, int] = {}
         self._drained: dict[str, tuple[tuple[Place, ...], int]] = {}  # victim -> its places, when its drain began
         self._freed: dict[Place, int] = {}  # place -> when the drain that freed it began
@@ -137,23 +138,24 @@ class Meters:
         match status.state:
             case ReplicaState.READY:
                 self._ready.setdefault(status.endpoint, set()).add(status.replica)
+                self._ready_for[status.replica] = status.endpoint
                 self._lent.resident(status.replica, status.endpoint, places, status.accelerator_bytes, now_ms)
                 self._lent.at_home(status.endpoint, places, status.accelerator_bytes, now_ms)
                 self._arrived(status, now_ms)
             case ReplicaState.STARTING | ReplicaState.WAKING:
                 self._lent.resident(status.replica, status.endpoint, places, status.accelerator_bytes, now_ms)
             case ReplicaState.ASLEEP:
-                self._unready(status)
+                self._unready(status.replica)
                 self._lent.left(status.replica, now_ms)
             case ReplicaState.FAILED:
                 self._failures.inc()
                 self._coming.pop(status.replica, None)
-                self._unready(status)
+                self._unready(status.replica)
             case ReplicaState.STOPPED:
-                self._unready(status)
+                self._unready(status.replica)
                 self._gone(status.replica, now_ms)
             case ReplicaState.DRAINING | ReplicaState.SLEEPING | ReplicaState.STOPPING:
-                self._unready(status)
+                self._unready(status.replica)
 
     def _arrived(self, status: plan.ReplicaStatus, now_ms: int) -> None:
         coming = self._coming.pop(status.replica, None)
@@ -180,16 +182,15 @@ class Meters:
                 eviction.undone = True
                 return
 
-    def _unready(self, status: plan.ReplicaStatus) -> None:
-        self._ready.get(status.endpoint, set()).discard(status.replica)
+    def _unready(self, replica: str) -> None:
+        self._ready.get(self._ready_for.pop(replica, ""), set()).discard(replica)
 
     def _gone(self, replica: str, now_ms: int) -> None:
         self._lent.left(replica, now_ms)
         self._coming.pop(replica, None)
         self._drained.pop(replica, None)
         self._places.pop(replica, None)
-        for ready in self._ready.values():
-            ready.discard(replica)
+        self._unready(replica)
 
     def _forget_endpoint(self, endpoint: str, now_ms: int) -> None:
         self._lent.forget(endpoint, now_ms)

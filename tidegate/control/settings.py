@@ -19,7 +19,7 @@ class EngineTraits:
     movable: bool = False
 
 
-BUILTIN = EngineTraits(metering="sse_id", accelerators_per_replica_max=1, arguments=frozenset({"threads"}))
+BUILTIN = EngineTraits(metering="sse_id", accelerators_per_replica_max=1)
 
 
 @dataclass(frozen=True, slots=True)
