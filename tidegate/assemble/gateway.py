@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from tidegate.assemble.server import Server
 from tidegate.domain.errors import Fault
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.limits import GatewayLimits
+from tidegate.gateway.server import Server
 from tidegate.stores.journal import SegmentJournal
 from tidegate.transports.socket import connector
 
@@ -55,6 +55,8 @@ def boot_id() -> str:
 async def serve(settings: GatewayProcess) -> None:
     """Until SIGTERM, or until the platform is gone (its end of the lifeline closes)."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    # Before uvicorn takes these signals over: when it is done it raises them again, for whoever had them before, and
+    # without a handler that would end the process before the journal is closed.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_reader(settings.lifeline_fd, stop.set)
@@ -69,16 +71,15 @@ async def serve(settings: GatewayProcess) -> None:
         admin_address=settings.admin_address,
         limits=settings.limits,
     )
-    listener = socket.socket(fileno=os.dup(settings.listen_fd))
-    server = Server(gateway.asgi, listener, drain_s_max=settings.limits.shutdown_ms_max // 1000, lifespan=True)
+    server = Server(gateway)
     gc.collect()
     gc.freeze()  # what lives for ever need not be looked at by every collection during a stream
-    serving = asyncio.create_task(server.run())
+    serving = asyncio.create_task(server.serve(socket.socket(fileno=os.dup(settings.listen_fd))))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     loop.remove_reader(settings.lifeline_fd)
-    server.stop()
     stopping.cancel()
+    server.stop()
     try:
         await serving
     finally:

@@ -29,14 +29,14 @@ class _Server(uvicorn.Server):
 class Server:
     """Serves `app` until `stop`. Requests in flight get `drain_s_max` seconds to finish."""
 
-    def __init__(self, app: Any, listener: socket.socket, *, drain_s_max: int, lifespan: bool = False) -> None:
+    def __init__(self, app: Any, listener: socket.socket, *, drain_s_max: int) -> None:
         self._listener = listener
         config = uvicorn.Config(
             app,
             http="httptools",
             ws="none",
             loop="none",
-            lifespan="on" if lifespan else "off",
+            lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,

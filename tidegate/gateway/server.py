@@ -47,6 +47,8 @@ class Server:
             http=front_class(limits),
             ws="none",
             lifespan="on",
+            interface="asgi3",  # a bound method: uvicorn would take it for ASGI 2
+            proxy_headers=False,
             log_config=None,
             access_log=False,
             server_header=False,
