@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry, generate_latest
+
 from tests.money import HOUR_MS, NOVEMBER_MS, StillClock, price
 from tidegate.billing.service import Billing
 from tidegate.domain.ledger import EndpointFacts
@@ -45,6 +47,13 @@ class World:
 
     def gateway(self, boot: str = "boot-1", **limits: int) -> SegmentJournal:
         return SegmentJournal(self.journals, boot, JournalLimits(**limits))
+
+    def metric(self, name: str) -> float | None:
+        """As whoever serves ``/metrics`` would show it: registered with a registry of theirs."""
+        theirs = CollectorRegistry()
+        theirs.register(self.billing.metrics.registry)
+        lines = generate_latest(theirs).decode().splitlines()
+        return next((float(line.split()[1]) for line in lines if line.split()[0] == name), None)
 
     async def write(self, *records: UsageRecord, boot: str = "boot-1") -> None:
         """A gateway that writes these records and ends."""

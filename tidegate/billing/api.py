@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from functools import wraps
 from typing import TypeVar
 
 import msgspec
@@ -43,6 +44,7 @@ def routes(billing: Billing, authorize: Authorize) -> list[Route]:
     api = _Api(billing)
 
     def guarded(handler: Handler, *, admin: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        @wraps(handler)  # the OpenAPI document shows the handler's name and docstring
         async def endpoint(request: Request) -> Response:
             identity = authorize(request, admin)
             return await handler(request, identity if isinstance(identity, Identity) else await identity)
@@ -68,6 +70,7 @@ class _Api:
         self._statements = billing.statements
 
     async def usage(self, request: Request, identity: Identity) -> Response:
+        """Usage of a period by endpoint, model, tenant, mode, hour or key, up to the last request that ended."""
         _known(request, "by", "period", "from", "to", "tenant")
         by = _choice(request, "by", UsageGroup, UsageGroup.ENDPOINT)
         period, tenant = self._period(request), _tenant(request, identity)
@@ -75,7 +78,7 @@ class _Api:
         return _json(await asyncio.to_thread(self._statements.usage, period, by, tenant))
 
     async def export(self, request: Request, identity: Identity) -> Response:
-        """CSV with the columns of a trace: ``t_s`` is seconds since the start of the period."""
+        """Usage as a trace in CSV: ``t_s`` (seconds into the period), endpoint, input and output tokens."""
         _known(request, "format", "period", "from", "to", "tenant")
         _choice(request, "format", ExportFormat, ExportFormat.CSV)
         period, tenant = self._period(request), _tenant(request, identity)
@@ -93,13 +96,13 @@ class _Api:
             )
 
     async def prices(self, request: Request, identity: Identity) -> Response:
-        """The price book is no secret: whoever pays may read it."""
+        """Every version in the price book, or of one plan. It is no secret: whoever pays may read it."""
         _known(request, "plan")
         versions = await asyncio.to_thread(self._billing.prices.versions, request.query_params.get("plan"))
         return _json(Listing([_price_view(version) for version in versions]))
 
     async def add_price(self, request: Request, identity: Identity) -> Response:
-        """Adds a version. It never touches what was rated already, so it cannot begin in the past."""
+        """Add a price version. It never touches what was rated already, so it cannot begin in the past."""
         body = decode(await _body(request), PriceCreate)
         now_ms = self._billing.clock.now_ms()
         effective_ms = now_ms if body.effective is None else parse_instant("effective", body.effective)
@@ -111,6 +114,7 @@ class _Api:
         return _json(_price_view(added), status=201)
 
     async def invoices(self, request: Request, identity: Identity) -> Response:
+        """Invoices of a period: of every tenant, or of the one whose key asks."""
         _known(request, "period", "from", "to", "as_of")
         period, as_of_ms = self._period(request), self._as_of(request)
         await self._billing.drain()
@@ -121,6 +125,7 @@ class _Api:
         return _json(Listing(await asyncio.to_thread(self._statements.invoices, period, as_of_ms)))
 
     async def invoice(self, request: Request, identity: Identity) -> Response:
+        """One tenant's invoice of a period, line by line, beside what dedicated would have cost."""
         _known(request, "period", "from", "to", "as_of")
         tenant = request.path_params["tenant"]
         if not identity.may_read(tenant):
@@ -130,6 +135,7 @@ class _Api:
         return _json(await asyncio.to_thread(self._statements.invoice, tenant, period, as_of_ms))
 
     async def balances(self, request: Request, identity: Identity) -> Response:
+        """What was ever charged to each account of the ledger; all accounts together are zero."""
         await self._billing.drain()
         return _json(Listing(await asyncio.to_thread(self._statements.balances)))
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tidegate.billing import metrics
+from tidegate.billing.metrics import BillingMetrics
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage
 from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
@@ -36,10 +36,11 @@ class Turn:
 class Ingest:
     """The only writer of usage into the ledger on this machine."""
 
-    def __init__(self, reader: JournalReader, ledger: Ledger, prices: PriceBook) -> None:
+    def __init__(self, reader: JournalReader, ledger: Ledger, prices: PriceBook, metrics: BillingMetrics) -> None:
         self._reader = reader
         self._ledger = ledger
         self._prices = prices
+        self._metrics = metrics
         self._observed: Mapping[str, EndpointFacts] | None = None
         self._spans: dict[str, list[FactsSpan]] = {}
 
@@ -67,7 +68,7 @@ class Ingest:
 
     def _post(self, start: Cursor, page: JournalPage, prices: PriceTable) -> int:
         if page.damage:
-            metrics.journal_damage.inc()
+            self._metrics.damage.inc()
             log.error("%s", page.damage)
         final, checkpoints = _newest(page.records)
         posted = 0
@@ -90,10 +91,10 @@ class Ingest:
 
     def _count(self, page: LedgerPage) -> int:
         posted = self._ledger.post(page)
-        metrics.ledger_records.inc(posted.records)
-        metrics.ledger_duplicates.inc(posted.duplicates)
+        self._metrics.records.inc(posted.records)
+        self._metrics.duplicates.inc(posted.duplicates)
         if posted.unrated:
-            metrics.ledger_unrated.inc(posted.unrated)
+            self._metrics.unrated.inc(posted.unrated)
             log.error("%d billable requests had no price in force and were recorded without a charge", posted.unrated)
         return posted.records
 

@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from tidegate.billing import metrics
 from tidegate.billing.ingest import Ingest
+from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.statements import Statements
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts
@@ -37,11 +37,11 @@ class Billing:
         self.prices = prices
         self.clock = clock
         self.statements = Statements(ledger, prices)
-        self._ingest = Ingest(reader, ledger, prices)
+        self.metrics = BillingMetrics(self._lag_s)
+        self._ingest = Ingest(reader, ledger, prices, self.metrics)
         self._endpoint_facts = endpoint_facts
         self._turn = asyncio.Lock()
         self._caught_up_ms = clock.now_ms()
-        metrics.ledger_lag.set_function(lambda: max(0, clock.now_ms() - self._caught_up_ms) / 1000)
 
     async def run(self) -> None:
         """Until cancelled. While a store is away it tries again, at most every `RETRY_MS_MAX`."""
@@ -65,3 +65,6 @@ class Billing:
             records, more = records + turn.records, turn.more
         self._caught_up_ms = now_ms
         return records
+
+    def _lag_s(self) -> float:
+        return max(0, self.clock.now_ms() - self._caught_up_ms) / 1000
