@@ -1,0 +1,92 @@
+"""Texts to token ids and back. The tokenizer's Rust core is used directly: it is what a step can afford."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+from transformers import AutoTokenizer
+
+from tidegate.domain.errors import Refusal
+from tidegate.torch_engine.faults import ModelFault
+
+_PRIMING_TOKENS = 6  # prompt tokens a decoder looks back at, so that a leading space survives
+_BROKEN = "\ufffd"
+
+
+class TextCodec:
+    """Tokenizer and chat template of one model."""
+
+    def __init__(self, folder: Path) -> None:
+        if not any(
+            (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+        ):
+            raise ModelFault("the model directory has no tokenizer (tokenizer.json)")
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            raise ModelFault(f"the tokenizer cannot be loaded ({type(error).__name__})") from error
+        core = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(core, Tokenizer):
+            raise ModelFault("the tokenizer has no tokenizer.json: only fast tokenizers are served")
+        core.no_truncation()
+        core.no_padding()
+        self.core = core
+        self.hf = tokenizer
+        self.has_chat_template = bool(tokenizer.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """With the special tokens that the model's own post-processor adds."""
+        return self.core.encode(text).ids  # type: ignore[no-any-return]
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """(token ids, segment ids) of a pair, as a cross-encoder takes it."""
+        encoding = self.core.encode(first, second)
+        return encoding.ids, encoding.type_ids
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        """Refusal if the model has no chat template, or its template refuses these messages."""
+        if not self.has_chat_template:
+            raise Refusal("invalid_request", "this model has no chat template; use /v1/completions", param="messages")
+        try:
+            return self.hf.apply_chat_template(  # type: ignore[no-any-return]
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            # The template's own words ("roles must alternate") are written by the model's maker, not by the caller.
+            what = str(error)[:200] if isinstance(error, jinja2.TemplateRuntimeError) else "it is not valid"
+            raise Refusal("invalid_request", f"the model's chat template refused: {what}", param="messages") from error
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The template writes special tokens itself, so none are added."""
+        return self.core.encode(self.render_chat(messages), add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    def token_text(self, token: int) -> tuple[str, list[int]]:
+        """(text, its UTF-8 bytes) of one token alone, for logprobs. Half a character shows as U+FFFD."""
+        text = self.core.decode([token], skip_special_tokens=False)
+        return text, list(text.encode())
+
+
+class TextStream:
+    """The text of one sequence, piece by piece; a character is given out once all its bytes are there."""
+
+    def __init__(self, codec: TextCodec, prompt: Sequence[int]) -> None:
+        self._core = codec.core
+        self._stream = DecodeStream(ids=list(prompt[-_PRIMING_TOKENS:]), skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        return self._stream.step(self._core, token) or ""
+
+
+def pack_float32(vector: Sequence[float]) -> str:
+    """OpenAI's base64 embedding: little-endian float32."""
+    import array
+    import sys
+
+    packed = array.array("f", vector)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return base64.b64encode(packed.tobytes()).decode()
