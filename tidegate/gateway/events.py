@@ -82,7 +82,7 @@ class NumberedEvents:
         if whole == 1:
             whole = 0
         self._partial = piece[whole:]
-        if len(self._partial) > self._bytes_max:
+        if not whole and len(self._partial) > self._bytes_max:
             raise EngineFault(f"the engine sent an event over {self._bytes_max} bytes")
         return piece[:whole]
 

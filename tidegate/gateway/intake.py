@@ -67,7 +67,7 @@ def read_head(scope: Scope) -> Head:
 
 
 def hold_ms(head: Head, entry: EndpointEntry, limits: GatewayLimits) -> int:
-    """How long this request may be held: `X-Scale-Up-Timeout` (seconds, 0: not at all), at most the endpoint's bound."""
+    """How long it may be held: `X-Scale-Up-Timeout` (seconds, 0: not at all), at most the endpoint's bound."""
     full_ms = min(entry.hold_ms_max, limits.hold_ms_max)
     if head.wait is None:
         return full_ms

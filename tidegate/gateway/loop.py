@@ -1,7 +1,7 @@
 """The sole owner of this gateway's dispatch and catalog, and its end of the link to control.
 
 Relays call `arrive`, `returned` and `ended`; everything they cause is carried out before the call returns. While
-control is away, what is ready keeps being served from the last snapshot, and the link is tried again with growing pauses.
+control is away, what is ready keeps being served from the last snapshot; the link is tried again with growing pauses.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class GatewayLoop:
     # --- what relays tell it ------------------------------------------------------------------------------------------
 
     def arrive(self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int) -> Answer | Waiting:
-        """A replica or a refusal now, or a future of one (None once `ended` was told). `ended` must be told at the end."""
+        """A replica or a refusal now, or a future of one, None once `ended` was told, which must be told at the end."""
         queued_max = min(entry.queued_max, self._limits.queued_max)
         arrived = Arrived(request, entry.endpoint, arrived_ms + wait_ms, queued_max)
         return self._ask(request, arrived, arrived_ms)

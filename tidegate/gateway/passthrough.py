@@ -11,8 +11,8 @@ from tidegate.gateway.upstream import Connection, Pool
 
 # RFC 9110 7.6.1: these belong to one connection. `expect` is answered by the front.
 _HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade "
-    b"expect".split()
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection "
+    b"te trailer transfer-encoding upgrade expect".split()
 )
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 

@@ -178,7 +178,7 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Idle connections by address, at most `idle_max` each; `open_count` counts all that are open, for tests."""
+    """Idle connections by address, at most `idle_max` each."""
 
     def __init__(self, idle_max: int, connect_ms_max: int) -> None:
         self._idle: dict[str, deque[Connection]] = {}
@@ -190,6 +190,10 @@ class Pool:
     @property
     def open_count(self) -> int:
         return len(self._open)
+
+    @property
+    def idle_count(self) -> int:
+        return sum(len(idle) for idle in self._idle.values())
 
     def take(self, address: str) -> Connection | None:
         """An idle connection to `address`, the one used last, so that the others can grow old and be closed."""
