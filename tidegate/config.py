@@ -88,7 +88,7 @@ class CapacityConfig(Section):
     """Bounds of the capacity core. Quiet for `keep_alive_ms`, an endpoint gives its accelerator memory back."""
 
     keep_alive_ms: int = Field(default=600_000, ge=0)
-    residency_ms_min: int = Field(default=500, ge=0)
+    residency_ms_min: int = Field(default=200, ge=0)
     wait_ms_max: int = Field(default=10_000, ge=100)
 
 
