@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from sqlalchemy import text
 
 from tests.control.world import ADMIN_SECRET, MODELS, World, running, until
 from tests.loop import on_loop
 from tidegate.control import keys
 from tidegate.control.settings import ControlSettings
+from tidegate.stores.database import write
 from tidegate.wire.admin import ErrorBody
 
 
@@ -345,9 +347,5 @@ async def test_when_the_database_is_away_the_answer_is_503_and_nothing_else_stop
 
 
 async def _break_the_database(world: World) -> None:
-    from sqlalchemy import text
-
-    from tidegate.stores.database import write
-
     with write(world.store._engine) as connection:
         connection.execute(text("DROP TABLE state_version"))

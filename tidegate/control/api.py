@@ -27,9 +27,13 @@ QUIET_MS_MAX = 15_000  # a comment line at least this often, so that proxies kee
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(control: Control, extra_routes: Sequence[Route] = ()) -> Starlette:
-    """`extra_routes` are other services' (usage, prices, invoices), guarded by the same `control.authorize`."""
-    plain = [*_plain_routes(control), *extra_routes]
+def build_app(
+    control: Control, extra_routes: Sequence[Route] = (), registries: Sequence[CollectorRegistry] = ()
+) -> Starlette:
+    """`extra_routes` are other services' (usage, prices, invoices), guarded by the same `control.authorize`;
+    `registries` hold their metrics, shown at ``/metrics`` with ours.
+    """
+    plain = [*_plain_routes(control, registries), *extra_routes]
     document = msgspec.json.encode(openapi.document(OPERATIONS, plain))
     routes = [
         *(Route(o.path, _served(control, o), methods=[o.method]) for o in OPERATIONS),
@@ -79,7 +83,7 @@ def _constant(body: bytes) -> Handler:
     return serve
 
 
-def _plain_routes(control: Control) -> list[Route]:
+def _plain_routes(control: Control, registries: Sequence[CollectorRegistry]) -> list[Route]:
     async def healthz(_request: Request) -> Response:
         """The process answers."""
         return http.answer(admin.StatusView("ok"))
@@ -92,7 +96,7 @@ def _plain_routes(control: Control) -> list[Route]:
 
     async def metrics(_request: Request) -> Response:
         """Prometheus metrics of the control plane."""
-        return Response(_metrics(control), media_type=CONTENT_TYPE_LATEST)
+        return Response(_metrics(control, registries), media_type=CONTENT_TYPE_LATEST)
 
     async def activity_stream(request: Request) -> Response:
         """Activity as it happens, as server-sent events; a tenant's key sees its own endpoints'."""
@@ -108,7 +112,7 @@ def _plain_routes(control: Control) -> list[Route]:
     ]
 
 
-def _metrics(control: Control) -> bytes:
+def _metrics(control: Control, registries: Sequence[CollectorRegistry]) -> bytes:
     now_ms = control.clock.now_ms()
     scraped = CollectorRegistry()
 
@@ -119,7 +123,7 @@ def _metrics(control: Control) -> bytes:
             return fleet_metrics(loop.view(), len(loop.nodes), len(loop.gateways), lent_s)
 
     scraped.register(Fleet())
-    return generate_latest(control.meters.registry) + generate_latest(scraped)
+    return b"".join(generate_latest(registry) for registry in (control.meters.registry, scraped, *registries))
 
 
 async def _events(control: Control, identity: admin.Identity) -> AsyncIterator[bytes]:

@@ -54,12 +54,13 @@ async function api(path, options = {}) {
 
 // --- what is there now -------------------------------------------------------------------------------------------
 
-function bar(accelerator) {
-  const total = accelerator.memory_bytes || 1;
+// A pool is some memory and who holds it: { title, memory_bytes, reserved_bytes, residents }.
+function bar(pool) {
+  const total = pool.memory_bytes || 1;
   const picture = shape("svg", { class: "bar", viewBox: "0 0 1000 10", preserveAspectRatio: "none", role: "img",
-    "aria-label": `${size(accelerator.reserved_bytes)} of ${size(total)} reserved` });
+    "aria-label": `${size(pool.reserved_bytes)} of ${size(total)} reserved` });
   let x = 0;
-  for (const resident of accelerator.residents) {
+  for (const resident of pool.residents) {
     const width = Math.max(resident.bytes / total * 1000, 4);
     const busy = TONES[resident.state] === "busy";
     picture.append(shape("rect", { x, y: 0, width: Math.max(width - 2, 2), height: 10, fill: colour(resident.endpoint), opacity: busy ? .45 : 1 }));
@@ -68,8 +69,8 @@ function bar(accelerator) {
   return picture;
 }
 
-function legend(accelerator) {
-  const rows = accelerator.residents.map((resident) => make("li", {},
+function legend(pool) {
+  const rows = pool.residents.map((resident) => make("li", {},
     shape("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, shape("rect", { width: 10, height: 10, rx: 2, fill: colour(resident.endpoint) })),
     make("span", { class: "grow", title: resident.replica }, resident.endpoint),
     make("span", { class: "amount" }, `${resident.state} · ${size(resident.bytes)}`)));
@@ -77,11 +78,19 @@ function legend(accelerator) {
   return make("ul", { class: "legend" }, ...rows);
 }
 
-function showNodes(nodes) {
-  const cards = nodes.flatMap((node) => node.accelerators.map((accelerator) => make("div", { class: "card" },
-    make("h3", {}, `${nodes.length > 1 ? `${node.id} / ` : ""}${accelerator.id}`,
-      make("span", {}, `${size(accelerator.reserved_bytes)} of ${size(accelerator.memory_bytes)}`)),
-    bar(accelerator), legend(accelerator))));
+function hostMemory(node, endpoints) {
+  const residents = endpoints.flatMap((endpoint) => endpoint.replicas
+    .filter((replica) => replica.node === node.id && replica.state === "asleep")
+    .map((replica) => ({ replica: replica.id, endpoint: endpoint.name, state: replica.state, bytes: replica.host_bytes })));
+  return { title: "host memory", memory_bytes: node.host_memory_bytes, reserved_bytes: node.host_reserved_bytes, residents };
+}
+
+function showNodes(nodes, endpoints) {
+  const pools = (node) => [...node.accelerators.map((a) => ({ title: a.id, ...a })), hostMemory(node, endpoints)];
+  const cards = nodes.flatMap((node) => pools(node).map((pool) => make("div", { class: "card" },
+    make("h3", {}, `${nodes.length > 1 ? `${node.id} / ` : ""}${pool.title}`,
+      make("span", {}, `${size(pool.reserved_bytes)} of ${size(pool.memory_bytes)}`)),
+    bar(pool), legend(pool))));
   $("accelerators").replaceChildren(...(cards.length ? cards : [make("p", { class: "empty" }, "No node has joined.")]));
 }
 
@@ -105,7 +114,7 @@ async function refresh() {
   refreshing = true;
   try {
     const [nodes, endpoints] = await Promise.all([api("nodes").then((r) => r.json()), api("endpoints").then((r) => r.json())]);
-    showNodes(nodes.data);
+    showNodes(nodes.data, endpoints.data);
     showEndpoints(endpoints.data);
     const accelerators = nodes.data.reduce((sum, node) => sum + node.accelerators.length, 0);
     const ready = endpoints.data.filter((e) => TONES[e.state] === "good").length;
@@ -141,6 +150,7 @@ async function follow(mine) {
       const response = await api("activity/stream");
       const past = await (await api("activity?limit=100")).json();
       $("activity").replaceChildren(...past.data.map(line));
+      const shown = new Set(past.data.map((activity) => JSON.stringify(activity))); // what the stream will repeat
       $("link").dataset.state = "on";
       $("link").textContent = "live";
       refreshSoon();
@@ -153,7 +163,9 @@ async function follow(mine) {
         text = events.pop();
         for (const event of events) {
           if (!event.startsWith("data: ")) continue;
-          $("activity").prepend(line(JSON.parse(event.slice(6))));
+          const activity = JSON.parse(event.slice(6));
+          if (shown.delete(JSON.stringify(activity))) continue;
+          $("activity").prepend(line(activity));
           while ($("activity").childElementCount > LINES_MAX) $("activity").lastElementChild.remove();
           refreshSoon();
         }
@@ -171,8 +183,7 @@ async function follow(mine) {
 
 function enter() {
   $("entrance").hidden = true;
-  $("main").hidden = false;
-  $("forget").hidden = false;
+  for (const id of ["main", "forget", "link"]) $(id).hidden = false;
   refresh();
   follow(++generation);
 }
@@ -181,8 +192,7 @@ function leave(why) {
   key = "";
   generation++;
   sessionStorage.removeItem("tidegate-key");
-  $("main").hidden = true;
-  $("forget").hidden = true;
+  for (const id of ["main", "forget", "link"]) $(id).hidden = true;
   $("entrance").hidden = false;
   $("refused").textContent = why || "";
   $("summary").textContent = "";
