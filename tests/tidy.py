@@ -8,7 +8,7 @@ from pathlib import Path
 
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
-CORE_LINES_MAX = 3_000
+CORE_LINES_MAX = 3_000  # of code: docstrings, comments and blank lines are not counted
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,19 @@ def findings(modules: list[Module]) -> list[Finding]:
         for name, check in RULES.items()
         for line, what in check(module)
     ]
-    core = sum(len(m.text.splitlines()) for m in modules if m.floor in ("domain", "policy"))
+    core = sum(_code_lines(m) for m in modules if m.floor in ("domain", "policy"))
     if core > CORE_LINES_MAX:
-        found.append(Finding("core-length", "domain + policy", f"{core} lines, at most {CORE_LINES_MAX}"))
+        found.append(Finding("core-length", "domain + policy", f"{core} lines of code, at most {CORE_LINES_MAX}"))
     return found
+
+
+def _code_lines(module: Module) -> int:
+    explaining: set[int] = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            explaining.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(module.text.splitlines(), 1)
+    return sum(bool(line.strip()) and line.strip()[0] != "#" and number not in explaining for number, line in lines)
 
 
 def _dotted(node: ast.expr) -> str:

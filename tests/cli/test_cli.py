@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.cli.demo import Asked, Story, summary
+from tidegate.cli.demo_story import Asked, Story, summary
 from tidegate.cli.output import cell, size
 
 VERBS = {

@@ -154,24 +154,29 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         journal_dir=str(ground.journal),
         limits=gateway_limits(config),
     )
+    server = Server(app, listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX)
     return Services(
         control=control,
         agent=agent,
         billing=billing,
         driver=driver,
-        admin=Server(app, listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX),
+        admin=server,
         admin_path=admin_path,
-        gateway=Child(
-            "gateway",
-            gateway.command(),
-            logs=gateway_logs,
-            pass_fds=(listener.fileno(), lifeline.read_fd),
-            restart=Restart(wait_ms_min=20),
-            grace_ms_max=gateway.limits.shutdown_ms_max + GATEWAY_SLACK_MS,
-        ),
+        gateway=_child(gateway, gateway_logs),
         lifeline=lifeline,
         logs=[engine_logs, gateway_logs],
         tasks={},
+    )
+
+
+def _child(gateway: GatewayProcess, logs: LogRing) -> Child:
+    return Child(
+        "gateway",
+        gateway.command(),
+        logs=logs,
+        pass_fds=(gateway.listen_fd, gateway.lifeline_fd),
+        restart=Restart(wait_ms_min=20),
+        grace_ms_max=gateway.limits.shutdown_ms_max + GATEWAY_SLACK_MS,
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,10 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tidegate.cli.demo_story import Story
 from tidegate.cli.output import size
-
-if TYPE_CHECKING:
-    from tidegate.cli.demo import Story
 
 FRAME_S = 0.2
 LINE_S = 5.0
@@ -25,7 +23,7 @@ KINDS = {"wake": "yellow", "start": "yellow", "drain": "magenta", "sleep": "blue
 
 
 @asynccontextmanager
-async def shown(story: "Story", seconds: float, *, quiet: bool) -> AsyncIterator[None]:
+async def shown(story: Story, seconds: float, *, quiet: bool) -> AsyncIterator[None]:
     """Draws `story` until the block ends."""
     console = Console()
     if quiet:
@@ -40,14 +38,14 @@ async def shown(story: "Story", seconds: float, *, quiet: bool) -> AsyncIterator
         await asyncio.wait({drawing})
 
 
-async def _live(console: Console, story: "Story", seconds: float) -> None:
+async def _live(console: Console, story: Story, seconds: float) -> None:
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             live.update(_picture(story, seconds), refresh=True)
             await asyncio.sleep(FRAME_S)
 
 
-async def _lines(console: Console, story: "Story", seconds: float) -> None:
+async def _lines(console: Console, story: Story, seconds: float) -> None:
     while True:
         await asyncio.sleep(LINE_S)
         spent = time.monotonic() - story.began
@@ -64,14 +62,14 @@ def _residents(accelerator: dict[str, Any]) -> str:
     return f"{accelerator['id']}: {', '.join(inside) or 'free'}"
 
 
-def _picture(story: "Story", seconds: float) -> Group:
+def _picture(story: Story, seconds: float) -> Group:
     spent = min(time.monotonic() - story.began, seconds)
     head = Text(f"{spent:3.0f} of {seconds:.0f} s   {len(story.asked)} questions answered, {story.in_flight} running, ")
     head.append(f"{story.swaps} swaps", style="bold yellow")
     return Group(head, _accelerators(story), _endpoints(story), _feed(story))
 
 
-def _accelerators(story: "Story") -> Panel:
+def _accelerators(story: Story) -> Panel:
     table = Table(box=None, pad_edge=False)
     for column in ("accelerator", "memory", "reserved", "resident now"):
         table.add_column(column)
@@ -85,7 +83,7 @@ def _accelerators(story: "Story") -> Panel:
     return Panel(table, title="two accelerators", title_align="left", border_style="dim")
 
 
-def _endpoints(story: "Story") -> Panel:
+def _endpoints(story: Story) -> Panel:
     table = Table(box=None, pad_edge=False)
     for column in ("endpoint", "state", "weights on"):
         table.add_column(column, min_width=10)
@@ -106,7 +104,7 @@ def _endpoints(story: "Story") -> Panel:
     return Panel(table, title="four private endpoints, four tenants", title_align="left", border_style="dim")
 
 
-def _feed(story: "Story") -> Panel:
+def _feed(story: Story) -> Panel:
     lines = [line for line in story.activity if line["actor"] == "core" and line["kind"] in KINDS][:FEED_LINES]
     feed = Text(no_wrap=True, overflow="ellipsis")
     for line in lines:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.client import Api, Key, Url, escaped
-from tidegate.cli.output import Format, Output, table
+from tidegate.cli.output import Format, Output, console, table
 from tidegate.cli.output import show as print_
 from tidegate.cli.usage import Since, Until, period
 
@@ -32,15 +32,13 @@ def invoices(
 
 
 def _print(invoice: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(
+    printer = console()
+    printer.print(
         table(invoice["lines"], ("endpoint", "mode", "item", "quantity", "unit_usd", "usd"), invoice["tenant"])
     )
     until = "" if invoice["finished"] else " so far"
-    console.print(f"total{until}: [bold]{invoice['total_usd']} USD[/]")
-    console.print(
+    printer.print(f"total{until}: [bold]{invoice['total_usd']} USD[/]")
+    printer.print(
         f"what dedicated would have cost{until}: {invoice['dedicated_total_usd']} USD, "
         f"a difference of {invoice['saved_usd']} USD\n"
     )

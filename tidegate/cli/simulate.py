@@ -1,6 +1,8 @@
 """`tidegate simulate` and `tidegate plan`: the policy that runs live, on a recorded trace and a virtual clock."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +30,12 @@ def simulate(
         raise Problem(f"policy {policy!r} is not one of {', '.join(POLICIES)}", exit_code=2)
     from tidegate.sim import api
 
-    result = _run(
-        lambda: api.simulate(trace, policy=policy, fleet=fleet, accelerators=accelerators, slo_ttft_ms=slo_ttft_ms)
-    )
+    with _counting(output) as count:
+        result = _run(
+            lambda: api.simulate(
+                trace, policy=policy, fleet=fleet, accelerators=accelerators, slo_ttft_ms=slo_ttft_ms, progress=count
+            )
+        )
     show(result, output, title=f"{policy} on {trace.name}")
 
 
@@ -46,6 +51,18 @@ def plan(
 
     result = _run(lambda: api.plan(trace, fleet=fleet, attainment=attainment, slo_ttft_ms=slo_ttft_ms))
     show(result, output, title=f"plan for {trace.name}")
+
+
+@contextmanager
+def _counting(output: Format) -> Iterator[Callable[[int], None] | None]:
+    """A counter of simulated requests for people who wait; nothing where a program reads."""
+    if output is Format.JSON or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading the trace") as status:
+        yield lambda done: status.update(f"{done:,} requests simulated")
 
 
 def _run(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
