@@ -163,6 +163,9 @@ class StandInEngine:
         watch = asyncio.create_task(self._watch(reader, exchange))
         try:
             await behaviour(exchange)
+        except ConnectionError:
+            exchange.gone.set()
+            raise
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)

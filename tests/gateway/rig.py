@@ -300,7 +300,7 @@ async def rig(directory: Path, *, engines: int = 1, routed: bool = True, **limit
         await control.close()
         for engine in [*behind, admin]:
             await engine.kill()
-    leftover = [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "_serve" not in repr(t)]
+    leftover = [t for t in asyncio.all_tasks() if t is not asyncio.current_task() and "StandInEngine" not in repr(t)]
     assert not leftover, f"tasks left behind: {leftover}"
 
 

@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         self._unread = 0
         self._paused = False
         self._has_head = False
+        self._keep_alive = False
         self._ended = ""
         self._waiter: asyncio.Future[None] | None = None
 
@@ -97,7 +98,7 @@ class Connection(asyncio.Protocol):
 
     def release(self) -> None:
         """The relay is done with it: kept for the next one if the exchange is whole, closed if not."""
-        if self.whole and not self._ended and not self._paused and self._parser.should_keep_alive():
+        if self.whole and self._keep_alive and not self._ended and not self._paused:
             self._pool.put(self)
         else:
             self.abort("the exchange was given up")
@@ -156,6 +157,7 @@ class Connection(asyncio.Protocol):
             self.abort("the engine sent more than one answer")
             return
         self.whole = True
+        self._keep_alive = self._parser.should_keep_alive()  # says so only inside this call
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
