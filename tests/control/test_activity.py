@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -153,8 +153,8 @@ async def test_the_event_stream_over_a_socket_ends_with_its_client_and_with_the_
         await serving
 
 
-async def _until_data(lines: object) -> object:
-    async for line in lines:  # type: ignore[attr-defined]
+async def _until_data(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for line in lines:
         yield line
         if line.startswith("data: "):
             return

@@ -132,6 +132,7 @@ async def test_real_answers_are_as_described(tmp_path: Path) -> None:
 def test_the_checker_finds_what_is_wrong() -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     conforms({"n": 1}, schema, {})
-    for wrong in ({}, {"n": "1"}, {"n": True}, {"n": 1, "more": 2}, []):
+    wrongs: list[Any] = [{}, {"n": "1"}, {"n": True}, {"n": 1, "more": 2}, []]
+    for wrong in wrongs:
         with pytest.raises(AssertionError):
             conforms(wrong, schema, {})

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -202,13 +203,13 @@ class World:
     def _start(self, peer: FakeNode | FakeGateway) -> None:
         self.tasks[id(peer)] = self.group.create_task(peer.run())
 
-    async def apply(self, endpoint: str, model: str = "/models/tides", **body: object) -> dict[str, object]:
+    async def apply(self, endpoint: str, model: str = "/models/tides", **body: object) -> dict[str, Any]:
         await self.control.create_tenant(endpoint.split("/")[0], "test")
         response = await self.http.put(f"/api/v1/endpoints/{endpoint}", json={"model": model, **body})
         assert response.status_code == 200, response.text
         return dict(response.json())
 
-    async def endpoint(self, endpoint: str) -> dict[str, object]:
+    async def endpoint(self, endpoint: str) -> dict[str, Any]:
         return dict((await self.http.get(f"/api/v1/endpoints/{endpoint}")).json())
 
     async def tenant_key(self, tenant: str) -> tuple[ApiKey, dict[str, str]]:

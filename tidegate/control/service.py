@@ -52,11 +52,11 @@ class Control:
 
     async def run(self) -> None:
         """Loads desired state, then feeds the core and serves links for ever. Raises StoreFault at the start only."""
+        state = await self.desired.load()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.loop.run())
+                group.create_task(self.loop.run())  # first: with many endpoints the inbox fills before all are told
                 group.create_task(self.activity.run())
-                state = await self.desired.load()
                 await self._changed(State(0), state)
                 self._loaded.set()
                 group.create_task(serve_links(self._listener, self.loop, self.clock))
