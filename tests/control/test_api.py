@@ -223,6 +223,36 @@ async def test_hostile_input_is_answered_with_its_documented_status_and_openai_s
         assert ([t.id for t in state.tenants], len(state.keys), state.deployments) == (["acme"], 1, ())
 
 
+@on_loop
+async def test_every_answer_carries_a_request_id(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+
+        async def request_id(path: str, **headers: str) -> str:
+            return (await world.http.get(path, headers=headers)).headers["x-request-id"]
+
+        made = {await request_id(path) for path in ("/healthz", "/api/v1/tenants", "/nowhere", "/console/")}
+        assert len(made) == 4
+        assert await request_id("/api/v1/tenants", **{"x-request-id": "mine-1"}) == "mine-1"
+        assert await request_id("/api/v1/tenants", **{"x-request-id": "<b>"}) != "<b>"
+        await _break_the_database(world)
+        assert (await world.http.post("/api/v1/tenants", json={"id": "acme"})).headers["x-request-id"]
+
+
+@on_loop
+async def test_a_bug_is_a_500_without_a_traceback(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+
+        def broken() -> None:
+            raise AssertionError("something about the inside")
+
+        world.control.loop.view = broken  # type: ignore[method-assign,assignment]
+        response = await world.http.get("/api/v1/nodes")
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal_error"
+        assert "inside" not in response.text
+        assert response.headers["x-request-id"].startswith("req-")
+
+
 BAD_KEYS = ["", "Bearer", "Bearer ", "Basic abc", f"bearer{ADMIN_SECRET}", "Bearer tg-wrong", "Bearer " + "x" * 100_000]
 
 

@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import Metric
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -33,6 +34,7 @@ def build_app(
     """`extra_routes` are other services' (usage, prices, invoices), guarded by the same `control.authorize`;
     `registries` hold their metrics, shown at ``/metrics`` with ours.
     """
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series a counter, which nobody reads
     plain = [*_plain_routes(control, registries), *extra_routes]
     document = msgspec.json.encode(openapi.document(OPERATIONS, plain))
     routes = [
@@ -41,7 +43,8 @@ def build_app(
         Route("/api/openapi.json", _constant(document), methods=["GET"]),
         *console.routes(),
     ]
-    app = Starlette(routes=_merged(routes), exception_handlers=http.EXCEPTION_HANDLERS)
+    middleware = [Middleware(http.RequestIds)]
+    app = Starlette(routes=_merged(routes), middleware=middleware, exception_handlers=http.EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # a path we do not have is a 404 in our shape, not a redirect without a body
     return app
 

@@ -1,12 +1,16 @@
 """The HTTP side of the admin API: who is asking, bounded bodies, queries, and errors in OpenAI's shape."""
 
 import logging
+import re
+import secrets
 from collections.abc import Callable
 
 import msgspec
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.control import keys
 from tidegate.control.desired import DesiredState
@@ -17,6 +21,7 @@ from tidegate.wire.admin import Identity
 
 BODY_BYTES_MAX = 1 << 20
 SECRET_CHARS_MAX = 512
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +85,35 @@ def on_http_exception(request: Request, error: Exception) -> Response:
 def on_bug(request: Request, error: Exception) -> Response:
     """The log has the traceback, the caller never does."""
     body = openai.error_object("internal error: please report it", "server_error", "internal_error")
-    return Response(openai.encode(body), 500, media_type="application/json")
+    headers = {"x-request-id": request.scope.get("tidegate.request_id", "")}
+    return Response(openai.encode(body), 500, headers, "application/json")
 
 
 def on_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=400)  # nobody is there to read it
+
+
+class RequestIds:
+    """ASGI middleware: every answer carries ``x-request-id``, the caller's own where it sent a plain one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+
+        scope["tidegate.request_id"] = request_id  # for the answer to a bug, which is made outside this middleware
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 EXCEPTION_HANDLERS = {
