@@ -11,7 +11,7 @@ TORCH = torch==2.13.0
 VENV = .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.tidegate-ready
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL = help
 .PHONY: help env up demo test check bench clean
