@@ -27,7 +27,7 @@ _NOT_SERVED = ("softcap", "s_aux", "cu_seq_lens_q", "indices", "block_mask")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`length` prompt tokens of one sequence that go into `row` at positions `start`…; first is `offset` in the batch."""
+    """`length` prompt tokens of one sequence for `row`, at positions `start`…; the first is token `offset` of the batch."""
 
     row: int
     start: int
@@ -133,7 +133,8 @@ class RowAttention:
         tokens = query[0].transpose(0, 1)  # [tokens, heads, dim]
         parts = []
         if batch.decode_rows:
-            grouped = tokens[: len(batch.decode_rows)].unflatten(1, (data.shape[-2], -1))
+            count = len(batch.decode_rows)
+            grouped = tokens[:count].reshape(count, data.shape[-2], -1, data.shape[-1])
             parts.append(self._decode(batch, layer, grouped, scaling, sliding_window).flatten(1, 2))
         for chunk, mask in zip(batch.chunks, batch._chunk_masks, strict=True):
             parts.append(self._prefill(chunk, mask, layer, tokens, scaling, sliding_window))
@@ -173,11 +174,11 @@ class RowAttention:
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """-> [chunk.length, heads, dim]. Group members are a batch over shared K and V (stride 0), nothing is repeated."""
+        """-> [chunk.length, heads, dim]. Group members are a batch over shared K and V (stride 0): nothing is copied."""
         data = self.store.data
         end = chunk.start + chunk.length
         kv_heads = data.shape[-2]
-        query = tokens[chunk.offset : chunk.offset + chunk.length].unflatten(1, (kv_heads, -1))
+        query = tokens[chunk.offset : chunk.offset + chunk.length].reshape(chunk.length, kv_heads, -1, data.shape[-1])
         query = query.permute(2, 1, 0, 3)  # [group, kv_heads, length, dim]
         keys = data[chunk.row, layer, 0, :end].transpose(0, 1).expand(query.shape[0], -1, -1, -1)
         values = data[chunk.row, layer, 1, :end].transpose(0, 1).expand(query.shape[0], -1, -1, -1)

@@ -63,7 +63,7 @@ def plan(shape: KvShape, *, bytes_max: int, slots: int, context_tokens_max: int,
     if context < least:
         need, left = shape.row_bytes(least), max(bytes_max, 0)
         raise MemoryFault(
-            f"the model does not fit: a KV cache of {least} tokens needs {need} bytes, {left} are left beside the weights"
+            f"the model does not fit: {least} tokens of KV cache need {need} bytes, {left} are left beside the weights"
         )
     need = shape.row_bytes(context)
     rows = max(1, min(slots, bytes_max // need)) if backed else slots

@@ -64,7 +64,7 @@ def _kind(folder: Path, architecture: str) -> Kind:
     if architecture.endswith(("Model", "ForMaskedLM")):
         return "embedding"
     raise ModelFault(
-        f"architecture {architecture[:80] or '(none)'} is not served: a causal LM, an encoder or a sequence classifier is"
+        f"architecture {architecture[:80] or '(none)'} is not served (causal LMs, encoders, classifiers are)"
     )
 
 
@@ -98,7 +98,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
         original(module, name, parameter)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -126,7 +126,7 @@ def _assign(model: Any, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _rename(tensors: dict[str, torch.Tensor], wanted: set[str], prefix: str) -> dict[str, torch.Tensor]:
-    """Checkpoints of a base model and of one with a head differ by the base's prefix; take the reading that fits best."""
+    """Checkpoints of a base model and of one with a head differ by the base's prefix: the reading that fits best."""
     dot = f"{prefix}."
     readings = [
         tensors,

@@ -103,10 +103,10 @@ def _choose(scores: torch.Tensor, states: Sequence[SamplerState]) -> list[int]:
             tokens[i] = token
     if part:
         draws = [states[i].rng.random() for i in part]
-        chosen = _draw_truncated(_scaled(scores, part, states), [states[i].params for i in part], draws)
-        for i, token in zip(part, chosen, strict=True):
+        drawn = _draw_truncated(_scaled(scores, part, states), [states[i].params for i in part], draws)
+        for i, token in zip(part, drawn, strict=True):
             tokens[i] = token
-    return tokens  # type: ignore[no-any-return]
+    return tokens
 
 
 def _truncates(params: SamplingParams) -> bool:
@@ -143,7 +143,7 @@ def _draw_truncated(scores: torch.Tensor, params: list[SamplingParams], draws: l
         short = (top_k >= vocab) & (before[:, -1] + mass[:, -1] < top_p)
         if width == vocab or not bool(short.any()):
             kept = mass.masked_fill((before >= top_p[:, None]) & (ranks > 0), 0.0)
-            return places.gather(1, _draw(kept, draws)[:, None]).squeeze(-1).tolist()  # type: ignore[no-any-return]
+            return places.gather(1, _draw(kept, draws)[:, None]).squeeze(-1).tolist()
         width = vocab
 
 

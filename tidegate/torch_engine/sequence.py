@@ -91,7 +91,7 @@ class Sequence:
 
 
 def groups(job: GenerationJob, codec: TextCodec) -> list[list[Sequence]]:
-    """The job's sequences, one group a prompt: the first of a group prefills, the others take over a copy of its row."""
+    """The job's sequences, one group a prompt: the first of it prefills, the others take over a copy of its row."""
     made: list[list[Sequence]] = []
     for p, prompt in enumerate(job.prompts):
         group = [

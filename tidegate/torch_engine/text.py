@@ -40,7 +40,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """With the special tokens that the model's own post-processor adds."""
-        return self.core.encode(text).ids  # type: ignore[no-any-return]
+        return self.core.encode(text).ids
 
     def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """(token ids, segment ids) of a pair, as a cross-encoder takes it."""
@@ -52,9 +52,7 @@ class TextCodec:
         if not self.has_chat_template:
             raise Refusal("invalid_request", "this model has no chat template; use /v1/completions", param="messages")
         try:
-            return self.hf.apply_chat_template(  # type: ignore[no-any-return]
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
+            return str(self.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
         except jinja2.TemplateError as error:
             # The template's own words ("roles must alternate") are written by the model's maker, not by the caller.
             what = str(error)[:200] if isinstance(error, jinja2.TemplateRuntimeError) else "it is not valid"
@@ -62,7 +60,7 @@ class TextCodec:
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The template writes special tokens itself, so none are added."""
-        return self.core.encode(self.render_chat(messages), add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return self.core.encode(self.render_chat(messages), add_special_tokens=False).ids
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """(text, its UTF-8 bytes) of one token alone, for logprobs. Half a character shows as U+FFFD."""

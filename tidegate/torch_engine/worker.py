@@ -54,7 +54,7 @@ class Worker(Generic[J]):
         try:
             while self._turn():
                 continue
-        except BaseException as error:  # a bug: nothing of this process can be trusted any more
+        except BaseException as error:  # noqa: BLE001  a bug: nothing of this process can be trusted any more
             self._on_death(error)
 
     def _turn(self) -> bool:

@@ -1,0 +1,163 @@
+"""The template process: imports torch and transformers once, then forks an engine for every order.
+
+An order is one line of JSON on its Unix socket (`options.from_order`), the reply one line: ``{"pid": N}`` or
+``{"error": "…"}``. It stays single-threaded, because a fork copies one thread only: no torch operation runs here, and an
+order is refused if a second thread ever appeared. Engines outlive it; both end with the lifeline.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from importlib import import_module
+from pathlib import Path
+
+# One thread until the fork: these libraries read their pool sizes at import.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from tidegate.torch_engine import faults, options
+
+ORDER_BYTES_MAX = 64 << 10
+ORDER_MS_MAX = 5_000
+_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "bert")
+log = logging.getLogger("tidegate.template")
+
+
+def _preload() -> None:
+    """Everything an engine imports, the lazily imported model classes included."""
+    import_module("tidegate.torch_engine.server")
+    import_module("uvloop")
+    for family in _FAMILIES:
+        import_module(f"transformers.models.{family}.modeling_{family}")
+    import_module("transformers.models.qwen2.tokenization_qwen2")
+    import_module("transformers.models.auto.tokenization_auto")
+    gc.collect()
+    gc.freeze()  # the children's collectors never touch these pages, so they stay shared
+
+
+def _thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+class Template:
+    """Accepts orders one after the other: a fork takes milliseconds."""
+
+    def __init__(self, path: str, lifeline: int) -> None:
+        self._path = path
+        self._lifeline = lifeline
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._reaper, self._reaped = os.pipe()
+
+    def serve(self) -> int:
+        """Until the lifeline ends or SIGTERM comes. In a forked child: the engine's exit code, and it is not back."""
+        mask = os.umask(0o177)
+        try:
+            Path(self._path).unlink(missing_ok=True)  # a predecessor's, which cannot remove it any more
+            self._listener.bind(self._path)
+        except OSError as error:
+            log.error("the socket could not be bound: %s", error.strerror)
+            return faults.EXIT_SOCKET
+        finally:
+            os.umask(mask)
+        self._listener.listen(64)
+        os.set_blocking(self._reaped, False)
+        signal.set_wakeup_fd(self._reaped)
+        signal.signal(signal.SIGCHLD, _noted)
+        signal.signal(signal.SIGTERM, _noted)
+        log.info("template ready")
+        while True:
+            readable, _, _ = select.select([self._listener, self._lifeline, self._reaper], [], [])
+            if self._lifeline in readable and not os.read(self._lifeline, 64):
+                return faults.EXIT_OK
+            if self._reaper in readable and signal.SIGTERM in os.read(self._reaper, 4096):
+                return faults.EXIT_OK
+            _reap()
+            if self._listener in readable:
+                self._take_order()
+
+    def _take_order(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(ORDER_MS_MAX / 1000)
+            try:
+                engine = options.from_order(_read_order(connection))
+                if _thread_count() > 1:
+                    raise ValueError("the template process has more than one thread and must not fork")
+                pid = os.fork()
+                if pid == 0:
+                    self._become(engine, connection)
+                reply = {"pid": pid}
+            except (ValueError, OSError) as error:
+                reply = {"error": str(error)[:300]}  # type: ignore[dict-item]
+            with contextlib.suppress(OSError):  # the asker left: the engine it asked for is its supervisor's to find
+                connection.sendall(json.dumps(reply).encode() + b"\n")
+
+    def _become(self, order: options.Options, connection: socket.socket) -> None:
+        """In the child: let go of everything of the template's, run the engine, never return."""
+        code = faults.EXIT_BUG
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            connection.close()
+            self._listener.close()
+            os.close(self._reaper)
+            os.close(self._reaped)
+            os.setsid()  # a signal to the template's group is not meant for its engines
+            from tidegate.torch_engine import server
+
+            fields = {name: getattr(order, name) for name in order.__slots__} | {"lifeline": self._lifeline}
+            code = server.run(options.Options(**fields))
+        finally:
+            logging.shutdown()
+            os._exit(code)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The wake-up pipe has the signal's number; the loop acts on it."""
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):  # no children at all
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            log.info("engine %d ended: %d", pid, os.waitstatus_to_exitcode(status))
+
+
+def _read_order(connection: socket.socket) -> dict[str, object]:
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = connection.recv(ORDER_BYTES_MAX)
+        data += piece
+        if not piece or len(data) > ORDER_BYTES_MAX:
+            raise ValueError("an order is one line of JSON")
+    order = json.loads(data)
+    if not isinstance(order, dict):
+        raise ValueError("an order is a JSON object")
+    return order
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tidegate.torch_engine.template", description=__doc__)
+    parser.add_argument("--socket", required=True, help="the Unix socket for orders (created with mode 0600)")
+    parser.add_argument("--lifeline", type=int, required=True, help="a pipe's read end: when it ends, all engines do")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s")
+    _preload()
+    if _thread_count() > 1:
+        log.error("imports started %d threads: a fork would lose them", _thread_count() - 1)
+        return faults.EXIT_BUG
+    return Template(arguments.socket, arguments.lifeline).serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
