@@ -1,0 +1,1 @@
+"""The parts of tools/train_demo_models.py: corpus -> dialogues -> tokenizer -> fit -> export -> measure."""

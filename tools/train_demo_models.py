@@ -1,0 +1,69 @@
+"""Train the four demo chat models of tidegate from the text in tools/demo_corpus, on two CPU cores, in minutes.
+
+    python tools/train_demo_models.py [--name tides] [--out tidegate/demo_models] [--steps 360]
+
+Each model gets a byte-level BPE tokenizer of its own, a small Llama of about 1.5 million parameters and a ChatML
+template, and is written as a Hugging Face directory of safetensors in bfloat16. Training stops after a fixed
+number of seeded steps, and loss is taken on answers only. The held-out paraphrases are never trained on; the
+accuracy printed (and put into the model card) is the share of them whose greedy answer is the right one of the
+corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from demo_training import export, measure
+from demo_training.corpus import NAMES, Corpus, load
+from demo_training.dialogue import Dialogues
+from demo_training.fit import fit
+from demo_training.tokenizer import train_tokenizer
+
+CORPUS_DIR = Path(__file__).resolve().parent / "demo_corpus"
+OUT_DIR = Path(__file__).resolve().parent.parent / "tidegate" / "demo_models"
+
+
+def train_one(corpus: Corpus, out: Path, steps: int, seed: int) -> float:
+    """Train, save and measure one model; returns the held-out accuracy of what was saved."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    dialogues = Dialogues(corpus, seed)
+    tokenizer = train_tokenizer(dialogues)
+    started = time.monotonic()
+    model = fit(dialogues, tokenizer, steps)
+    train_s = time.monotonic() - started
+    folder = out / corpus.name
+    export.save(model, tokenizer, folder)
+    scores = measure.scores(corpus, folder)
+    export.write_card(folder, corpus, scores, steps, train_s)
+    print(
+        f"[{corpus.name}] {train_s:.0f} s; " + "; ".join(f"{k} {v:.1%}" for k, v in scores.shares.items()), flush=True
+    )
+    for question, wanted, got in scores.misses:
+        print(f"    {question!r}\n      wanted {wanted!r}\n      got    {got!r}")
+    return scores.shares["held-out paraphrases"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train tidegate's demo models.")
+    parser.add_argument("--name", choices=NAMES, help="one model only (default: all four)")
+    parser.add_argument("--out", type=Path, default=OUT_DIR)
+    parser.add_argument("--steps", type=int, default=360)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(True)
+    for name in [args.name] if args.name else NAMES:
+        train_one(load(CORPUS_DIR, name), args.out, args.steps, args.seed)
+
+
+if __name__ == "__main__":
+    main()
