@@ -174,7 +174,7 @@ class RowAttention:
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """-> [chunk.length, heads, dim]. Group members are a batch over shared K and V (stride 0): nothing is copied."""
+        """-> [chunk.length, heads, dim]. Group members are a batch over shared K and V (stride 0), not copies."""
         data = self.store.data
         end = chunk.start + chunk.length
         kv_heads = data.shape[-2]

@@ -1,8 +1,8 @@
 """The template process: imports torch and transformers once, then forks an engine for every order.
 
 An order is one line of JSON on its Unix socket (`options.from_order`), the reply one line: ``{"pid": N}`` or
-``{"error": "…"}``. It stays single-threaded, because a fork copies one thread only: no torch operation runs here, and an
-order is refused if a second thread ever appeared. Engines outlive it; both end with the lifeline.
+``{"error": "…"}``. It stays single-threaded, because a fork copies one thread only: no torch operation runs here, and
+an order is refused if a second thread ever appeared. Engines outlive it; both end with the lifeline.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 # One thread until the fork: these libraries read their pool sizes at import.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's; torch's own pool starts in the child
 
 from tidegate.torch_engine import faults, options
 
@@ -73,13 +74,14 @@ class Template:
         signal.signal(signal.SIGTERM, _noted)
         log.info("template ready")
         while True:
-            readable, _, _ = select.select([self._listener, self._lifeline, self._reaper], [], [])
+            listening = self._listener.fileno()
+            readable, _, _ = select.select([listening, self._lifeline, self._reaper], [], [])
             if self._lifeline in readable and not os.read(self._lifeline, 64):
                 return faults.EXIT_OK
             if self._reaper in readable and signal.SIGTERM in os.read(self._reaper, 4096):
                 return faults.EXIT_OK
             _reap()
-            if self._listener in readable:
+            if listening in readable:
                 self._take_order()
 
     def _take_order(self) -> None:
