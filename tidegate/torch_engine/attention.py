@@ -27,7 +27,7 @@ _NOT_SERVED = ("softcap", "s_aux", "cu_seq_lens_q", "indices", "block_mask")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`length` prompt tokens of one sequence for `row`, at positions `start`…; the first is token `offset` of the batch."""
+    """`length` prompt tokens for `row` at positions `start`…; the first of them is token `offset` of the batch."""
 
     row: int
     start: int
