@@ -209,17 +209,6 @@ async def test_strangers_and_liars_are_cut_off_and_everybody_else_goes_on(tmp_pa
 
 
 @on_loop
-async def test_a_clock_set_back_does_not_reach_the_core(tmp_path: Path) -> None:
-    async with running(tmp_path) as world:
-        node, gateway = await world.node(), await world.gateway()
-        await world.apply("acme/tides")
-        world.clock.ahead_ms = -3_600_000
-        await gateway.demand("acme/tides", queued=1, arrived=1)
-        await _ready(world, gateway, "acme/tides")
-        assert len(node.commands) == 1
-
-
-@on_loop
 async def test_every_command_is_in_the_audit_log_with_its_rule(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
         node, gateway = await world.node(), await world.gateway()
