@@ -125,7 +125,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         core=FleetCore(core_settings(config, limits)),
         listener=await listen(control_address),
         clock=clock,
-        settings=control_settings(config),
+        settings=control_settings(config, accelerators),
         price_plans=lambda: {version.plan for version in ground.prices.versions()},
     )
     billing = Billing(
