@@ -31,6 +31,9 @@ from tidegate.domain.usage import UsageRecord
 
 DEFAULT_PLAN = "default"
 
+# Plain texts: a record's mode is one, and comparing two of them is what a million records can afford.
+_DEDICATED, _BATCH = Mode.DEDICATED.value, Mode.BATCH.value
+
 
 class PriceTable:
     """The price book, arranged so that finding the version in force costs a binary search."""
@@ -66,18 +69,20 @@ def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
     """The transaction of one final record. Without a price in force it has no entries and `NO_PRICE`: never a guess."""
     if price is None:
         return RatedUsage(record, NO_PRICE, ())
-    if not record.billable or record.mode == Mode.DEDICATED:
+    if not record.billable or record.mode == _DEDICATED:
         return RatedUsage(record, price.id, ())
     cached, output = record.cached_tokens, record.output_tokens
     fresh = record.input_tokens - cached
-    percent = price.batch_percent if record.mode == Mode.BATCH else 100
     revenue = []
     if fresh:
-        revenue.append(_sale(REVENUE_INPUT, fresh, price.input_nano_usd, percent))
+        revenue.append(Entry(REVENUE_INPUT, fresh, -fresh * price.input_nano_usd))
     if cached:
-        revenue.append(_sale(REVENUE_CACHED_INPUT, cached, price.cached_input_nano_usd, percent))
+        revenue.append(Entry(REVENUE_CACHED_INPUT, cached, -cached * price.cached_input_nano_usd))
     if output:
-        revenue.append(_sale(REVENUE_OUTPUT, output, price.output_nano_usd, percent))
+        revenue.append(Entry(REVENUE_OUTPUT, output, -output * price.output_nano_usd))
+    if record.mode == _BATCH:
+        percent = price.batch_percent
+        revenue = [Entry(e.account, e.quantity, -_percent_half_even(-e.amount, percent)) for e in revenue]
     return RatedUsage(record, price.id, _with_tenant(record.tenant, revenue))
 
 
@@ -153,11 +158,6 @@ def _with_tenant(tenant: str, revenue: list[Entry]) -> tuple[Entry, ...]:
     for entry in revenue:
         owed -= entry.amount
     return (Entry(tenant_account(tenant), 0, owed), *revenue)
-
-
-def _sale(account: str, tokens: int, unit_nano_usd: int, percent: int) -> Entry:
-    amount = tokens * unit_nano_usd
-    return Entry(account, tokens, -(amount if percent == 100 else _percent_half_even(amount, percent)))
 
 
 def _percent_half_even(amount: int, percent: int) -> int:

@@ -67,9 +67,9 @@ def decode_body(body: bytes) -> UsageRecord | None:
         record = _decode(body)
     except msgspec.MsgspecError:
         return None
-    plausible = 0 <= record.cached_tokens <= record.input_tokens <= TOKENS_MAX
-    plausible = plausible and 0 <= record.output_tokens <= TOKENS_MAX and 0 <= record.arrived_ms <= EPOCH_MS_MAX
-    return record if plausible and b"\\u0000" not in body else None
+    counted = 0 <= record.cached_tokens <= record.input_tokens <= TOKENS_MAX and 0 <= record.output_tokens <= TOKENS_MAX
+    plausible = counted and 0 <= record.arrived_ms <= EPOCH_MS_MAX and b"\\u0000" not in body
+    return record if plausible else None
 
 
 def frame_at(buffer: bytes, offset: int) -> Frame | Cut | Damaged:

@@ -31,7 +31,7 @@ from tidegate.stores.journal_format import (
     segment_path,
 )
 
-WINDOW_BYTES = 4 << 20
+WINDOW_BYTES = 1 << 20
 QUARANTINE_FILES_MAX = 1_000
 
 assert 2 * (RECORD_BYTES_MAX + HEADER.size) < WINDOW_BYTES, "a window must hold a frame, or reading could stand still"
@@ -143,20 +143,20 @@ def parse_window(window: bytes, records_max: int, *, whole: bool, final: bool) -
     """Frames of a window that begins at a frame boundary. `whole`: the window reaches the end of its segment."""
     parsed = Parsed([], 0, [])
     while parsed.end < len(window) and len(parsed.records) < records_max:
-        match frame_at(window, parsed.end):
-            case Frame(body, end):
-                record = decode_body(body)
-                if record is None:
-                    parsed.damage.append((parsed.end, end))
-                else:
-                    parsed.records.append(record)
-                parsed.end = end
-            case Cut() if not whole:
-                return parsed
-            case _:
-                following = next_frame(window, parsed.end, whole=whole)
-                if whole and not final and following == len(window):
-                    return parsed
-                parsed.damage.append((parsed.end, following))
-                parsed.end = following
+        found = frame_at(window, parsed.end)
+        if isinstance(found, Frame):
+            record = decode_body(found.body)
+            if record is None:
+                parsed.damage.append((parsed.end, found.end))
+            else:
+                parsed.records.append(record)
+            parsed.end = found.end
+            continue
+        if isinstance(found, Cut) and not whole:
+            return parsed
+        following = next_frame(window, parsed.end, whole=whole)
+        if whole and not final and following == len(window):
+            return parsed
+        parsed.damage.append((parsed.end, following))
+        parsed.end = following
     return parsed

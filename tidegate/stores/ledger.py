@@ -194,7 +194,8 @@ def _known_ids(connection: Connection, ids: Iterable[str]) -> set[str]:
     ordered = sorted(ids)
     for at in range(0, len(ordered), IDS_A_QUERY_MAX):
         some = ordered[at : at + IDS_A_QUERY_MAX]
-        known.update(connection.execute(select(usage_records.c.id).where(usage_records.c.id.in_(some))).scalars())
+        query = f"SELECT id FROM usage_records WHERE id IN ({_marks(connection.dialect, len(some))})"
+        known.update(connection.exec_driver_sql(query, tuple(some)).scalars())
     return known
 
 
@@ -214,7 +215,8 @@ def _insert_entries(connection: Connection, transactions: Sequence[tuple[Entry, 
 
 def _keep_checkpoints(connection: Connection, open_now: Sequence[UsageRecord], ended: set[str]) -> None:
     """Replaces the checkpoints of streams still running; drops those of requests that have ended."""
-    gone = sorted(ended | {record.id for record in open_now})
+    kept = set(connection.execute(select(open_records.c.id)).scalars())  # as many as streams run: few
+    gone = sorted(kept & (ended | {record.id for record in open_now}))
     for at in range(0, len(gone), IDS_A_QUERY_MAX):
         connection.execute(delete(open_records).where(open_records.c.id.in_(gone[at : at + IDS_A_QUERY_MAX])))
     _insert(connection, open_records, [ledger_rows.checkpoint_row(record) for record in open_now])
@@ -225,7 +227,7 @@ def _insert(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -
     statement's parameters by name costs more than the insert itself.
     """
     if rows:
-        connection.exec_driver_sql(_insert_sql(table, connection.dialect), rows)
+        connection.exec_driver_sql(insert_sql(table, connection.dialect), rows)
 
 
 def _add(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -> None:
@@ -236,12 +238,17 @@ def _add(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -> N
     keys = ", ".join(quote(column.name) for column in table.primary_key)
     names = [quote(column.name) for column in table.columns if not column.primary_key]
     sums = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in names)
-    merge = f"{_insert_sql(table, connection.dialect)} ON CONFLICT ({keys}) DO UPDATE SET {sums}"
+    merge = f"{insert_sql(table, connection.dialect)} ON CONFLICT ({keys}) DO UPDATE SET {sums}"
     connection.exec_driver_sql(merge, rows)
 
 
-def _insert_sql(table: Table, dialect: Dialect) -> str:
+def insert_sql(table: Table, dialect: Dialect) -> str:
+    """The driver's statement that takes rows in the order of the table's columns."""
     quote = dialect.identifier_preparer.quote
     names = ", ".join(quote(column.name) for column in table.columns)
-    marks = ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * len(table.columns))
-    return f"INSERT INTO {table.name} ({names}) VALUES ({marks})"
+    return f"INSERT INTO {table.name} ({names}) VALUES ({_marks(dialect, len(table.columns))})"
+
+
+def _marks(dialect: Dialect, count: int) -> str:
+    """Parameter marks in the driver's own style."""
+    return ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * count)

@@ -1,0 +1,262 @@
+"""How fast money is: journal to rated entry, beside what the database alone could do and beside the peers' way.
+
+Run: ``python -m bench.ledger``. Figures are of one run on one machine; only their ratios mean anything elsewhere.
+
+* ledger: usage records from a journal on disk to rated, deduplicated, balanced entries with rollups and cursor.
+* insert: the very rows the ledger wrote (records and entries), made beforehand, by the driver's ``executemany`` alone,
+in transactions of the same size into the same tables of another database.
+* counter: one UPDATE of a spend counter and one commit a request, as gateways that keep a running total do.
+* append: what the journal adds to the end of a stream at 100 requests/s, beside a bare write and fdatasync of the same
+  bytes at the same pace.
+* invoice: a tenant's month from the rollups of 100 million requests.
+
+PostgreSQL (with fsync) is measured where it is installed.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sqlalchemy import Engine, Table, select
+
+from tests import postgres
+from tests.money import HOUR_MS, NOVEMBER_MS, StillClock, price, usage
+from tidegate.billing.periods import Period
+from tidegate.billing.service import Billing
+from tidegate.domain.usage import UsageRecord
+from tidegate.stores.database import migrate, open_database, write
+from tidegate.stores.journal import SegmentJournal
+from tidegate.stores.journal_reader import SegmentJournalReader
+from tidegate.stores.ledger import SqlLedger, insert_sql
+from tidegate.stores.ledger_tables import entries, usage_records, usage_rollups
+from tidegate.stores.prices import SqlPriceBook
+
+RECORDS = 40_000
+ROUNDS = 3
+PAGE = 2_000
+COUNTER_UPDATES = 1_500
+APPENDS_A_SECOND = 100
+APPENDS = 1_000
+RESULTS = Path(__file__).parent / "results" / "ledger.md"
+
+
+def run() -> dict[str, Any]:
+    """Medians of `ROUNDS` interleaved rounds a database; records/s, ms, s."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
+        directory = Path(folder)
+        figures: dict[str, Any] = {"records": RECORDS, "rounds": ROUNDS}
+        figures["sqlite"] = _database(_sqlite(directory), directory)
+        pg_ctl = postgres.find_pg_ctl()
+        if pg_ctl is not None:
+            with postgres.server(pg_ctl, fsync=True) as socket:
+                figures["postgresql"] = _database(lambda: postgres.new_database(socket), directory)
+        figures["append"] = asyncio.run(_append(directory))
+        figures["invoice"] = _invoice(directory)
+    return figures
+
+
+def _sqlite(directory: Path) -> Callable[[], str]:
+    return lambda: f"sqlite:///{directory / os.urandom(6).hex()}.db"
+
+
+def _database(new_url: Callable[[], str], directory: Path) -> dict[str, Any]:
+    rounds = [_round(new_url, directory, seed) for seed in range(ROUNDS)]
+    figures: dict[str, Any] = {
+        f"{name}_records_per_s": round(statistics.median(found[name] for found in rounds)) for name in rounds[0]
+    }
+    figures["ratios"] = {
+        "ledger_to_insert": round(statistics.median(r["ledger"] / r["insert"] for r in rounds), 3),
+        "ledger_to_insert_target": 0.5,
+        "ledger_to_counter": round(statistics.median(r["ledger"] / r["counter"] for r in rounds), 1),
+    }
+    return figures
+
+
+def _round(new_url: Callable[[], str], directory: Path, seed: int) -> dict[str, float]:
+    journals = directory / f"journal-{os.urandom(4).hex()}"
+    asyncio.run(_fill(journals, seed))
+    with _opened(new_url()) as engine, _opened(new_url()) as plain, _opened(new_url()) as counters:
+        ledger_s = _timed(lambda: asyncio.run(_ingest(journals, engine)))
+        with engine.connect() as connection:
+            rows = {t: [tuple(row) for row in connection.execute(select(t))] for t in (usage_records, entries)}
+        assert len(rows[usage_records]) == RECORDS
+        insert_s = _timed(lambda: _insert(plain, rows))
+        counter_s = _timed(lambda: _count(counters))
+    return {"ledger": RECORDS / ledger_s, "insert": RECORDS / insert_s, "counter": COUNTER_UPDATES / counter_s}
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Engine]:
+    engine = open_database(url)
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+async def _fill(journals: Path, seed: int) -> None:
+    """The journal of a day of mixed traffic in the order it happens: 8 tenants, 40 endpoints, ids as a gateway makes
+    them.
+    """
+    dice = Random(seed)
+    arrivals = iter(sorted(NOVEMBER_MS + dice.randrange(24 * HOUR_MS) for _ in range(RECORDS)))
+    journal = SegmentJournal(journals, "boot-1")
+    for _ in range(RECORDS // PAGE):
+        await asyncio.gather(*(journal.append(_record(dice, next(arrivals))) for _ in range(PAGE)))
+    journal.close()
+
+
+def _record(dice: Random, arrived_ms: int) -> UsageRecord:
+    tenant = f"tenant-{dice.randrange(8)}"
+    return usage(
+        f"req-{dice.getrandbits(128):032x}",
+        tenant=tenant,
+        key=f"key-{tenant}",
+        endpoint=f"{tenant}/endpoint-{dice.randrange(5)}",
+        replica=f"{tenant}-{dice.getrandbits(32):08x}",
+        mode=dice.choice(["serverless", "dedicated_serverless", "batch"]),
+        input_tokens=100 + dice.randrange(2_000),
+        cached_tokens=dice.choice([0, 0, 96]),
+        output_tokens=dice.randrange(600),
+        arrived_ms=arrived_ms,
+    )
+
+
+async def _ingest(journals: Path, engine: Engine) -> None:
+    prices = SqlPriceBook(engine)
+    prices.add(price())
+    billing = Billing(
+        reader=SegmentJournalReader(journals),
+        ledger=SqlLedger(engine),
+        prices=prices,
+        clock=StillClock(),
+        endpoint_facts=lambda: None,
+    )
+    assert await billing.drain() == RECORDS
+
+
+def _insert(engine: Engine, rows: dict[Table, list[tuple[object, ...]]]) -> None:
+    pages = RECORDS // PAGE
+    for number in range(pages):
+        with write(engine) as connection:
+            for table, found in rows.items():
+                size = -(-len(found) // pages)
+                connection.exec_driver_sql(
+                    insert_sql(table, connection.dialect), found[number * size : (number + 1) * size]
+                )
+
+
+def _count(engine: Engine) -> None:
+    with write(engine) as connection:
+        connection.exec_driver_sql("CREATE TABLE spend (tenant BIGINT PRIMARY KEY, nano_usd BIGINT NOT NULL)")
+        connection.exec_driver_sql("INSERT INTO spend VALUES (0,0),(1,0),(2,0),(3,0),(4,0),(5,0),(6,0),(7,0)")
+    for number in range(COUNTER_UPDATES):
+        with write(engine) as connection:
+            connection.exec_driver_sql(f"UPDATE spend SET nano_usd = nano_usd + 4000 WHERE tenant = {number % 8}")
+
+
+# --- the journal --------------------------------------------------------------------------------------------------
+
+
+async def _append(directory: Path) -> dict[str, Any]:
+    """Added latency of an append, and of a bare write and fdatasync, taken in turns."""
+    journal = SegmentJournal(directory / "appends", "boot-1")
+    record = replace(usage("r"), model="a-model-with-a-name-of-usual-length@1")
+    bare_fd = os.open(directory / "bare", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    data = b"x" * 560
+    loop = asyncio.get_running_loop()
+    appended, bare = [], []
+
+    def write_bare() -> None:
+        os.write(bare_fd, data)
+        os.fdatasync(bare_fd)
+
+    for number in range(APPENDS):
+        begin = time.perf_counter()
+        await journal.append(replace(record, id=f"req-{number}"))
+        middle = time.perf_counter()
+        await loop.run_in_executor(None, write_bare)
+        end = time.perf_counter()
+        appended.append((middle - begin) * 1000)
+        bare.append((end - middle) * 1000)
+        await asyncio.sleep(max(0, 1 / APPENDS_A_SECOND - (end - begin)))
+    journal.close()
+    os.close(bare_fd)
+    return {
+        **{f"journal_ms_{name}": value for name, value in _quantiles(appended).items()},
+        **{f"bare_fdatasync_ms_{name}": value for name, value in _quantiles(bare).items()},
+        "target_ms_p99": 5.0,
+    }
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {f"p{q}": round(ordered[len(ordered) * q // 100], 3) for q in (50, 95, 99)}
+
+
+# --- invoices -----------------------------------------------------------------------------------------------------
+
+
+def _invoice(directory: Path) -> dict[str, Any]:
+    """A month of 100 million requests: 720 hours × 300 combinations of endpoint, key and mode."""
+    hours, combinations = 720, 300
+    with _opened(_sqlite(directory)()) as engine:
+        requests = 100_000_000 // (hours * combinations)
+        tokens = (requests * 800, 0, requests * 200)
+        measured = (requests, requests, 0, *tokens, *tokens, requests * 800 * 200, 0, requests * 200 * 800)
+        with write(engine) as connection:
+            rows = [
+                (
+                    NOVEMBER_MS + hour * HOUR_MS,
+                    f"tenant-{n % 30}",
+                    f"key-{n}",
+                    f"e-{n}",
+                    "m",
+                    "serverless",
+                    1,
+                    *measured,
+                )
+                for hour in range(hours)
+                for n in range(combinations)
+            ]
+            connection.exec_driver_sql(insert_sql(usage_rollups, connection.dialect), rows)
+        prices = SqlPriceBook(engine)
+        prices.add(price())
+        billing = Billing(
+            reader=SegmentJournalReader(directory / "none"),
+            ledger=SqlLedger(engine),
+            prices=prices,
+            clock=StillClock(),
+            endpoint_facts=lambda: None,
+        )
+        month = Period(NOVEMBER_MS, NOVEMBER_MS + hours * HOUR_MS)
+        one_s = _timed(lambda: billing.statements.invoice("tenant-1", month, month.end_ms))
+        all_s = _timed(lambda: billing.statements.invoices(month, month.end_ms))
+    return {"rollup_rows": hours * combinations, "one_tenant_s": round(one_s, 3), "all_tenants_s": round(all_s, 3)}
+
+
+def main() -> None:
+    figures = run()
+    text = json.dumps(figures, indent=2)
+    print(text)
+    RESULTS.parent.mkdir(exist_ok=True)
+    head = "# bench ledger\n\nOne run; compare ratios, not absolute figures.\n\n"
+    RESULTS.write_text(f"{head}```json\n{text}\n```\n")
+
+
+if __name__ == "__main__":
+    main()
