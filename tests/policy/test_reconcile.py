@@ -150,18 +150,26 @@ def test_a_sleep_that_frees_nothing_stops_the_replica_before_the_next_wakes() ->
     assert seen(scene, "a").reason != ""
 
 
-def test_no_room_in_host_memory_means_stop() -> None:
+@pytest.mark.parametrize(
+    ("host_gb", "of_a", "of_b"),
+    [
+        (12, ["Start", "Drain", "Sleep"], ["Start", "Drain", "Sleep"]),
+        (4, ["Start", "Drain", "Sleep", "Stop"], ["Start", "Drain", "Sleep", "Stop"]),  # room is kept for who is awake
+        (3, ["Start", "Drain", "Stop"], ["Start", "Drain", "Stop"]),
+    ],
+)
+def test_host_memory_is_a_budget_of_its_own(host_gb: int, of_a: list[str], of_b: list[str]) -> None:
     scene = World(replace(FAST, first_load=False))
     scene.add_gateway("gw")
-    scene.join(node("n1", 1, gb=4, host_gb=4))
+    scene.join(node("n1", 1, gb=4, host_gb=host_gb))
     for name in ("a", "b", "c"):
         scene.apply(deployment(name))
     for name in ("a", "b", "c"):
         scene.ask(name)
         scene.run(3_000)
     assert scene.served == {"a": 1, "b": 1, "c": 1}
-    assert kinds(scene, "a") == ["Start", "Drain", "Sleep"]
-    assert kinds(scene, "b") == ["Start", "Drain", "Stop"]
+    assert kinds(scene, "a") == of_a
+    assert kinds(scene, "b") == of_b
 
 
 def test_failing_start_backs_off_shows_why_and_leaves_others_alone() -> None:

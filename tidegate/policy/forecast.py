@@ -22,11 +22,12 @@ def _position(gap_ms: float) -> float:
 class ArrivalHistory:
     """Arrivals of one endpoint, seen from reports."""
 
-    __slots__ = ("_bins", "_count", "arrivals", "last_ms")
+    __slots__ = ("_bins", "_count", "_tails", "arrivals", "last_ms")
 
     def __init__(self) -> None:
         self._bins = [0.0] * BINS
         self._count = 0.0
+        self._tails: list[float] | None = None
         self.last_ms: int | None = None
         self.arrivals = 0
 
@@ -37,6 +38,7 @@ class ArrivalHistory:
         if self.last_ms is not None and now_ms > self.last_ms:
             self._bins[int(_position(now_ms - self.last_ms))] += 1.0
             self._count += 1.0
+            self._tails = None
             if self._count >= COUNT_MAX:
                 self._bins = [b * 0.5 for b in self._bins]
                 self._count *= 0.5
@@ -56,8 +58,27 @@ class ArrivalHistory:
         lindy = horizon_ms / (age + horizon_ms) if horizon_ms else 0.0
         return (tail - beyond + PRIOR_WEIGHT * lindy) / (tail + PRIOR_WEIGHT)
 
+    def needed_soon(self, now_ms: int, shortest_ms: int, longest_ms: int) -> float:
+        """Mean of `needed_within` over horizons from `shortest_ms` to `longest_ms`, each four times the last.
+
+        One horizon cannot tell apart two endpoints that are both sure to be needed within it; the mean over a geometric
+        row ranks them by how soon, on the scale of logarithms, on which arrival rates differ.
+        """
+        total, count, horizon = 0.0, 0, max(1, shortest_ms)
+        while count == 0 or horizon <= longest_ms:
+            total += self.needed_within(now_ms, horizon)
+            count += 1
+            horizon *= 4
+        return total / count
+
     def _mass_above(self, gap_ms: int) -> float:
         """How many observed gaps were longer; within a bin they count as evenly spread."""
+        tails = self._tails
+        if tails is None:
+            tails = [0.0] * (BINS + 1)
+            for index in range(BINS - 1, -1, -1):
+                tails[index] = tails[index + 1] + self._bins[index]
+            self._tails = tails
         position = _position(gap_ms)
         whole = int(position)
-        return sum(self._bins[whole + 1 :]) + self._bins[whole] * (1.0 - (position - whole))
+        return tails[whole + 1] + self._bins[whole] * (1.0 - (position - whole))

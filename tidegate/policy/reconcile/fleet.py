@@ -106,6 +106,21 @@ class Endpoint:
     def ready_count(self) -> int:
         return sum(1 for r in self.replicas.values() if r.state is S.READY)
 
+    def supply(self) -> int:
+        """Replicas to count on against demand. One that is starting does not count beside a sleeper while nothing
+        serves: waking is faster than what is left of a start.
+        """
+        ready = starting = waking = asleep = 0
+        for replica in self.replicas.values():
+            if self.current(replica):
+                ready += replica.state is S.READY
+                waking += replica.state is S.WAKING
+                starting += replica.state is S.STARTING
+                asleep += replica.state is S.ASLEEP
+        if asleep and not ready and self.queued:
+            return waking
+        return ready + waking + starting
+
     def live_count(self) -> int:
         return sum(1 for r in self.replicas.values() if self.live(r))
 

@@ -11,6 +11,7 @@ from tidegate.domain.fleet import Tier
 from tidegate.domain.plan import Drain, Reason, ReplicaStatus, Resume, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.book import Place
+from tidegate.policy.reconcile import hostroom, regret
 from tidegate.policy.reconcile.fleet import Activation, Fleet, Replica
 
 S = ReplicaState
@@ -136,16 +137,37 @@ def fenced(fleet: Fleet, replica: Replica, gateway: str, fence: int, now_ms: int
 
 
 def retire(fleet: Fleet, replica: Replica, now_ms: int) -> None:
-    """Fenced off: sleep where host memory has room for it, otherwise stop."""
+    """Fenced off: sleep if host memory has room or a less missed sleeper can be dropped for it, otherwise stop."""
     nbytes = replica.deployment.host_bytes if replica.deployment is not None else 0
-    room = fleet.book.host_free(replica.node) + fleet.book.host_bytes(replica.id, replica.node)
+    book = fleet.book
+    room = book.host_free(replica.node) + book.host_bytes(replica.id, replica.node)
+    owner = fleet.endpoints.get(replica.endpoint)
+    if replica.keep and nbytes > room and owner is not None:
+        worth_ms = regret.of_forgetting(fleet, owner, replica, now_ms)
+        if _drop_sleepers(fleet, replica.node, nbytes, worth_ms, now_ms):
+            return  # fenced and still DRAINING: tried again when a dropped sleeper is gone
     if not replica.keep or nbytes > room:
         stop(fleet, replica, now_ms, replica.rule, (("host_room_bytes", room),) if replica.keep else ())
         return
-    fleet.book.reserve_host(replica.id, replica.node, nbytes)
+    book.reserve_host(replica.id, replica.node, nbytes)
     fleet.enter(replica, S.SLEEPING, now_ms)
     fleet.out.append(Sleep(replica.id, replica.node, Reason(replica.rule)))
     watch(fleet, replica, fleet.settings.sleep_ms_max)
+
+
+def _drop_sleepers(fleet: Fleet, node: str, need_bytes: int, worth_ms: float, now_ms: int) -> bool:
+    """Have sleepers worth less end. True if their bytes, once gone, make `need_bytes` free."""
+    victims = hostroom.sleepers_to_drop(fleet, node, need_bytes, worth_ms, now_ms)
+    for victim in victims or ():
+        stop(fleet, victim, now_ms, "host_room", (("need_bytes", need_bytes),))
+    return victims is not None
+
+
+def keep_host_room(fleet: Fleet, node: str, now_ms: int) -> None:
+    """Make room before it is needed: a victim should not have to wait for a sleeper to end."""
+    need_bytes, worth_ms = hostroom.wanted_free(fleet, node, now_ms)
+    if need_bytes > fleet.book.host_free(node):
+        _drop_sleepers(fleet, node, need_bytes, worth_ms, now_ms)
 
 
 def stop(fleet: Fleet, replica: Replica, now_ms: int, rule: str, inputs: Inputs = ()) -> None:
@@ -251,6 +273,7 @@ def _is_asleep(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: in
     fleet.enter(replica, S.ASLEEP, now_ms)
     fleet.room_changed = True
     issue_pending(fleet, places, now_ms)
+    keep_host_room(fleet, replica.node, now_ms)
 
 
 def _is_gone(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int) -> None:
@@ -260,6 +283,9 @@ def _is_gone(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int)
     places = replica.places if fleet.book.holds(replica.id) else ()
     fleet.forget(replica)
     fleet.room_changed = True
+    for other in list(fleet.node_replicas[replica.node].values()):
+        if other.state is S.DRAINING and not other.fences:  # it waited for room in host memory
+            retire(fleet, other, now_ms)
     issue_pending(fleet, places, now_ms)
 
 

@@ -13,6 +13,7 @@ class CoreSettings:
     `residency_ms_min`: a replica that became ready stays at least this long, so that swaps cannot eat all the time.
     `idle_ms_max`: quiet longer than this, the accelerator is given back even when nobody asks for it.
     `drain_ms`: what drain, fence and sleep of an idle replica are expected to take.
+    `victim_order`: "regret" (the policy), "lru" or "none" (nobody is evicted for another): baselines to compare with.
     `horizon_ms`: how far ahead regret looks.
     """
 
@@ -20,7 +21,7 @@ class CoreSettings:
     residency_ms_min: int = 1_000
     idle_ms_max: int = 600_000
     stable_window_ms: int = 60_000
-    horizon_ms: int = 60_000
+    horizon_ms: int = 300_000
     drain_ms: int = 100
     drain_ms_max: int = 900_000
     start_ms_max: int = 900_000
@@ -36,9 +37,12 @@ class CoreSettings:
     first_loads_max: int = 2
     slept_accelerator_bytes_max: int = 64 << 20
     first_load: bool = True
+    victim_order: str = "regret"
     priors: CostPriors = field(default_factory=CostPriors)
 
     def __post_init__(self) -> None:
         for name in ("wait_ms_max", "stable_window_ms", "horizon_ms", "backoff_ms_first", "failures_max"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0")
+        if self.victim_order not in ("regret", "lru", "none"):
+            raise ValueError(f"victim_order {self.victim_order!r} is not regret, lru or none")

@@ -8,18 +8,27 @@ from tidegate.domain.fleet import Tier
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy import placement, scaling
 from tidegate.policy.book import Place
-from tidegate.policy.eviction import Candidate, regret_ms
-from tidegate.policy.reconcile import lifecycle
+from tidegate.policy.eviction import Candidate
+from tidegate.policy.reconcile import lifecycle, regret
 from tidegate.policy.reconcile.fleet import CLASS_RANK, Activation, Endpoint, Fleet, Replica
 from tidegate.policy.reconcile.waiting import leave_queue, queue_up
 
 S = ReplicaState
 
 
+# A second replica may cost others this share of what it costs itself to come up.
+SPARE_REGRET_SHARE = 0.1
+# Every busy neighbour on an accelerator takes its turn in each round of compute.
+CROWD_MS = 100
+
+
 class Press(Enum):
-    """How hard room is looked for: beside what sleeps well, from idle replicas, or from busy ones too."""
+    """How hard room is looked for: where nothing is lost, from replicas hardly missed, from idle ones, or busy ones
+    too.
+    """
 
     GENTLE = auto()
+    SPARE = auto()
     NORMAL = auto()
     FORCE = auto()
 
@@ -36,7 +45,7 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     want = _want(fleet, endpoint, now_ms)
     endpoint.required = want.required
     _call_off_drains(fleet, endpoint, now_ms)
-    live = endpoint.live_count()
+    live = endpoint.supply()
     planned = len(endpoint.activations)
     if live + planned > want.required:
         for activation in list(endpoint.activations.values())[: live + planned - want.required]:
@@ -123,14 +132,14 @@ def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     for replica in list(endpoint.replicas.values()):
         if endpoint.live_count() >= endpoint.required:
             return
-        if replica.state is S.DRAINING and not replica.sticky and endpoint.current(replica):
+        if replica.state is S.DRAINING and replica.fences and not replica.sticky and endpoint.current(replica):
             lifecycle.resume(fleet, replica, now_ms, "demand_returned")
 
 
 def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int) -> None:
     """Replicas beyond what may be retained sleep: surplus of a past peak, or quiet beyond the keep-alive."""
     ready = [r for r in endpoint.replicas.values() if r.state is S.READY and endpoint.current(r)]
-    surplus = endpoint.live_count() - want.retained
+    surplus = len(ready) - want.retained
     rule = "scale_down" if want.retained else "idle"
     for replica in ready[: max(0, surplus)]:
         if now_ms - replica.ready_ms >= fleet.settings.residency_ms_min:
@@ -160,12 +169,12 @@ def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
         return
     settings = fleet.settings
     bound_ms = endpoint.waiting_since_ms + settings.wait_ms_max
-    has_none = endpoint.live_count() == 0
+    has_none = endpoint.supply() == 0
     rule = "demand" if has_none else "scale_out"
     if endpoint.deployment.mode is Mode.DEDICATED or not endpoint.busy:
         rule = "keep_replicas"
-    while endpoint.live_count() + len(endpoint.activations) < endpoint.required:
-        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL):
+    while endpoint.supply() + len(endpoint.activations) < endpoint.required:
+        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if has_none else Press.SPARE):
             continue
         if has_none and bound_ms <= now_ms and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE):
             continue
@@ -202,6 +211,12 @@ def activate(fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Pr
     if option is None:
         return False
     chosen, sleeper = option
+    if press is Press.SPARE and endpoint.waiting_since_ms is not None:
+        # An overload is expected to last as long again as it has lasted: no help that comes up later than that.
+        worth_from_ms = endpoint.waiting_since_ms + chosen.ready_ms
+        if worth_from_ms > now_ms:
+            fleet.look_again(endpoint, worth_from_ms)
+            return False
     node = chosen.places[0][0]
     inputs = (
         ("queued", endpoint.queued),
@@ -291,15 +306,22 @@ def _on_node(
         candidates = _candidates(fleet, endpoint, place, now_ms, press) if need > 0 else ()
         line_ms = _link_ms(fleet, place, now_ms)
         offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
-    return placement.pick(
-        offers, deployment.accelerator_bytes, deployment.accelerators_per_replica, fleet.settings.drain_ms
+    settings = fleet.settings
+    chosen = placement.pick(
+        offers, deployment.accelerator_bytes, deployment.accelerators_per_replica, settings.drain_ms
     )
+    if chosen is not None and press is Press.SPARE and chosen.regret_ms > chosen.ready_ms * SPARE_REGRET_SHARE:
+        return None  # one more replica speeds up an endpoint that is served already: not worth a swap of another
+    return chosen
 
 
 def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
-    """Weights on their way to `place` share its link: what is left of them delays the next."""
+    """Weights on their way to `place` share its link, and busy neighbours its compute: both delay the next."""
     left = 0
     for replica in fleet.residents[place].values():
+        owner = fleet.endpoints.get(replica.endpoint)
+        if owner is not None and owner.busy:
+            left += CROWD_MS
         if replica.state is S.WAKING and replica.deployment is not None:
             model = replica.deployment.model
             whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)
@@ -309,12 +331,14 @@ def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
 
 def _candidates(fleet: Fleet, taker: Endpoint, place: Place, now_ms: int, press: Press) -> list[Candidate]:
     """Who may leave `place` for `taker`. The one list of who is safe from eviction, see `_evictable`."""
-    found = []
+    found: list[Candidate] = []
+    if fleet.settings.victim_order == "none":
+        return found
     for replica in fleet.residents[place].values():
         owner = fleet.endpoints.get(replica.endpoint)
         if owner is not None and _evictable(fleet, taker, owner, replica, now_ms, press):
-            regret = _regret(fleet, owner, replica, now_ms)
-            found.append(Candidate(replica.id, fleet.book.bytes_each(replica.id), regret))
+            leaving_ms = regret.of_leaving(fleet, owner, replica, now_ms)
+            found.append(Candidate(replica.id, fleet.book.bytes_each(replica.id), leaving_ms))
     return found
 
 
@@ -338,18 +362,6 @@ def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica,
     if settled_ms > now_ms:
         fleet.look_again(taker, settled_ms)
         return False
-    if owner.live_count() > owner.required:
+    if owner.ready_count() > owner.required:
         return True
     return press is Press.FORCE and CLASS_RANK[mode] >= CLASS_RANK[taker.deployment.mode]
-
-
-def _regret(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
-    deployment = owner.deployment
-    if deployment.mode is Mode.BATCH:
-        return 0.0
-    horizon_ms = fleet.settings.horizon_ms
-    needed_now = owner.busy and owner.live_count() <= owner.required
-    p_needed = 1.0 if needed_now else owner.history.needed_within(now_ms, horizon_ms)
-    tier = Tier.HOST if deployment.host_bytes <= fleet.book.host_free(replica.node) else Tier.DISK
-    return_ms = fleet.costs.activation_ms(deployment.model.digest, replica.node, tier, deployment.model.weight_bytes)
-    return regret_ms(p_needed, return_ms, 2_000 / max(deployment.slo.ttft_ms, 1))

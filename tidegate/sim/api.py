@@ -1,0 +1,132 @@
+"""`simulate` and `plan`: from files to a verdict. Raises Refusal for bad input, OSError for an unreadable file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, Slo
+from tidegate.domain.errors import Refusal
+from tidegate.policy.reconcile import FleetCore
+from tidegate.sim import baselines, trace
+from tidegate.sim.meter import Meter
+from tidegate.sim.nodes import SimNode
+from tidegate.sim.profile import FleetProfile, ModelSpec, load
+from tidegate.sim.world import World
+
+KV_TOKENS_MIN = 16_384
+WORKSPACE_BYTES = 2_000_000_000
+KV_REQUESTS_MIN = 16
+SLOTS_MAX = 64
+Progress = Callable[[int], None]
+
+
+def simulate(
+    trace_path: Path | str,
+    *,
+    policy: str = "tidegate",
+    fleet: Path | str | None = None,
+    accelerators: int | None = None,
+    slo_ttft_ms: float = 2_000.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Replay a trace under one policy. The keys of the result are the public contract of `tidegate simulate`."""
+    path = Path(trace_path)
+    profile = load(Path(fleet) if fleet is not None else None)
+    summary = trace.summarize(path)
+    began = perf_counter()
+    setup = baselines.prepare(policy, profile, deployments(profile, summary, slo_ttft_ms), accelerators, path)
+    meter = Meter(slo_ttft_ms, profile.tpot_ms)
+    world = build_world(profile, setup, meter)
+    world.run(trace.rows(path), progress)
+    return verdict(policy, world, setup.accelerators, summary.span_ms, perf_counter() - began)
+
+
+def build_world(profile: FleetProfile, setup: "baselines.Setup", meter: Meter) -> World:
+    world = World(profile, FleetCore(setup.settings), meter)
+    left, number = setup.accelerators, 0
+    while left > 0:
+        world.add_node(SimNode(f"node-{number}", min(left, profile.node.accelerators), profile))
+        left -= profile.node.accelerators
+        number += 1
+    for deployment in setup.deployments:
+        world.apply(deployment)
+    return world
+
+
+def deployments(profile: FleetProfile, summary: trace.TraceSummary, slo_ttft_ms: float) -> list[Deployment]:
+    """What each endpoint's owner would have applied: its model, KV for its longest request or a few usual ones."""
+    found = []
+    for name in sorted(summary.endpoints):
+        model = profile.model_of(name)
+        found.append(_deployment(profile, name, model, summary.endpoints[name], slo_ttft_ms))
+    return found
+
+
+def _deployment(
+    profile: FleetProfile, name: str, model: ModelSpec, totals: trace.EndpointTotals, slo_ttft_ms: float
+) -> Deployment:
+    context, mean = totals.context_tokens_max, max(1, totals.tokens // totals.requests)
+    kv_tokens = max(KV_TOKENS_MIN, context + KV_TOKENS_MIN // 2, KV_REQUESTS_MIN * mean)
+    slots = max(4, min(SLOTS_MAX, kv_tokens // mean))
+    whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token + WORKSPACE_BYTES
+    spread = 1
+    while whole / spread > profile.accelerator.memory_bytes:
+        spread *= 2
+        if spread > profile.node.accelerators:
+            need = f"{whole / 1e9:.1f} GB for endpoint {name!r}"
+            raise Refusal("invalid_request", f"fleet: model.{model.name}: no node can hold {need}", param="fleet")
+    return Deployment(
+        endpoint=name,
+        tenant="sim",
+        model=ModelProfile(
+            model.name,
+            f"{name}:{model.name}",
+            ModelKind.GENERATIVE,
+            model.weight_bytes,
+            model.kv_bytes_per_token,
+            context,
+        ),
+        mode=Mode.DEDICATED_SERVERLESS,
+        max_replicas=4,
+        concurrency_target=slots,
+        slots=slots,
+        accelerators_per_replica=spread,
+        accelerator_bytes=-(-whole // spread),
+        host_bytes=model.weight_bytes,
+        slo=Slo(ttft_ms=max(1, int(slo_ttft_ms)), tpot_ms=int(profile.tpot_ms)),
+        movable=True,
+    )
+
+
+def verdict(policy: str, world: World, accelerators: int, span_ms: float, wall_s: float) -> dict[str, Any]:
+    meter = world.meter
+    shares = meter.shares()
+    devices = [device for node in world.nodes.values() for device in node.devices.values()]
+    requests = max(meter.requests, 1)
+    return {
+        "policy": policy,
+        "requests": meter.requests,
+        "accelerators": accelerators,
+        "accelerator_hours": round(accelerators * span_ms / 3.6e6, 3),
+        "busy_accelerator_hours": round(sum(d.compute.busy_ms for d in devices) / 3.6e6, 3),
+        "slo_attainment": round(meter.attained / requests, 6),
+        "endpoint_attainment_min": round(min(shares.values()), 6) if shares else None,
+        "endpoints_below_99": sum(1 for share in shares.values() if share < 0.99),
+        "ttft_ms": {name: round(meter.ttft.quantile(q), 1) for name, q in QUANTILES},
+        "activations": meter.activations,
+        "cold_share": round(meter.cold / requests, 6),
+        "batch_tokens": int(meter.batch_tokens),
+        "thrash_ratio": round(meter.undone / meter.evictions, 4) if meter.evictions else 0.0,
+        "wall_s": round(wall_s, 2),
+        "ttft_beyond_prefill_ms": {name: round(meter.beyond.quantile(q), 1) for name, q in QUANTILES},
+        "starts": meter.starts,
+        "evictions": meter.evictions,
+        "refused": meter.refused,
+        "too_late": meter.late,
+        "too_slow": meter.slow,
+        "pooled_rest_attainment": round(meter.pooled_rest(), 6),
+    }
+
+
+QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))

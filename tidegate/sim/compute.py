@@ -1,0 +1,168 @@
+"""What an accelerator does with the requests it is given: continuous batching, chunked prefill, KV capacity, time
+sharing.
+
+All engines with work on one accelerator run in rounds. In a round each decoding sequence gets one token and each engine
+with a prefill works off one chunk, so a round lasts the sum over engines of
+
+    decode:  max(weight bytes + context x KV bytes, both ÷ memory bandwidth;  batch x FLOP a token ÷ matrix rate)
+    prefill: one chunk of `CHUNK_MS` (as many tokens as the matrix rate does in that time)
+
+Between two events rounds have one length, so progress is linear and only the next event is ever computed: the cost of a
+request is a few heap operations, whatever its length in tokens. A replica over several accelerators has their summed
+bandwidth and rate and is timed on the first.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from tidegate.sim.profile import AcceleratorProfile, ModelSpec
+
+CHUNK_MS = 64.0  # with a decode step beside it, a round still stays under a TPOT of 100 ms
+NEVER = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request in the simulator. Instants in ms; `prefill_ms` is what its prefill takes on an otherwise idle
+    engine.
+    """
+
+    id: str
+    endpoint: str
+    arrived_ms: float
+    input_tokens: int
+    output_tokens: int
+    first_ms: float = -1.0
+    prefill_ms: float = 0.0
+    activation_ms: int = 0
+
+
+class Engine:
+    """One replica's batch."""
+
+    __slots__ = (
+        "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "prefilling", "queue", "seq",
+        "tokens_max", "virtual", "weight_ms",
+    )  # fmt: skip
+
+    def __init__(self, model: ModelSpec, hardware: AcceleratorProfile, kv_bytes: int, spread: int) -> None:
+        self.weight_ms = model.weight_bytes / hardware.memory_bytes_per_ms / spread
+        self.kv_ms = model.kv_bytes_per_token / hardware.memory_bytes_per_ms / spread
+        rate = hardware.dense_flop_per_ms * model.flop_rate_factor * spread
+        self.flop_ms = 2.0 * model.params / rate
+        self.chunk_tokens = max(1.0, CHUNK_MS / self.flop_ms)
+        self.tokens_max = self.kv_free = int(kv_bytes // model.kv_bytes_per_token)
+        self.queue: deque[Request] = deque()
+        self.prefilling: Request | None = None
+        self.left = 0.0
+        self.decoding: list[tuple[float, int, Request]] = []
+        self.virtual = 0.0
+        self.context = 0.0
+        self.seq = 0
+
+    def round_ms(self) -> float:
+        batch = len(self.decoding)
+        length = CHUNK_MS if self.prefilling is not None else 0.0
+        if batch:
+            length += max(self.weight_ms + self.context * self.kv_ms, batch * self.flop_ms)
+        return length
+
+    def take_next(self) -> None:
+        """Begin the next prefill if there is none and its KV fits; first come, first served."""
+        if self.prefilling is None and self.queue:
+            need = self.queue[0].input_tokens + self.queue[0].output_tokens
+            if need <= self.kv_free or not self.decoding:  # one longer than the whole cache runs alone, spilling
+                request = self.queue.popleft()
+                self.kv_free -= need
+                self.prefilling, self.left = request, float(request.input_tokens)
+
+    def requests(self) -> list[Request]:
+        found = [request for _, _, request in self.decoding] + list(self.queue)
+        return [*found, self.prefilling] if self.prefilling is not None else found
+
+
+@dataclass(slots=True, eq=False)
+class Compute:
+    """One accelerator's compute. `busy_ms` is how long it had work."""
+
+    engines: dict[str, Engine] = field(default_factory=dict)
+    active: dict[str, Engine] = field(default_factory=dict)
+    last_ms: float = 0.0
+    round_ms: float = 0.0
+    busy_ms: float = 0.0
+    stamp: int = 0
+
+    def submit(self, replica: str, request: Request, now_ms: float) -> None:
+        self.advance(now_ms)
+        engine = self.engines[replica]
+        request.prefill_ms = request.input_tokens * engine.flop_ms
+        engine.queue.append(request)
+        engine.take_next()
+        self.active[replica] = engine
+        self._reckon()
+
+    def advance(self, now_ms: float) -> None:
+        """Let time pass up to `now_ms`, which must not be beyond the next event."""
+        passed = now_ms - self.last_ms
+        self.last_ms = now_ms
+        if not self.active or passed <= 0.0:
+            return
+        self.busy_ms += passed
+        rounds = passed / self.round_ms
+        for engine in self.active.values():
+            if engine.decoding:
+                engine.virtual += rounds
+                engine.context += rounds * len(engine.decoding)
+            if engine.prefilling is not None:
+                engine.left -= rounds * engine.chunk_tokens
+
+    def next_ms(self) -> float:
+        """When something ends next."""
+        if not self.active:
+            return NEVER
+        rounds = NEVER
+        for engine in self.active.values():
+            if engine.decoding:
+                rounds = min(rounds, engine.decoding[0][0] - engine.virtual)
+            if engine.prefilling is not None:
+                rounds = min(rounds, engine.left / engine.chunk_tokens)
+        return self.last_ms + max(rounds, 0.0) * self.round_ms
+
+    def collect(self, now_ms: float) -> list[Request]:
+        """Advance to `now_ms` and take out what is finished; first tokens are stamped on the way."""
+        self.advance(now_ms)
+        finished: list[Request] = []
+        for replica, engine in list(self.active.items()):
+            request = engine.prefilling
+            if request is not None and engine.left <= 1e-6:
+                request.first_ms = now_ms
+                engine.prefilling = None
+                engine.seq += 1
+                engine.context += request.input_tokens
+                heappush(engine.decoding, (engine.virtual + request.output_tokens - 1, engine.seq, request))
+            while engine.decoding and engine.decoding[0][0] <= engine.virtual + 1e-6:
+                _, _, done = heappop(engine.decoding)
+                finished.append(done)
+                engine.kv_free += done.input_tokens + done.output_tokens
+                engine.context -= done.input_tokens + done.output_tokens - 1
+            engine.take_next()
+            if not engine.decoding:
+                engine.context = 0.0
+                if engine.prefilling is None:
+                    engine.virtual = 0.0
+                    del self.active[replica]
+        self._reckon()
+        return finished
+
+    def remove(self, replica: str, now_ms: float) -> list[Request]:
+        """The engine ends; what it had is handed back."""
+        self.advance(now_ms)
+        engine = self.engines.pop(replica, None)
+        self.active.pop(replica, None)
+        self._reckon()
+        return engine.requests() if engine is not None else []
+
+    def _reckon(self) -> None:
+        self.round_ms = sum(engine.round_ms() for engine in self.active.values())
+        self.stamp += 1

@@ -1,0 +1,119 @@
+"""Traces: `t_s,endpoint,input_tokens,output_tokens`, sorted by time; CSV, CSV.gz or Parquet, streamed, each row
+checked.
+
+Every error is a Refusal that names the file and the row (the header is row 1) or the column.
+"""
+
+import csv
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+from tidegate.domain.errors import Refusal
+
+COLUMNS = ("t_s", "endpoint", "input_tokens", "output_tokens")
+TOKENS_MAX = 10_000_000
+ENDPOINTS_MAX = 100_000
+
+Row = tuple[float, str, int, int]
+"""(instant in ms from the trace's start, endpoint, input tokens, output tokens)"""
+
+
+@dataclass(slots=True)
+class EndpointTotals:
+    requests: int = 0
+    context_tokens_max: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSummary:
+    """What a first pass over a trace tells: which endpoints there are, the longest request of each, and the span."""
+
+    endpoints: dict[str, EndpointTotals]
+    requests: int
+    span_ms: float
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """Rows in order, one at a time. Raises Refusal for anything that is not a sorted trace; OSError if unreadable."""
+    if path.suffix == ".parquet":
+        yield from _checked(path, _parquet(path))
+        return
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
+            yield from _checked(path, csv.reader(file))
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise Refusal("invalid_request", f"{path.name} is not a readable trace: {error}", param="trace") from error
+
+
+def summarize(path: Path) -> TraceSummary:
+    """One pass. Raises Refusal when there is no request in it."""
+    endpoints: dict[str, EndpointTotals] = {}
+    requests, last_ms = 0, 0.0
+    for at_ms, endpoint, input_tokens, output_tokens in rows(path):
+        totals = endpoints.get(endpoint)
+        if totals is None:
+            if len(endpoints) >= ENDPOINTS_MAX:
+                raise _bad(path, f"more than {ENDPOINTS_MAX} endpoints")
+            totals = endpoints[endpoint] = EndpointTotals()
+        totals.requests += 1
+        totals.context_tokens_max = max(totals.context_tokens_max, input_tokens + output_tokens)
+        totals.tokens += input_tokens + output_tokens
+        requests += 1
+        last_ms = at_ms
+    if not requests:
+        raise _bad(path, "no request in it")
+    return TraceSummary(endpoints, requests, last_ms)
+
+
+def _parquet(path: Path) -> Iterator[list[str]]:
+    try:
+        import polars
+    except ModuleNotFoundError:
+        raise _bad(path, "reading Parquet needs the 'advisor' extra (polars)") from None
+    frame = polars.read_parquet(path)
+    yield list(frame.columns)
+    for row in frame.iter_rows():
+        yield [str(value) for value in row]
+
+
+def _checked(path: Path, lines: Iterator[list[str]]) -> Iterator[Row]:
+    header = next(lines, None)
+    if header is None:
+        raise _bad(path, "the file is empty")
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise _bad(path, f"column {missing[0]!r} is missing; there must be {', '.join(COLUMNS)}")
+    at_t, at_endpoint, at_input, at_output = (header.index(name) for name in COLUMNS)
+    last_ms = 0.0
+    for number, line in enumerate(lines, start=2):
+        try:
+            at_ms = float(line[at_t]) * 1000.0
+            endpoint = line[at_endpoint]
+            input_tokens = int(line[at_input])
+            output_tokens = int(line[at_output])
+        except (ValueError, IndexError) as error:
+            raise _bad(path, f"row {number}: {error}") from None
+        if not last_ms <= at_ms:
+            raise _bad(path, _time_problem(number, at_ms, last_ms))
+        if not (0 < input_tokens <= TOKENS_MAX and 0 < output_tokens <= TOKENS_MAX) or not endpoint:
+            what = f"tokens must be 1 to {TOKENS_MAX}" if endpoint else "endpoint is empty"
+            raise _bad(path, f"row {number}: {what} (input {input_tokens}, output {output_tokens})")
+        last_ms = at_ms
+        yield at_ms, endpoint, input_tokens, output_tokens
+
+
+def _time_problem(number: int, at_ms: float, last_ms: float) -> str:
+    if not isfinite(at_ms):
+        return f"row {number}: t_s is not a finite number"
+    if at_ms < 0:
+        return f"row {number}: t_s is negative"
+    return f"row {number}: t_s goes back, {at_ms / 1000:g} after {last_ms / 1000:g}; a trace is sorted by time"
+
+
+def _bad(path: Path, what: str) -> Refusal:
+    return Refusal("invalid_request", f"{path.name}: {what}", param="trace")

@@ -1,0 +1,277 @@
+"""The simulated platform: one gateway running `policy.dispatch`, the capacity core, simulated nodes, one virtual clock.
+
+Whatever happens goes through one heap ordered by (instant, order of planning); nothing reads a real clock or unseeded
+dice. The laws of the design are checked at each step, by what is true on the nodes and not by what the core believes.
+"""
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from typing import assert_never
+
+from tidegate.domain import plan
+from tidegate.domain.endpoint import Deployment
+from tidegate.domain.plan import Command, DemandReported, FenceConfirmed, ReplicaChanged, Tick
+from tidegate.domain.replica import ReplicaState
+from tidegate.policy import dispatch
+from tidegate.policy.dispatch import Arrived, ConfirmFence, Deadline, Ended, Grant, Refuse, ReportDemand, Returned
+from tidegate.policy.reconcile import FleetCore
+from tidegate.sim.compute import NEVER, Compute, Request
+from tidegate.sim.meter import Meter
+from tidegate.sim.nodes import LawBroken, Process, SimNode
+from tidegate.sim.profile import FleetProfile
+from tidegate.sim.trace import Row
+
+S = ReplicaState
+GATEWAY = "gw"
+MESSAGE_MS = 1.0
+REPORT_MS = 100.0
+HOLD_MS_MAX = 120_000
+QUEUED_MAX = 100_000
+THRASH_MS = 60_000.0
+
+Happening = Callable[[], None]
+
+
+class World:
+    """One run. `core` decides; `rows` are replayed; the verdict is in `meter`."""
+
+    def __init__(self, profile: FleetProfile, core: FleetCore, meter: Meter, hold_ms_max: int = HOLD_MS_MAX) -> None:
+        self.profile = profile
+        self.core = core
+        self.meter = meter
+        self.room = dispatch.Dispatch("local")
+        self.nodes: dict[str, SimNode] = {}
+        self.now_ms = 0.0
+        self.requests: dict[str, Request] = {}
+        self.fences: dict[str, int] = {}
+        self.watch: list[Callable[[Command, float], None]] = []
+        self._hold_ms_max = hold_ms_max
+        self._where: dict[str, SimNode] = {}
+        self._evicted: dict[str, float] = {}
+        self._heap: list[tuple[float, int, Happening]] = []
+        self._order = 0
+        self._next_id = 0
+        self._tick_ms = NEVER
+        self._deadline_ms = NEVER
+        self.tell(plan.GatewayJoined(GATEWAY, "local"))
+
+    # --- set-up -------------------------------------------------------------------------------------------------------
+
+    def add_node(self, node: SimNode) -> None:
+        self.nodes[node.node.id] = node
+        self.tell(plan.NodeJoined(node.node))
+
+    def apply(self, deployment: Deployment) -> None:
+        self.tell(plan.EndpointApplied(deployment))
+
+    # --- the clock ----------------------------------------------------------------------------------------------------
+
+    def run(self, rows: Iterator[Row], progress: Callable[[int], None] | None = None) -> None:
+        """Replay `rows`, then let what is under way end."""
+        heap = self._heap
+        for at_ms, endpoint, input_tokens, output_tokens in rows:
+            while heap and heap[0][0] <= at_ms:
+                self.now_ms, _, happening = heappop(heap)
+                happening()
+            self.now_ms = at_ms
+            self._arrive(endpoint, input_tokens, output_tokens)
+            if progress is not None and self._next_id % 10_000 == 0:
+                progress(self._next_id)
+        end_ms = self.now_ms + self._hold_ms_max + 3_600_000.0
+        while self.requests and heap and heap[0][0] <= end_ms:
+            self.now_ms, _, happening = heappop(heap)
+            happening()
+        if self.requests:
+            raise LawBroken(f"{len(self.requests)} requests never ended")
+
+    def run_until(self, until_ms: float) -> None:
+        while self._heap and self._heap[0][0] <= until_ms:
+            self.now_ms, _, happening = heappop(self._heap)
+            happening()
+        self.now_ms = until_ms
+
+    def at(self, at_ms: float, happening: Happening) -> None:
+        self._order += 1
+        heappush(self._heap, (max(at_ms, self.now_ms), self._order, happening))
+
+    # --- the core and its commands ------------------------------------------------------------------------------------
+
+    def tell(self, event: plan.Event) -> None:
+        for command in self.core.handle(event, int(self.now_ms)):
+            for see in self.watch:
+                see(command, self.now_ms)
+            self._obey(command)
+        tick = self.core.next_tick_ms()
+        if tick is not None and tick < self._tick_ms:
+            self._tick_ms = float(tick)
+            self.at(self._tick_ms, self._tick)
+
+    def _tick(self) -> None:
+        if self.now_ms >= self._tick_ms:
+            self._tick_ms = NEVER
+            self.tell(Tick())
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case plan.Route() | plan.Resume():
+                self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(command))
+            case plan.Drain():
+                self._count_eviction(command)
+                self.fences[command.replica] = command.fence
+                self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(command))
+            case plan.Start():
+                self.meter.starts += 1
+                self._count_activation(command.deployment.endpoint, command.reason.rule)
+                node = self.nodes[command.node]
+                self._where[command.replica] = node
+                until = node.start(command, self.profile.model_of(command.deployment.endpoint), self.now_ms)
+                self._finish_at(node, node.processes[command.replica], until)
+            case plan.Wake():
+                node = self.nodes[command.node]
+                process = node.processes[command.replica]
+                self._count_activation(process.deployment.endpoint, command.reason.rule)
+                self._finish_at(node, process, node.wake(command, self.now_ms))
+            case plan.Sleep():
+                node = self.nodes[command.node]
+                process = node.processes[command.replica]
+                self._finish_at(node, process, node.sleep(command, self.now_ms))
+            case plan.Stop():
+                stopping = self.nodes.get(command.node)
+                until_or_none = stopping.stop(command, self.now_ms) if stopping is not None else None
+                if stopping is not None and until_or_none is not None:
+                    self._finish_at(stopping, stopping.processes[command.replica], until_or_none)
+            case _:
+                assert_never(command)
+
+    def _finish_at(self, node: SimNode, process: Process, until_ms: float) -> None:
+        step = process.step
+        self.at(until_ms, lambda: self._finished(node, process, step))
+
+    def _finished(self, node: SimNode, process: Process, step: int) -> None:
+        if process.step != step or node.node.id not in self.nodes:
+            return
+        lost = node.finish(process, self.now_ms)
+        self.report(node, process)
+        self._give_back(lost)
+
+    def report(self, node: SimNode, process: Process, reason: str = "") -> None:
+        self.tell(ReplicaChanged(node.status(process, self.now_ms, reason)))
+
+    def crash(self, node: SimNode, process: Process) -> None:
+        """The engine dies on its own."""
+        compute = node.compute_of(process) if process.accelerators else None
+        lost = node.kill(process, self.now_ms)
+        if compute is not None:
+            self._plan_compute(compute)
+        self.report(node, process, "engine died")
+        self._give_back(lost)
+
+    def lose_node(self, node_id: str) -> SimNode:
+        """Power cut. Returns the dead node, so that its like can join later."""
+        node = self.nodes.pop(node_id)
+        lost = [r for process in list(node.processes.values()) for r in node.kill(process, self.now_ms)]
+        self.tell(plan.NodeLost(node_id))
+        self._give_back(lost)
+        return node
+
+    # --- the gateway --------------------------------------------------------------------------------------------------
+
+    def _arrive(self, endpoint: str, input_tokens: int, output_tokens: int) -> None:
+        self._next_id += 1
+        request = Request(str(self._next_id), endpoint, self.now_ms, input_tokens, output_tokens)
+        self.requests[request.id] = request
+        deadline = int(self.now_ms) + self._hold_ms_max
+        self._gateway(Arrived(request.id, endpoint, deadline, QUEUED_MAX))
+
+    def _gateway(self, event: dispatch.Event) -> None:
+        effects = self.room.handle(event, int(self.now_ms))
+        for effect in effects:
+            match effect:
+                case Grant():
+                    self._granted(effect)
+                case ReportDemand(endpoint, urgent):
+                    delay = MESSAGE_MS if urgent else REPORT_MS
+                    self.at(self.now_ms + delay, lambda endpoint=endpoint: self._demand(endpoint))  # type: ignore[misc]
+                case ConfirmFence(replica):
+                    confirmed = FenceConfirmed(GATEWAY, replica, self.fences.get(replica, 0))
+                    self.at(self.now_ms + MESSAGE_MS, lambda event=confirmed: self.tell(event))  # type: ignore[misc]
+                case Refuse():
+                    refused = self.requests.pop(effect.request)
+                    self.meter.not_served(refused.endpoint)
+                case _:
+                    assert_never(effect)
+        deadline = self.room.next_deadline_ms()
+        if deadline is not None and deadline < self._deadline_ms:
+            self._deadline_ms = float(deadline)
+            self.at(self._deadline_ms, self._expire)
+
+    def _expire(self) -> None:
+        self._deadline_ms = NEVER
+        self._gateway(Deadline())
+
+    def _demand(self, endpoint: str) -> None:
+        d = self.room.demand(endpoint, int(self.now_ms))
+        self.tell(DemandReported(GATEWAY, endpoint, d.queued, d.in_flight, d.arrivals_total, d.oldest_wait_ms))
+
+    def _granted(self, grant: Grant) -> None:
+        request = self.requests[grant.request]
+        request.activation_ms = grant.activation_ms
+        replica = grant.target.replica
+        node = self._where[replica]
+        process = node.processes.get(replica)
+        if process is None or process.state is not S.READY:
+            self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(Returned(request.id, process is None)))
+            return
+        compute = node.compute_of(process)
+        compute.submit(replica, request, self.now_ms)
+        self._plan_compute(compute)
+
+    def _give_back(self, lost: list[Request]) -> None:
+        """Requests whose engine died: tried once more unless their client has seen a token."""
+        for request in lost:
+            if request.first_ms < 0:
+                self._gateway(Returned(request.id, lost=True))
+            else:
+                del self.requests[request.id]
+                self._gateway(Ended(request.id))
+                self.meter.not_served(request.endpoint)
+
+    # --- compute ------------------------------------------------------------------------------------------------------
+
+    def _plan_compute(self, compute: Compute) -> None:
+        at_ms = compute.next_ms()
+        if at_ms < NEVER:
+            stamp = compute.stamp
+            self.at(at_ms, lambda: self._computed(compute, stamp))
+
+    def _computed(self, compute: Compute, stamp: int) -> None:
+        if compute.stamp != stamp:
+            return
+        for request in compute.collect(self.now_ms):
+            self._served(request)
+        self._plan_compute(compute)
+
+    def _served(self, request: Request) -> None:
+        del self.requests[request.id]
+        ttft_ms = request.first_ms - request.arrived_ms
+        gaps = request.output_tokens - 1
+        tpot_ms = (self.now_ms - request.first_ms) / gaps if gaps else 0.0
+        self.meter.served(
+            request.endpoint, ttft_ms, request.prefill_ms, tpot_ms, request.output_tokens, request.activation_ms
+        )
+        self._gateway(Ended(request.id))
+
+    # --- counting -----------------------------------------------------------------------------------------------------
+
+    def _count_activation(self, endpoint: str, rule: str) -> None:
+        if rule == "first_load":
+            return
+        self.meter.activations += 1
+        evicted_ms = self._evicted.pop(endpoint, None)
+        if evicted_ms is not None and self.now_ms - evicted_ms <= THRASH_MS:
+            self.meter.undone += 1
+
+    def _count_eviction(self, command: plan.Drain) -> None:
+        if command.reason.rule.startswith("evict"):
+            self.meter.evictions += 1
+            self._evicted[command.endpoint] = self.now_ms
