@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Subject:
     kill: Callable[[Any], None]
     reason_killed: str
     bad_models: dict[str, Path]
+    engines: list[Engine] = field(default_factory=list)
 
     def order(self, replica: str = "acme/chat-1", model: Path | None = None, reserved: int = RESERVED) -> StartOrder:
         source = str(model or self.model)
@@ -47,10 +48,19 @@ class Subject:
         deployment = Deployment("acme/chat", "acme", profile, Mode.DEDICATED_SERVERLESS, slots=4)
         return StartOrder(replica, deployment, (CPU,), reserved)
 
-    async def started(self) -> Engine:
-        engine = await self.driver.start(self.order())
+    async def start(self, order: StartOrder) -> Engine:
+        engine = await self.driver.start(order)
+        self.engines.append(engine)
+        return engine
+
+    async def started(self, replica: str = "acme/chat-1") -> Engine:
+        engine = await self.start(self.order(replica))
         await engine.ready()
         return engine
+
+    async def stop_all(self) -> None:
+        while self.engines:
+            await self.engines.pop().stop()
 
 
 @contextlib.asynccontextmanager
@@ -95,22 +105,32 @@ Scene = Callable[[Subject], Awaitable[None]]
 Play = Callable[[Scene], None]
 
 
-@pytest.fixture(params=[pytest.param("fake"), pytest.param("builtin", marks=pytest.mark.e2e)])
-def play(request: pytest.FixtureRequest) -> Play:
-    """Runs a scene on one driver in its own loop and folder (a short one: sockets have 107 bytes for their path)."""
+@pytest.fixture(scope="module", params=[pytest.param("fake"), pytest.param("builtin", marks=pytest.mark.e2e)])
+def play(request: pytest.FixtureRequest) -> Iterator[Play]:
+    """Runs scenes on one driver, one after another; what a scene started is stopped after it.
+
+    The folder has a short name: sockets have 107 bytes for their path.
+    """
     if request.param == "builtin":
         pytest.importorskip("torch")
         pytest.importorskip("transformers")
+    with tempfile.TemporaryDirectory(prefix="tg-") as folder, asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        subject = runner.run(stack.enter_async_context(SUBJECTS[request.param](Path(folder))))
 
-    def run(scene: Scene) -> None:
-        async def main() -> None:
-            with tempfile.TemporaryDirectory(prefix="tg-") as folder:
-                async with SUBJECTS[request.param](Path(folder)) as subject:
+        def run(scene: Scene) -> None:
+            async def whole() -> None:
+                try:
                     await scene(subject)
+                finally:
+                    await subject.stop_all()
 
-        asyncio.run(main())
+            runner.run(whole())
 
-    return run
+        try:
+            yield run
+        finally:
+            runner.run(stack.aclose())
 
 
 def client(engine: Engine) -> httpx.AsyncClient:
@@ -220,7 +240,7 @@ def test_it_refuses_to_sleep_over_running_work_and_drains_it(play: Play) -> None
         async with client(engine) as http, http.stream("POST", "/v1/chat/completions", json=long) as response:
             lines = response.aiter_lines()
             await anext(lines)
-            assert "running" in await fails(engine.sleep())
+            assert "in flight" in await fails(engine.sleep())
             draining = asyncio.create_task(engine.drain())
             rest = [line async for line in lines]
             assert "data: [DONE]" in rest
@@ -260,13 +280,11 @@ def test_death_is_noticed_and_explained(play: Play) -> None:
 def test_two_engines_do_not_know_each_other(play: Play) -> None:
     async def scene(subject: Subject) -> None:
         first = await subject.started()
-        second = await subject.driver.start(subject.order("acme/chat-2"))
-        await second.ready()
+        second = await subject.started("acme/chat-2")
         assert await first.canary() == await second.canary()
         await first.stop()
         assert await second.canary()
-        again = await subject.driver.start(subject.order())
-        await again.ready()
+        again = await subject.started()
         assert again.address == first.address
 
     play(scene)
@@ -275,12 +293,11 @@ def test_two_engines_do_not_know_each_other(play: Play) -> None:
 @pytest.mark.parametrize("kind", ["missing", "truncated", "pickled"])
 def test_a_model_that_cannot_be_served_is_a_fault_with_a_reason(play: Play, kind: str) -> None:
     async def scene(subject: Subject) -> None:
-        engine = await subject.driver.start(subject.order(model=subject.bad_models[kind]))
+        engine = await subject.start(subject.order(model=subject.bad_models[kind]))
         reason = await fails(engine.ready())
         assert len(reason) > 8
         await engine.stop()
-        good = await subject.driver.start(subject.order("acme/other"))
-        await good.ready()
+        assert await (await subject.started("acme/other")).canary()
 
     play(scene)
 

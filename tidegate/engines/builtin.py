@@ -16,7 +16,7 @@ from tidegate.domain.ports import Memory, StartOrder
 from tidegate.engines.control_client import ControlClient, NotListening
 from tidegate.engines.inspect import model_path
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Lifeline, Process, resident_of
+from tidegate.engines.process import Lifeline, Process, memory_of, resident_of
 from tidegate.engines.template import Template
 
 
@@ -72,14 +72,18 @@ class BuiltinEngine:
 
     async def canary(self) -> str:
         answer = await self._post("canary", self._limits.canary_ms_max)
-        return hashlib.sha256(repr(sorted(answer.items())).encode()).hexdigest()
+        return hashlib.sha256(repr(answer.get("tokens")).encode()).hexdigest()
 
     async def memory(self) -> Memory:
+        """Accelerator: the engine's figure, asleep never less than what the kernel still finds resident of its weights.
+
+        Host: what would come free if the process ended. What it shares with the template (torch itself) would not.
+        """
         state = await self._state()
-        claimed, host = _count(state, "accelerator_bytes"), _count(state, "host_bytes")
+        held = _count(state, "accelerator_bytes")
         if state.get("state") == "asleep":
-            claimed = max(claimed, resident_of(self.pid, self._weights))
-        return Memory(claimed, host)
+            held = max(held, resident_of(self.pid, self._weights))
+        return Memory(held, max(0, memory_of(self.pid).private - held))
 
     async def stop(self) -> None:
         try:
@@ -105,16 +109,22 @@ class BuiltinEngine:
         return state.get("state") == "ready"
 
     async def _state(self) -> dict[str, Any]:
+        self._check_running()
         try:
             return await self._client.get("/control/state", ms_max=self._limits.state_ms_max)
         except NotListening as fault:
             raise await self._explained(fault) from fault
 
     async def _post(self, verb: str, ms_max: int) -> dict[str, Any]:
+        self._check_running()
         try:
             return await self._client.post(f"/control/{verb}", ms_max=ms_max)
         except NotListening as fault:
             raise await self._explained(fault) from fault
+
+    def _check_running(self) -> None:
+        if not self._process.running:
+            raise EngineFault("the engine process is gone")
 
     async def _explained(self, fault: EngineFault) -> EngineFault:
         """A broken connection usually means a dead process; its end, which follows within moments, says more."""

@@ -75,7 +75,7 @@ class FakeEngine:
 
     async def sleep(self) -> Memory:
         if self._busy:
-            raise EngineFault("refused: requests are running")
+            raise EngineFault(f"refused: {self._busy} requests are in flight")
         await self._act("sleep", self.script.sleep_ms, self.script.fail_sleep)
         self.asleep = True
         claimed = 0 if self.script.lies_about_sleep else self.script.asleep_accelerator_bytes

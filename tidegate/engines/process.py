@@ -173,6 +173,7 @@ class Child:
         self.name = name
         self.starts = 0
         self.process: Process | None = None
+        self.last_end = ""
         self._argv, self._logs, self._environment, self._pass_fds = list(argv), logs, environment, tuple(pass_fds)
         self._restart, self._grace_ms_max, self._on_start = restart, grace_ms_max, on_start
         self._stopping = asyncio.Event()
@@ -184,6 +185,7 @@ class Child:
         while not self._stopping.is_set():
             started = loop.time()
             ended = await self._live()
+            self.last_end = str(ended)
             if self._stopping.is_set():
                 return
             if (loop.time() - started) * 1000 >= self._restart.stable_ms_min:

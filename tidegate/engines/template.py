@@ -16,6 +16,7 @@ from tidegate.engines.process import Child, Lifeline, Process
 
 REPLY_BYTES_MAX = 64 << 10
 RETRY_MS = 20
+DEATHS_MAX = 3  # the template process died this often while an order waited for it: it will not come up
 
 
 class Template:
@@ -84,12 +85,15 @@ class Template:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Waits for the template to listen: it imports for a second or two, and is away while it is started again."""
         assert self._running is not None
+        starts = self._child.starts
         try:
             async with asyncio.timeout(self._start_ms_max / 1000):
                 while True:
                     if self._running.done():
                         self._running.result()
                         raise EngineFault("the template process is shut down")
+                    if self._child.starts - starts > DEATHS_MAX:
+                        raise EngineFault(f"the template process does not come up: it {self._child.last_end}")
                     try:
                         return await asyncio.open_unix_connection(self._socket, limit=REPLY_BYTES_MAX)
                     except (FileNotFoundError, ConnectionError):
