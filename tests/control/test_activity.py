@@ -143,6 +143,16 @@ async def test_the_event_stream_over_a_socket_ends_with_its_client_and_with_the_
                 told = [line async for line in _until_data(lines)]
                 assert json.loads(told[-1][6:])["reason"] == "because"
             await until(lambda: not subscribers, "the client's end is noticed")
+            _, mine = await world.tenant_key("acme")
+            async with http.stream("GET", "/api/v1/activity/stream", headers=mine) as response:
+                lines = response.aiter_lines()
+                assert (await anext(lines)).startswith(":")
+                world.control.activity.note("core", "state", "zeta/stars", "foreign")
+                world.control.activity.note("core", "drain", "acme/tides", "evict for=zeta/stars")
+                world.control.activity.note("core", "state", "acme/tides", "mine")
+                told = [line async for line in _until_data(lines)]
+                assert [json.loads(line[6:])["reason"] for line in told if line.startswith("data")] == ["mine"]
+            await until(lambda: not subscribers, "the client's end is noticed")
             async with http.stream("GET", "/api/v1/activity/stream") as response:
                 lines = response.aiter_lines()
                 assert (await anext(lines)).startswith(":")

@@ -163,6 +163,11 @@ async def test_a_start_longer_than_its_timeout_is_refused_first_by_estimate_then
         await world.control.create_tenant("acme", "test")
         refused = await world.http.put("/api/v1/endpoints/acme/tides", json={"model": "/models/tides"})
         assert "gateway.hold_ms_max = 500" in refused.json()["error"]["message"]
+    (tmp_path / "never").mkdir()
+    async with running(tmp_path / "never", ControlSettings(hold_ms_max=0)) as world:  # 0: nobody is ever held
+        await world.control.create_tenant("acme", "test")
+        accepted = await world.http.put("/api/v1/endpoints/acme/tides", json={"model": "/models/tides"})
+        assert accepted.status_code == 200
 
 
 HOSTILE: list[tuple[str, str, bytes, int, str]] = [

@@ -58,6 +58,18 @@ def test_an_activation_counts_from_the_first_waiting_request_and_a_swap_from_the
     assert meters.activations == {"acme/a": 1, "acme/b": 1}
 
 
+def test_room_that_was_made_once_is_one_swap() -> None:
+    meters = Meters(thrash_ms=60_000)
+    start(meters, "ra", "acme/a", 0)
+    meters.event(status("ra", "acme/a", S.READY, 60), 10)
+    evict(meters, "ra", "acme/a", 100, 110)
+    for replica, endpoint, at_ms in (("rb", "acme/b", 120), ("rc", "acme/c", 5_000)):
+        start(meters, replica, endpoint, at_ms)
+        meters.event(status(replica, endpoint, S.READY, 20), at_ms + 30)
+    assert sample(meters, "tidegate_swap_seconds_count", from_tier="disk") == 1
+    assert sample(meters, "tidegate_swap_seconds_sum", from_tier="disk") == pytest.approx(0.050)
+
+
 def test_demand_that_went_away_before_anything_was_ready_is_not_waiting_any_more() -> None:
     meters = Meters(thrash_ms=60_000)
     meters.event(demand("acme/a", 1), 1_000)

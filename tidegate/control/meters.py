@@ -60,6 +60,7 @@ class Meters:
         self._drained: dict[str, tuple[tuple[Place, ...], int]] = {}  # victim -> its places, when its drain began
         self._freed: dict[Place, int] = {}  # place -> when the drain that freed it began
         self._places: dict[str, tuple[Place, ...]] = {}
+        self._reserved: dict[str, int] = {}  # replica -> bytes on each of its places; a report only knows those touched
         self._evictions: deque[Eviction] = deque(maxlen=EVICTIONS_MAX)
         own = self.registry
 
@@ -108,6 +109,7 @@ class Meters:
                 tier = "disk" if isinstance(command, Start) else "host"
                 self._coming[command.replica] = Coming(now_ms, tier, model, min(drains, default=None))
                 self._places[command.replica] = places
+                self._reserved[command.replica] = command.accelerator_bytes
                 self._undo(endpoint, now_ms)
             case Drain():
                 self._drained[command.replica] = (self._places.get(command.replica, ()), now_ms)
@@ -135,15 +137,16 @@ class Meters:
         if status.accelerators:
             self._places[status.replica] = tuple((status.node, accelerator) for accelerator in status.accelerators)
         places = self._places.get(status.replica, ())
+        nbytes = max(self._reserved.get(status.replica, 0), status.accelerator_bytes)
         match status.state:
             case ReplicaState.READY:
                 self._ready.setdefault(status.endpoint, set()).add(status.replica)
                 self._ready_for[status.replica] = status.endpoint
-                self._lent.resident(status.replica, status.endpoint, places, status.accelerator_bytes, now_ms)
-                self._lent.at_home(status.endpoint, places, status.accelerator_bytes, now_ms)
+                self._lent.resident(status.replica, status.endpoint, places, nbytes, now_ms)
+                self._lent.at_home(status.endpoint, places, nbytes, now_ms)
                 self._arrived(status, now_ms)
             case ReplicaState.STARTING | ReplicaState.WAKING:
-                self._lent.resident(status.replica, status.endpoint, places, status.accelerator_bytes, now_ms)
+                self._lent.resident(status.replica, status.endpoint, places, nbytes, now_ms)
             case ReplicaState.ASLEEP:
                 self._unready(status.replica)
                 self._lent.left(status.replica, now_ms)
@@ -190,6 +193,7 @@ class Meters:
         self._coming.pop(replica, None)
         self._drained.pop(replica, None)
         self._places.pop(replica, None)
+        self._reserved.pop(replica, None)
         self._unready(replica)
 
     def _forget_endpoint(self, endpoint: str, now_ms: int) -> None:
