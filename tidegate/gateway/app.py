@@ -8,11 +8,12 @@ import msgspec
 
 from tidegate.domain.errors import EngineFault, Refusal
 from tidegate.domain.ports import Clock, Connect, Journal
+from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import PEER, Peer
 from tidegate.gateway.intake import Call, ClientGone, Head, hold_ms, new_request_id, read_body, read_head
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import GatewayLoop
-from tidegate.gateway.metrics import Metrics, escape
+from tidegate.gateway.metrics import Family, Metrics, per_endpoint
 from tidegate.gateway.passthrough import pass_through
 from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
@@ -123,7 +124,7 @@ class Gateway:
     async def _inference(self, api: str, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_ms = self._clock.now_ms()
         request_id = new_request_id()
-        peer: Peer | None = scope.get(PEER)
+        peer: Peer | Cycle | None = scope.get(PEER)
         watcher: asyncio.Task[None] | None = None
         try:
             call = await self._admit(api, scope, receive, request_id, arrived_ms, peer is not None and peer.body_here)
@@ -175,7 +176,7 @@ class Gateway:
         return admission.check_key(self._loop.key(head.digest), now_ms)
 
     async def _refuse(self, send: Send, refusal: Refusal, request_id: str) -> None:
-        self._parts.metrics.refusals.add((refusal.code,))
+        self._parts.metrics.refused(refusal.code)
         await reply_refusal(send, refusal, [(b"x-request-id", request_id.encode())])
 
     # --- everything else ----------------------------------------------------------------------------------------------
@@ -241,21 +242,16 @@ class Gateway:
         finally:
             connection.release()
 
-    def _gauges(self) -> list[tuple[str, str, list[tuple[str, int]]]]:
+    def _gauges(self) -> list[Family]:
         loop, names = self._loop, self._loop.endpoints
-
-        def cells(read: Callable[[str], int]) -> list[tuple[str, int]]:
-            return [(f'{{endpoint="{escape(name)}"}}', read(name)) for name in names]
-
+        held = per_endpoint((name, loop.held_at(name)) for name in names)
+        in_flight = per_endpoint((name, loop.in_flight_at(name)) for name in names)
+        link, journal = int(loop.connected), int(self._journal.healthy)
         return [
-            ("tidegate_held_requests", "Requests waiting for capacity.", cells(loop.held_at)),
-            ("tidegate_in_flight_requests", "Requests on a replica.", cells(loop.in_flight_at)),
-            ("tidegate_control_link", "1 while the link to control is up.", [("", int(loop.connected))]),
-            (
-                "tidegate_journal_healthy",
-                "1 while the usage journal can be written.",
-                [("", int(self._journal.healthy))],
-            ),
+            ("tidegate_held_requests", "gauge", "Requests waiting for capacity.", held),
+            ("tidegate_in_flight_requests", "gauge", "Requests on a replica.", in_flight),
+            ("tidegate_control_link", "gauge", "1 while the link to control is up.", [("", link)]),
+            ("tidegate_journal_healthy", "gauge", "1 while the usage journal can be written.", [("", journal)]),
         ]
 
 

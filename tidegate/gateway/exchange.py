@@ -9,6 +9,12 @@ from tidegate.gateway.upstream import Connection, Pool
 SMALL_BODY_BYTES = 64 << 10  # below this, one write beats two
 
 
+_HEAD = (
+    b"POST /v1/%b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
+    b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+)
+
+
 class NotServed(Exception):
     """The engine did not serve the request, and the client has seen nothing. `lost`: it died, else it takes no work."""
 
@@ -114,10 +120,7 @@ class Exchange:
         if self._given_up:
             self.give_up(self._given_up)
         body = ask_for_usage(call.body) if call.stream and call.entry.metering == "usage_event" else call.body
-        head = (
-            f"POST /v1/{call.api} HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
-            f"x-request-id: {call.id}\r\ncontent-length: {len(body)}\r\n\r\n"
-        ).encode()
+        head = _HEAD % (call.api.encode(), call.id.encode(), len(body))
         if len(body) <= SMALL_BODY_BYTES:
             connection.start(head + body)
         else:

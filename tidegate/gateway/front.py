@@ -5,27 +5,29 @@ with plain text; a client that stops reading is given up; and the end of a conne
 without a task that waits for it on every request.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidegate.domain.errors import REFUSALS, Refusal
+from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.limits import GatewayLimits
+from tidegate.policy.admission import KINDS
 from tidegate.wire import openai
 
 PEER = "tidegate.peer"  # key of the Peer in an ASGI scope
+_PLAIN = {f"/v1/{api}".encode(): f"/v1/{api}" for api in KINDS}  # targets that need no parsing
 
 
 class Peer:
-    """The client's side of one request. `on_lost` is called once when its connection ends before the answer does;
-    `close` ends the connection (None where only the server can).
-    """
+    """What a relay knows of its client behind a server other than our front; the front's is its `Cycle`."""
 
-    __slots__ = ("body_here", "close", "lost", "on_lost")
-
-    def __init__(self, close: Callable[[], None] | None = None) -> None:
-        self.close = close
+    def __init__(self) -> None:
         self.body_here = False
         self.lost = False
         self.on_lost: Callable[[], None] | None = None
@@ -35,6 +37,9 @@ class Peer:
         if self.on_lost is not None:
             self.on_lost()
 
+    def close(self) -> None:
+        """Only the server can close its connection: it does when the application ends in the middle of an answer."""
+
 
 class Front(HttpToolsProtocol):
     """Instances are made by uvicorn; `limits` is set on a subclass by `front_class`."""
@@ -43,12 +48,13 @@ class Front(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._peers: list[Peer] = []
+        self._cycles: deque[Cycle] = deque()  # not yet answered: more than one when a client pipelines
         self._in_head = True
         self._head_bytes = 0
         # Instants of the loop's clock in seconds; 0 when no message is half received, when nothing is left unread.
         self._message_since = self.loop.time()
         self._stalled_since = 0.0
+        self._idle_since = 0.0
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -63,9 +69,8 @@ class Front(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        peers, self._peers = self._peers, []
-        for peer in peers:
-            peer.lose()
+        while self._cycles:
+            self._cycles.popleft().lose()
 
     def pause_writing(self) -> None:
         self._stalled_since = self.loop.time()
@@ -81,23 +86,59 @@ class Front(HttpToolsProtocol):
         if self._head_bytes > self.limits.head_bytes_max or len(self.headers) > self.limits.head_fields_max:
             self._check_head()
         self._in_head = False
-        super().on_headers_complete()
-        peer = Peer(self.transport.abort)
-        self.scope[PEER] = peer  # type: ignore[literal-required]
-        self._peers.append(peer)
+        parser, scope = self.parser, self.scope
+        http_version = parser.get_http_version()
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = http_version
+        self._set_target()
+        cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=http_version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self.cycle = scope[PEER] = cycle  # type: ignore[literal-required]
+        self._cycles.append(cycle)
+        if len(self._cycles) == 1:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _set_target(self) -> None:
+        scope, url = self.scope, self.url
+        path = _PLAIN.get(url)
+        if path is not None:
+            scope["path"], scope["raw_path"], scope["query_string"] = path, url, b""
+            return
+        parsed = httptools.parse_url(url)
+        scope["raw_path"] = parsed.path
+        scope["path"] = unquote(parsed.path.decode("ascii"))
+        scope["query_string"] = parsed.query or b""
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_head = True
         self._head_bytes = 0
         self._message_since = 0.0
-        if self._peers:
-            self._peers[-1].body_here = True
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._peers:
-            self._peers.pop(0)
+        self.server_state.total_requests += 1
+        self._cycles.popleft()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self.loop.time()
 
     def _check_head(self) -> None:
         """What was counted may include body bytes of the same segment; this is exact."""
@@ -137,6 +178,8 @@ class Front(HttpToolsProtocol):
         elif since and now - since > (limits.head_ms_max + limits.body_ms_max) / 1000 and self.cycle.response_complete:
             # Refused before its body had come (413, 401): the rest is read and dropped, but not for ever.
             self.transport.abort()
+        elif not since and not self._cycles and now - self._idle_since > limits.keep_alive_ms_max / 1000:
+            self.transport.close()
 
 
 def front_class(limits: GatewayLimits) -> type[Front]:

@@ -5,98 +5,113 @@ plane's budget does not have.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from tidegate.domain.usage import Outcome
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_BOUNDS_MS = [bound * 1000 for bound in SECONDS]
+
+Sample = tuple[str, float]
+Family = tuple[str, str, str, Iterable[Sample]]
+"""(name, type, help, samples); a sample is (what follows the name, value)."""
 
 
 class Histogram:
-    """One histogram a label value. Observations are milliseconds, the text is in seconds."""
+    """Observations are milliseconds, the text is in seconds."""
 
-    def __init__(self, name: str, text: str, label: str) -> None:
-        self._name = name
-        self._help = text
-        self._label = label
-        self._bounds_ms = [bound * 1000 for bound in SECONDS]
-        self._cells: dict[str, tuple[list[int], list[int]]] = {}  # label value -> (count a bucket, [sum in ms])
+    __slots__ = ("_buckets", "_sum_ms")
 
-    def observe(self, value: str, ms: int) -> None:
-        cell = self._cells.get(value)
-        if cell is None:
-            cell = self._cells[value] = ([0] * (len(SECONDS) + 1), [0])
-        cell[0][bisect_left(self._bounds_ms, ms)] += 1
-        cell[1][0] += ms
+    def __init__(self) -> None:
+        self._buckets = [0] * (len(SECONDS) + 1)
+        self._sum_ms = 0
 
-    def forget(self, value: str) -> None:
-        self._cells.pop(value, None)
+    def observe(self, ms: int) -> None:
+        self._buckets[bisect_left(_BOUNDS_MS, ms)] += 1
+        self._sum_ms += ms
 
-    def lines(self) -> Iterable[str]:
-        yield f"# HELP {self._name} {self._help}"
-        yield f"# TYPE {self._name} histogram"
-        for value, (buckets, total) in self._cells.items():
-            label, count = f'{self._label}="{escape(value)}"', 0
-            for bound, bucket in zip([*map(str, SECONDS), "+Inf"], buckets, strict=True):
-                count += bucket
-                yield f'{self._name}_bucket{{{label},le="{bound}"}} {count}'
-            yield f"{self._name}_sum{{{label}}} {total[0] / 1000}"
-            yield f"{self._name}_count{{{label}}} {count}"
+    def samples(self, label: str) -> Iterable[Sample]:
+        count = 0
+        for bound, bucket in zip([*map(str, SECONDS), "+Inf"], self._buckets, strict=True):
+            count += bucket
+            yield f'_bucket{{{label},le="{bound}"}}', count
+        yield f"_sum{{{label}}}", self._sum_ms / 1000
+        yield f"_count{{{label}}}", count
 
 
-class Counter:
-    """`labels` are names; each cell is keyed by as many values."""
+class EndpointMetrics:
+    __slots__ = ("hold", "input_tokens", "outcomes", "output_tokens", "ttft")
 
-    def __init__(self, name: str, text: str, *labels: str) -> None:
-        self._name = name
-        self._help = text
-        self._labels = labels
-        self._cells: dict[tuple[str, ...], int] = {}
-
-    def add(self, values: tuple[str, ...], amount: int = 1) -> None:
-        self._cells[values] = self._cells.get(values, 0) + amount
-
-    def get(self, *values: str) -> int:
-        return self._cells.get(values, 0)
-
-    def forget(self, first: str) -> None:
-        self._cells = {values: count for values, count in self._cells.items() if values[0] != first}
-
-    def lines(self) -> Iterable[str]:
-        yield f"# HELP {self._name} {self._help}"
-        yield f"# TYPE {self._name} counter"
-        for values, count in self._cells.items():
-            labels = ",".join(f'{n}="{escape(v)}"' for n, v in zip(self._labels, values, strict=True))
-            yield f"{self._name}{{{labels}}} {count}"
+    def __init__(self) -> None:
+        self.outcomes: dict[Outcome, int] = {}
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.hold = Histogram()
+        self.ttft = Histogram()
 
 
 class Metrics:
     """Label values are endpoints of the catalog and our own words only, so what is kept is bounded by the catalog."""
 
     def __init__(self) -> None:
-        self.requests = Counter(
-            "tidegate_requests_total", "Requests by endpoint and how they ended.", "endpoint", "outcome"
-        )
-        self.tokens = Counter("tidegate_tokens_total", "Tokens delivered (output) or read (input).", "endpoint", "kind")
-        self.refusals = Counter("tidegate_refusals_total", "Refusals by code, before or after admission.", "code")
-        self.hold = Histogram("tidegate_hold_seconds", "How long granted requests were held.", "endpoint")
-        self.ttft = Histogram("tidegate_ttft_seconds", "Arrival to first byte of an answer.", "endpoint")
+        self._endpoints: dict[str, EndpointMetrics] = {}
+        self._refusals: dict[str, int] = {}
+
+    def endpoint(self, name: str) -> EndpointMetrics:
+        found = self._endpoints.get(name)
+        if found is None:
+            found = self._endpoints[name] = EndpointMetrics()
+        return found
+
+    def refused(self, code: str) -> None:
+        self._refusals[code] = self._refusals.get(code, 0) + 1
 
     def forget(self, endpoint: str) -> None:
         """The endpoint is gone from the catalog."""
-        self.requests.forget(endpoint)
-        self.tokens.forget(endpoint)
-        self.hold.forget(endpoint)
-        self.ttft.forget(endpoint)
+        self._endpoints.pop(endpoint, None)
 
-    def text(self, gauges: Iterable[tuple[str, str, Iterable[tuple[str, int]]]]) -> str:
-        """`gauges` are (name, help, (labels, value) pairs)."""
-        lines: list[str] = []
-        for metric in (self.requests, self.tokens, self.refusals, self.hold, self.ttft):
-            lines += metric.lines()
-        for name, text, cells in gauges:
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
-            lines += [f"{name}{labels} {value}" for labels, value in cells]
-        return "\n".join(lines) + "\n"
+    def text(self, gauges: Iterable[Family]) -> str:
+        """Everything, and `gauges` behind it."""
+        return "".join(line for family in (*self._families(), *gauges) for line in _lines(*family))
+
+    def _families(self) -> Iterable[Family]:
+        yield (
+            "tidegate_requests_total", "counter", "Requests by endpoint and how they ended.",
+            (
+                (f'{{{_label(name)},outcome="{outcome}"}}', count)
+                for name, cell in self._endpoints.items()
+                for outcome, count in cell.outcomes.items()
+            ),
+        )  # fmt: skip
+        yield (
+            "tidegate_tokens_total", "counter", "Tokens read (input) and delivered (output).",
+            (
+                (f'{{{_label(name)},kind="{kind}"}}', count)
+                for name, cell in self._endpoints.items()
+                for kind, count in (("input", cell.input_tokens), ("output", cell.output_tokens))
+            ),
+        )  # fmt: skip
+        yield (
+            "tidegate_refusals_total", "counter", "Refusals by code, before and after admission.",
+            ((f'{{code="{code}"}}', count) for code, count in self._refusals.items()),
+        )  # fmt: skip
+        yield "tidegate_hold_seconds", "histogram", "How long granted requests were held.", self._all(lambda c: c.hold)
+        yield "tidegate_ttft_seconds", "histogram", "Arrival to first byte of an answer.", self._all(lambda c: c.ttft)
+
+    def _all(self, pick: Callable[[EndpointMetrics], Histogram]) -> Iterable[Sample]:
+        return (s for name, cell in self._endpoints.items() for s in pick(cell).samples(_label(name)))
 
 
-def escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def per_endpoint(values: Iterable[tuple[str, int]]) -> Iterable[Sample]:
+    return ((f"{{{_label(name)}}}", value) for name, value in values)
+
+
+def _label(endpoint: str) -> str:
+    escaped = endpoint.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'endpoint="{escaped}"'
+
+
+def _lines(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterable[str]:
+    yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+    for suffix, value in samples:
+        yield f"{name}{suffix} {value}\n"

@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import Iterable
 
 from tidegate.domain.errors import EngineFault, Refusal
+from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import PEER, Peer
 from tidegate.gateway.intake import ClientGone
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply_refusal
 from tidegate.gateway.upstream import Connection, Pool
 
-# RFC 9110 7.6.1: these belong to one connection. `expect` is answered by the front.
+# RFC 9110 7.6.1: these belong to one connection. The front answers `expect`, and says `date` itself.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection "
-    b"te trailer transfer-encoding upgrade expect".split()
+    b"te trailer transfer-encoding upgrade expect date server".split()
 )
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 
@@ -20,7 +21,7 @@ _CHUNKED = b"transfer-encoding: chunked\r\n"
 async def pass_through(pool: Pool, address: str, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
     """Relays one request. 503 not_ready when the admin socket does not answer and nothing was sent yet."""
     connection: Connection | None = None
-    peer: Peer | None = scope.get(PEER)
+    peer: Peer | Cycle | None = scope.get(PEER)
     started = False
     try:
         connection = await pool.connect(address)
@@ -31,6 +32,7 @@ async def pass_through(pool: Pool, address: str, scope: Scope, receive: Receive,
         started = True
         headers = _end_to_end(connection.headers.items())
         await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})  # the first event may be far away
         while piece := await connection.read():
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -38,14 +40,14 @@ async def pass_through(pool: Pool, address: str, scope: Scope, receive: Receive,
         if not started and not (peer is not None and peer.lost):
             refusal = Refusal("not_ready", "the control plane does not answer", retry_after_ms=1_000)
             await reply_refusal(send, refusal, [(b"x-request-id", request_id.encode())])
-        elif peer is not None and peer.close is not None:
+        elif peer is not None:
             # Half an answer: only a broken connection tells the client that the rest is missing.
             peer.close()
     except ClientGone:
         return
     except asyncio.CancelledError:
         # Only the server cancels, when it stops; a live event stream would otherwise never end.
-        if peer is None or peer.close is None:
+        if peer is None:
             raise
         peer.close()
     finally:

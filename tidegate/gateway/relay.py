@@ -7,11 +7,13 @@ Every way out leaves exactly one record.
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from tidegate.domain.errors import EngineFault, Refusal, StoreFault
 from tidegate.domain.ports import Clock, Journal
 from tidegate.domain.usage import Outcome, UsageRecord
+from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.events import Meter, NumberedEvents, Tokens, UsageEvents, usage_of
 from tidegate.gateway.exchange import Exchange, NotServed
 from tidegate.gateway.front import Peer
@@ -45,11 +47,11 @@ class Parts:
 
 class Relay:
     __slots__ = (
-        "_call", "_checkpointed", "_exchange", "_first_ms", "_gone", "_grant", "_head_sent", "_held_ms", "_meter",
-        "_parts", "_peer", "_recorded", "_send", "_tokens",
+        "_call", "_checkpointed", "_exchange", "_first_ms", "_gone", "_grant", "_head_sent", "_held_ms", "_left",
+        "_meter", "_parts", "_peer", "_recorded", "_send", "_tokens",
     )  # fmt: skip
 
-    def __init__(self, call: Call, parts: Parts, send: Send, peer: Peer) -> None:
+    def __init__(self, call: Call, parts: Parts, send: Send, peer: Peer | Cycle) -> None:
         self._call = call
         self._parts = parts
         self._send = send
@@ -62,12 +64,13 @@ class Relay:
         self._tokens = Tokens()
         self._head_sent = False
         self._recorded = False
+        self._left = False
         self._first_ms = 0
         self._checkpointed = 0
 
     async def run(self) -> None:
         """Answers the client and leaves the record. Raises only bugs and cancellation."""
-        parts, call = self._parts, self._call
+        parts = self._parts
         parts.relays.add(self)
         self._peer.on_lost = self.abort
         try:
@@ -88,16 +91,22 @@ class Relay:
             self._peer.on_lost = None
             parts.relays.discard(self)
             self._exchange.release()
-            parts.loop.ended(call.id)
+            self._leave()
             if not self._recorded:  # cancelled: the gateway stops; nobody waits for the disk, its thread writes it
-                self._append(Outcome.GATEWAY_LOST, "").add_done_callback(_log_fault)
+                _watch_append(self._append(Outcome.GATEWAY_LOST))
 
     def abort(self) -> None:
         """The client is gone: the engine stops generating for it at once."""
         self._gone = True
         if not self._recorded:
             self._exchange.give_up("the client is gone")
-        self._parts.loop.ended(self._call.id)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Gives up the place in the waiting room, or on the replica."""
+        if not self._left:
+            self._left = True
+            self._parts.loop.ended(self._call.id)
 
     # --- place --------------------------------------------------------------------------------------------------------
 
@@ -117,7 +126,7 @@ class Relay:
         if self._gone:
             raise ClientGone
         self._first_ms = self._parts.clock.now_ms()
-        self._parts.metrics.ttft.observe(call.entry.endpoint, self._first_ms - call.arrived_ms)
+        self._parts.metrics.endpoint(call.entry.endpoint).ttft.observe(self._first_ms - call.arrived_ms)
         call.body = b""
         if status != 200:
             await self._pass_refusal(status, first)
@@ -134,7 +143,7 @@ class Relay:
         if not isinstance(decided, Grant):
             raise refusal_of(decided, self._call.entry)
         self._grant = decided
-        self._parts.metrics.hold.observe(self._call.entry.endpoint, decided.held_ms)
+        self._parts.metrics.endpoint(self._call.entry.endpoint).hold.observe(decided.held_ms)
         return decided
 
     async def _hold(self, waiter: Waiting) -> Answer | None:
@@ -178,8 +187,8 @@ class Relay:
                 raise ClientGone
         if not meter.done:
             raise EngineFault("it ended the stream early")
-        self._parts.loop.ended(self._call.id)
-        await self._record(Outcome.COMPLETED)
+        self._leave()
+        await self._append(Outcome.COMPLETED)
         await send({"type": "http.response.body", "body": openai.SSE_DONE, "more_body": False})
 
     def _new_meter(self) -> Meter:
@@ -197,8 +206,8 @@ class Relay:
             self._tokens = usage_of(body)
         except EngineFault as fault:
             raise Refusal("engine_error", fault.reason) from fault
-        self._parts.loop.ended(self._call.id)
-        await self._record(Outcome.COMPLETED)
+        self._leave()
+        await self._append(Outcome.COMPLETED)
         await reply(self._send, 200, body, [*self._headers(), JSON])
 
     async def _pass_refusal(self, status: int, body: bytes) -> None:
@@ -208,14 +217,14 @@ class Relay:
         code, message = code_of_answer(body)
         if self._head_sent:
             raise Refusal(code, message)
-        self._parts.metrics.refusals.add((code,))
-        await self._record(Outcome.REFUSED, code)
+        self._parts.metrics.refused(code)
+        await self._append(Outcome.REFUSED, code)
         await reply(self._send, status, body, [*self._headers(), JSON])
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     async def _fail(self, refusal: Refusal, outcome: Outcome) -> None:
-        self._parts.metrics.refusals.add((refusal.code,))
+        self._parts.metrics.refused(refusal.code)
         await self._record_quietly(outcome, refusal.code)
         await self._tell(refusal)
 
@@ -226,10 +235,6 @@ class Relay:
             return
         await self._send({"type": "http.response.body", "body": openai.sse_error(refusal), "more_body": False})
 
-    async def _record(self, outcome: Outcome, refusal: str = "") -> None:
-        """Returns once the record is on disk. StoreFault when it cannot be."""
-        await self._append(outcome, refusal)
-
     async def _record_quietly(self, outcome: Outcome, refusal: str = "") -> None:
         """For ends at which the client is told something else, or nothing: a lost record is an operator's matter."""
         try:
@@ -237,16 +242,16 @@ class Relay:
         except StoreFault as fault:
             log.error("the record of %s (%s) is lost: %s", self._call.id, outcome, fault.reason)
 
-    def _append(self, outcome: Outcome, refusal: str) -> "asyncio.Future[None]":
+    def _append(self, outcome: Outcome, refusal: str = "") -> Awaitable[None]:
+        """Resolves once the record is on disk. StoreFault when it cannot be."""
         assert not self._recorded, "one record a request"
         self._recorded = True
         record = self._usage_record(outcome, refusal)
-        metrics, endpoint = self._parts.metrics, self._call.entry.endpoint
-        metrics.requests.add((endpoint, outcome.value))
-        if record.output_tokens or record.input_tokens:
-            metrics.tokens.add((endpoint, "input"), record.input_tokens)
-            metrics.tokens.add((endpoint, "output"), record.output_tokens)
-        return asyncio.ensure_future(self._parts.journal.append(record))
+        cell = self._parts.metrics.endpoint(record.endpoint)
+        cell.outcomes[outcome] = cell.outcomes.get(outcome, 0) + 1
+        cell.input_tokens += record.input_tokens
+        cell.output_tokens += record.output_tokens
+        return self._parts.journal.append(record)
 
     def _usage_record(self, outcome: Outcome, refusal: str) -> UsageRecord:
         call, grant = self._call, self._grant
@@ -258,7 +263,7 @@ class Relay:
             key=call.key,
             endpoint=call.entry.endpoint,
             model=call.entry.model,
-            mode=call.entry.mode.value,
+            mode=call.entry.mode,
             region=grant.target.region if grant else self._parts.region,
             replica=grant.target.replica if grant else "",
             api=call.api,
@@ -285,7 +290,7 @@ class Relay:
 
     def _headers(self) -> list[Header]:
         call, grant = self._call, self._grant
-        headers = [(b"x-request-id", call.id.encode()), (b"x-tidegate-mode", call.entry.mode.value.encode())]
+        headers = [(b"x-request-id", call.id.encode()), (b"x-tidegate-mode", call.entry.mode.encode())]
         if grant is None:
             headers.append((b"x-tidegate-region", self._parts.region.encode()))
             return headers
@@ -307,8 +312,12 @@ class Relay:
         output = self._meter.tokens().output if self._meter is not None else 0
         if output > self._checkpointed:
             self._checkpointed = output
-            append = self._parts.journal.append(self._usage_record(Outcome.OPEN, ""))
-            asyncio.ensure_future(append).add_done_callback(_log_fault)
+            _watch_append(self._parts.journal.append(self._usage_record(Outcome.OPEN, "")))
+
+
+def _watch_append(append: Awaitable[None]) -> None:
+    """For records nobody waits for."""
+    asyncio.ensure_future(append).add_done_callback(_log_fault)
 
 
 def _log_fault(future: "asyncio.Future[None]") -> None:
