@@ -57,8 +57,8 @@ def run() -> dict[str, Any]:
         figures["sqlite"] = _database(_sqlite(directory), directory)
         pg_ctl = postgres.find_pg_ctl()
         if pg_ctl is not None:
-            with postgres.server(pg_ctl, fsync=True) as socket:
-                figures["postgresql"] = _database(lambda: postgres.new_database(socket), directory)
+            with postgres.server(pg_ctl, fsync=True) as server:
+                figures["postgresql"] = _database(lambda: postgres.new_database(server), directory)
         figures["append"] = asyncio.run(_append(directory))
         figures["invoice"] = _invoice(directory)
     return figures

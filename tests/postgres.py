@@ -5,8 +5,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -21,9 +22,17 @@ def find_pg_ctl() -> Path | None:
     return Path(found).resolve() if found else None
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`socket` is the directory of its Unix socket; `crash` ends every session at once and lets it recover."""
+
+    socket: Path
+    crash: Callable[[], None]
+
+
 @contextmanager
-def server(pg_ctl: Path, *, fsync: bool = False) -> Iterator[Path]:
-    """Directory of the Unix socket of a server that listens nowhere else. `fsync` False is for tests only."""
+def server(pg_ctl: Path, *, fsync: bool = False) -> Iterator[Server]:
+    """A server that listens on a Unix socket and nowhere else. `fsync` False is for tests only."""
     home = Path(tempfile.mkdtemp(prefix="tidegate-pg-"))
     as_user: list[str] = []
     if os.geteuid() == 0:  # the server refuses to run as root
@@ -37,18 +46,19 @@ def server(pg_ctl: Path, *, fsync: bool = False) -> Iterator[Path]:
     try:
         run(str(pg_ctl.parent / "initdb"), "-D", str(data), "-A", "trust", "-U", USER, "--no-sync")
         options = f"-k {home} -c listen_addresses='' -c fsync={'on' if fsync else 'off'}"
-        run(str(pg_ctl), "-D", str(data), "-l", str(home / "log"), "-o", options, "-w", "start")
+        control = (str(pg_ctl), "-D", str(data), "-l", str(home / "log"), "-o", options, "-m", "immediate", "-w")
+        run(*control, "start")
         try:
-            yield home
+            yield Server(home, lambda: run(*control, "restart"))
         finally:
-            run(str(pg_ctl), "-D", str(data), "-m", "immediate", "-w", "stop")
+            run(*control, "stop")
     finally:
         shutil.rmtree(home)
 
 
-def new_database(socket: Path) -> str:
+def new_database(at: Server) -> str:
     """URL of a new, empty database on the server."""
-    url = f"postgresql+psycopg://{USER}@/{{}}?host={socket}"
+    url = f"postgresql+psycopg://{USER}@/{{}}?host={at.socket}"
     name = f"tidegate_{os.urandom(6).hex()}"
     admin = create_engine(url.format("postgres"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:

@@ -11,13 +11,13 @@ from tidegate.stores.database import migrate, open_database
 
 
 @pytest.fixture(scope="session")
-def postgres_socket() -> Iterator[Path]:
-    """Directory of the socket of a PostgreSQL server started for this run."""
+def postgres_server() -> Iterator[postgres.Server]:
+    """A PostgreSQL server started for this run."""
     pg_ctl = postgres.find_pg_ctl()
     if pg_ctl is None:
         pytest.skip("PostgreSQL is not installed: the same tests run on SQLite only")
-    with postgres.server(pg_ctl) as socket:
-        yield socket
+    with postgres.server(pg_ctl) as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -26,7 +26,7 @@ def sql_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engin
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'tidegate.db'}"
     else:
-        url = postgres.new_database(request.getfixturevalue("postgres_socket"))
+        url = postgres.new_database(request.getfixturevalue("postgres_server"))
     engine = open_database(url)
     migrate(engine)
     yield engine

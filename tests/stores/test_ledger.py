@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 
+from tests import postgres
 from tests.money import HOUR_MS, NOVEMBER_MS, page, price, rated, usage
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, ExportRow, FactsSpan, Posted, UsageKey, UsageSum
 from tidegate.domain.ports import Cursor, LedgerPage
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.policy.rating import PriceTable, rate_reserved_hour
+from tidegate.stores.database import migrate, open_database
 from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.ledger_rows import rollup_rows
 from tidegate.stores.ledger_tables import entries, ledger_state, usage_records
@@ -375,8 +378,6 @@ def _wait_for_rollback(engine: Engine) -> None:
 
 
 def test_two_writers_on_one_database_take_turns(sql_engine: Engine, tmp_path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def post(boot: str) -> None:
         ledger, cursor = SqlLedger(sql_engine), Cursor(boot, 1, 0)
         for number in range(10):
@@ -388,3 +389,39 @@ def test_two_writers_on_one_database_take_turns(sql_engine: Engine, tmp_path: Pa
         list(pool.map(post, ["a", "b", "c", "d"]))
     assert SqlLedger(sql_engine).balances()["tenant/acme"] == 50 * 6_000
     _laws(sql_engine)
+
+
+@pytest.mark.e2e
+def test_postgresql_crashing_while_records_are_posted_loses_and_doubles_nothing(
+    postgres_server: postgres.Server,
+) -> None:
+    engine = open_database(postgres.new_database(postgres_server))
+    migrate(engine)
+    ledger, ends = SqlLedger(engine), 600
+
+    def post_all() -> int:
+        """Posts `ends` records in pages, reading where it is from the ledger again after every fault."""
+        faults = 0
+        while True:
+            try:
+                cursor = ledger.cursor("boot-1")
+                while cursor.offset < ends:
+                    step = page(cursor, *(usage(f"r{cursor.offset + n}") for n in range(3)))
+                    ledger.post(step)
+                    cursor = step.next
+                return faults
+            except StoreFault:
+                faults += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        posting = pool.submit(post_all)
+        crashes = 0
+        while not posting.done() and crashes < 3:
+            postgres_server.crash()
+            crashes += 1
+        assert posting.result(timeout=120) >= 1, "a crash must have hit the posting"
+    with engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(usage_records)).scalar_one() == ends
+    assert ledger.balances()["tenant/acme"] == ends * 6_000
+    _laws(engine)
+    engine.dispose()
