@@ -242,7 +242,14 @@ def test_damage_longer_than_a_window_is_passed_over(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"input_tokens": -1}, {"cached_tokens": 11}, {"output_tokens": 10**30}, {"arrived_ms": -5}, {"model": "a\0b"}],
+    [
+        {"input_tokens": -1},
+        {"cached_tokens": 11},
+        {"output_tokens": 10**30},
+        {"arrived_ms": -5},
+        {"queue_ms": 2**63},
+        {"model": "a\0b"},
+    ],
 )
 def test_a_record_no_ledger_could_take_is_set_aside_and_stops_nothing(
     tmp_path: Path, changes: dict[str, object]

@@ -67,9 +67,11 @@ def decode_body(body: bytes) -> UsageRecord | None:
         record = _decode(body)
     except msgspec.MsgspecError:
         return None
-    counted = 0 <= record.cached_tokens <= record.input_tokens <= TOKENS_MAX and 0 <= record.output_tokens <= TOKENS_MAX
-    plausible = counted and 0 <= record.arrived_ms <= EPOCH_MS_MAX and b"\\u0000" not in body
-    return record if plausible else None
+    r = record
+    counted = 0 <= r.cached_tokens <= r.input_tokens <= TOKENS_MAX and 0 <= r.output_tokens <= TOKENS_MAX
+    times = (r.arrived_ms, r.first_token_ms, r.ended_ms, r.queue_ms, r.activation_ms)
+    timed = min(times) >= 0 and max(times) <= EPOCH_MS_MAX
+    return record if counted and timed and b"\\u0000" not in body else None
 
 
 def frame_at(buffer: bytes, offset: int) -> Frame | Cut | Damaged:
