@@ -259,6 +259,12 @@ def test_a_record_no_ledger_could_take_is_set_aside_and_stops_nothing(
     assert (records, "damaged bytes" in damage) == (RECORDS[:2], True)
 
 
+def test_a_clock_set_back_costs_no_record(tmp_path: Path) -> None:
+    odd = usage("odd", first_token_ms=5, ended_ms=4, queue_ms=-3_600_000)
+    _write(tmp_path, [odd])
+    assert _drain(tmp_path)[:2] == ([odd], "")
+
+
 # --- disks that fail ----------------------------------------------------------------------------------------------
 
 

@@ -69,8 +69,9 @@ def decode_body(body: bytes) -> UsageRecord | None:
         return None
     r = record
     counted = 0 <= r.cached_tokens <= r.input_tokens <= TOKENS_MAX and 0 <= r.output_tokens <= TOKENS_MAX
-    times = (r.arrived_ms, r.first_token_ms, r.ended_ms, r.queue_ms, r.activation_ms)
-    timed = min(times) >= 0 and max(times) <= EPOCH_MS_MAX
+    # A clock that was set back may make a duration negative; that must not cost anybody a record.
+    times = (r.first_token_ms, r.ended_ms, r.queue_ms, r.activation_ms)
+    timed = 0 <= r.arrived_ms <= EPOCH_MS_MAX and min(times) >= -EPOCH_MS_MAX and max(times) <= EPOCH_MS_MAX
     return record if counted and timed and b"\\u0000" not in body else None
 
 
