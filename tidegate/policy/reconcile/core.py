@@ -95,7 +95,8 @@ class FleetCore:
             endpoint.slept_by_hand = False
         if was_busy and not endpoint.busy:
             fleet.room_changed = True
-        fleet.touch(event.endpoint)
+        if not steering.absorb(endpoint, now_ms):
+            fleet.touch(event.endpoint)
 
     def _applied(self, deployment: Deployment, now_ms: int) -> None:
         fleet = self._fleet
@@ -110,7 +111,7 @@ class FleetCore:
         if deployment != endpoint.deployment:
             endpoint.failures, endpoint.retry_ms, endpoint.failed_reason = 0, 0, ""
         endpoint.removed = False
-        endpoint.deployment = deployment
+        endpoint.redeploy(deployment)
         fleet.touch(deployment.endpoint)
 
     def _manual(self, name: str, action: str, now_ms: int) -> None:
@@ -230,7 +231,7 @@ class FleetCore:
         """Steer what was touched until nothing is, serve who waits, then announce what changed."""
         fleet = self._fleet
         steers = 0
-        while fleet.dirty:
+        while fleet.dirty or (fleet.room_changed and fleet.waiting):
             touched, fleet.dirty = fleet.dirty, {}
             for name in touched:
                 endpoint = fleet.endpoints.get(name)

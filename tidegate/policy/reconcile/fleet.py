@@ -64,7 +64,10 @@ class Activation:
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """Belief about one endpoint: its desired state, its demand, its replicas and its bad luck."""
+    """Belief about one endpoint: its desired state, its demand, its replicas and its bad luck.
+
+    `calm_ready` > 0 says that so many replicas serve and nothing is under way: demand they can take needs no steering.
+    """
 
     name: str
     deployment: Deployment
@@ -88,6 +91,7 @@ class Endpoint:
     failed_reason: str = ""
     retry_ms: int = 0
     timer_ms: int | None = None
+    calm_ready: int = 0
     route: tuple[EndpointState, tuple[Target, ...], str] | None = None
     eta_ms: int = 0
     activation_ms: int = 0
@@ -97,7 +101,15 @@ class Endpoint:
         return self.current(replica) and (replica.state is S.READY or replica.state in COMING)
 
     def current(self, replica: Replica) -> bool:
-        return replica.deployment is not None and runtime_key(replica.deployment) == runtime_key(self.deployment)
+        return replica.deployment is self.deployment
+
+    def redeploy(self, deployment: Deployment) -> None:
+        """Take over a new desired state; replicas whose engine was built from the same go on as its own."""
+        key = runtime_key(deployment)
+        for replica in self.replicas.values():
+            if replica.deployment is not None and runtime_key(replica.deployment) == key:
+                replica.deployment = deployment
+        self.deployment = deployment
 
     @property
     def busy(self) -> bool:
@@ -232,6 +244,9 @@ class Fleet:
         replica.since_ms = now_ms
         self.touch(replica.endpoint)
 
-    def touch(self, endpoint: str) -> None:
-        if endpoint in self.endpoints:
-            self.dirty[endpoint] = None
+    def touch(self, name: str) -> None:
+        """Something of this endpoint changed: steer it before the event is over."""
+        endpoint = self.endpoints.get(name)
+        if endpoint is not None:
+            endpoint.calm_ready = 0
+            self.dirty[name] = None

@@ -62,6 +62,34 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     _give_back(fleet, endpoint, want, now_ms)
     if endpoint.retry_ms > now_ms:
         fleet.look_again(endpoint, endpoint.retry_ms)
+    endpoint.calm_ready = _calm_ready(endpoint)
+
+
+def absorb(endpoint: Endpoint, now_ms: int) -> bool:
+    """The usual case, in constant time: replicas that serve take the demand as it is now, and nothing else is due.
+
+    Only while a timer of the endpoint runs, which will see to keep-alive and scale-down.
+    """
+    deployment = endpoint.deployment
+    required = -(-(endpoint.queued + endpoint.in_flight) // deployment.concurrency_target)
+    if not 0 < endpoint.calm_ready >= required or endpoint.queued or endpoint.timer_ms is None:
+        return False
+    endpoint.required = max(required, deployment.min_replicas, deployment.mode is Mode.DEDICATED)
+    endpoint.window.push(now_ms, endpoint.required)
+    return True
+
+
+def _calm_ready(endpoint: Endpoint) -> int:
+    """How many replicas serve, if all there are serve or sleep and nothing is planned, failing or to be undone."""
+    if endpoint.activations or endpoint.wait_key is not None or endpoint.failures or endpoint.woken_until_ms:
+        return 0
+    ready = 0
+    for replica in endpoint.replicas.values():
+        if replica.state is S.READY and endpoint.current(replica):
+            ready += 1
+        elif replica.state is not S.ASLEEP:
+            return 0
+    return ready
 
 
 def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
@@ -240,7 +268,7 @@ def activate(fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Pr
         victim = fleet.replicas[victim_id]
         why = (("for", endpoint.name), ("regret_ms", round(chosen.regret_ms, 1)))
         owner = fleet.endpoints[victim.endpoint]
-        sticky = press is Press.FORCE and owner.busy
+        sticky = press is Press.FORCE
         keep = owner.current(victim)
         lifecycle.drain(fleet, victim, now_ms, "evict_busy" if sticky else "evict", why, keep=keep, sticky=sticky)
     return True
