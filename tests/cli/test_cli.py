@@ -136,7 +136,7 @@ def test_the_demo_sums_up_what_happened() -> None:
     story = Story(swaps=3)
     story.asked = [
         Asked("a/b", ttft_ms=10, right=True),
-        Asked("a/b", ttft_ms=30, activation_ms=20, right=True),
+        Asked("a/b", ttft_ms=30, held_ms=20, right=True),
         Asked("a/b", failed="503"),
         Asked("a/b", ttft_ms=12, right=False),
     ]
@@ -151,5 +151,5 @@ def test_the_demo_sums_up_what_happened() -> None:
     ]
     result = summary(story)
     assert (result["requests"], result["answered"], result["by_the_right_model"], result["failed"]) == (4, 3, 2, 1)
-    assert (result["ttft_ms_ready_p50"], result["ttft_ms_woken_p50"]) == (11, 30)
+    assert (result["ttft_ms_ready_p50"], result["ttft_ms_held_p50"]) == (11, 30)
     assert result["bills"] == [{"tenant": "a", "tokens": 7, "usd": "1", "dedicated_usd": "2"}]

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-WOKEN_MS_MIN = 1  # an answer whose head says it waited at least this long for its endpoint was woken for
+HELD_MS_MIN = 10  # an answer whose head says it waited longer than this had no replica ready for it
 
 
 @dataclass(slots=True)
 class Asked:
-    """One question and what came of it. `ttft_ms` is what the client saw."""
+    """One question and what came of it. `ttft_ms` is what the client saw, `held_ms` of it was waiting."""
 
     endpoint: str
     ttft_ms: float = 0.0
-    activation_ms: int = 0
+    held_ms: int = 0
     right: bool = False
     failed: str = ""
     question: str = ""
@@ -39,16 +39,16 @@ class Story:
 def summary(story: Story) -> dict[str, Any]:
     """What the minute showed, for `-o json` and the closing lines."""
     answered = [asked for asked in story.asked if not asked.failed]
-    woken = [asked.ttft_ms for asked in answered if asked.activation_ms >= WOKEN_MS_MIN]
-    warm = [asked.ttft_ms for asked in answered if asked.activation_ms < WOKEN_MS_MIN]
+    held = [asked.ttft_ms for asked in answered if asked.held_ms > HELD_MS_MIN]
+    ready = [asked.ttft_ms for asked in answered if asked.held_ms <= HELD_MS_MIN]
     return {
         "requests": len(story.asked),
         "answered": len(answered),
         "by_the_right_model": sum(asked.right for asked in answered),
         "failed": len(story.asked) - len(answered),
         "swaps": story.swaps,
-        "ttft_ms_ready_p50": round(median(warm)) if warm else None,
-        "ttft_ms_woken_p50": round(median(woken)) if woken else None,
+        "ttft_ms_ready_p50": round(median(ready)) if ready else None,
+        "ttft_ms_held_p50": round(median(held)) if held else None,
         "bills": [
             {
                 "tenant": invoice["tenant"],

@@ -87,7 +87,7 @@ def _endpoints(story: Story) -> Panel:
     table = Table(box=None, pad_edge=False)
     for column in ("endpoint", "state", "weights on"):
         table.add_column(column, min_width=10)
-    for column in ("asked", "right", "last TTFT", "of it waking"):
+    for column in ("asked", "right", "last TTFT", "of it waiting"):
         table.add_column(column, justify="right")
     for endpoint in story.endpoints:
         mine = [asked for asked in story.asked if asked.endpoint == endpoint["name"]]
@@ -99,7 +99,7 @@ def _endpoints(story: Story) -> Panel:
             str(len(mine)),
             str(sum(asked.right for asked in mine)),
             f"{last.ttft_ms:.0f} ms" if last else "-",
-            f"{last.activation_ms} ms" if last and last.activation_ms else "-",
+            f"{last.held_ms} ms" if last and last.held_ms else "-",
         )
     return Panel(table, title="four private endpoints, four tenants", title_align="left", border_style="dim")
 
@@ -117,15 +117,15 @@ def _feed(story: Story) -> Panel:
 
 def closing(result: dict[str, Any]) -> None:
     """The sum of it: who answered, how fast, and each tenant's bill beside what dedicated would have cost."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"\n{result['answered']} of {result['requests']} questions answered, "
         f"{result['by_the_right_model']} by the right model, {result['swaps']} swaps."
     )
-    if result["ttft_ms_ready_p50"] is not None and result["ttft_ms_woken_p50"] is not None:
+    if result["ttft_ms_ready_p50"] is not None and result["ttft_ms_held_p50"] is not None:
         console.print(
             f"time to first token, median: {result['ttft_ms_ready_p50']} ms where the endpoint was ready, "
-            f"{result['ttft_ms_woken_p50']} ms where it had to be woken."
+            f"{result['ttft_ms_held_p50']} ms where the endpoint had to be woken first."
         )
     table = Table(title="\nthe bills for this minute", title_justify="left", box=None, pad_edge=False)
     table.add_column("tenant")
