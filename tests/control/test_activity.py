@@ -124,6 +124,19 @@ async def test_watchers_are_bounded_and_leave_room_when_they_go(monkeypatch: pyt
 
 
 @on_loop
+async def test_one_watcher_too_many_is_refused_before_its_stream_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activity, "SUBSCRIBERS_MAX", 1)
+    async with running(tmp_path) as world:
+        with world.control.activity.subscribed():
+            refused = await world.http.get("/api/v1/activity/stream")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["limit"] == {"kind": "capacity", "current": 1, "full": 1}
+        assert refused.headers["retry-after"] == "5"
+
+
+@on_loop
 async def test_the_event_stream_over_a_socket_ends_with_its_client_and_with_the_platform(tmp_path: Path) -> None:
     """In-process ASGI buffers a stream whole, so this one goes over a real Unix socket."""
     async with running(tmp_path) as world:

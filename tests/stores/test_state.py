@@ -1,9 +1,13 @@
 """The state store on real SQLite and PostgreSQL: compare-and-commit, round trips, the bounded audit log, faults."""
 
+import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelKind, ModelProfile, Slo, Tenant
@@ -48,6 +52,37 @@ def test_put_replaces_and_remove_removes_a_tenants_keys_with_it(engine: Engine) 
     assert store.commit(1, Change(put=(revoked,))).keys[0] == revoked
     left = store.commit(2, Change(remove_tenants=("acme",), remove_deployments=("acme/tides",)))
     assert (left.tenants, left.keys, left.deployments) == ((), (keys[1],), ())
+
+
+tenant_ids, endpoints = st.sampled_from(["a", "b", "c"]), st.sampled_from(["a/x", "a/y", "b/x"])
+things = st.one_of(
+    st.builds(Tenant, tenant_ids, st.integers(0, 9)),
+    st.builds(
+        lambda i, tenant, at, gone: ApiKey(f"k{i}", tenant, f"{i:064x}", "h", at, revoked_ms=gone),
+        st.integers(0, 5), st.none() | tenant_ids, st.integers(0, 3), st.none() | st.integers(0, 9),
+    ),
+    st.builds(
+        lambda endpoint, generation: replace(DEPLOYMENT, endpoint=endpoint, generation=generation),
+        endpoints, st.integers(1, 9),
+    ),
+)  # fmt: skip
+changes = st.builds(
+    Change, st.lists(things, max_size=4).map(tuple), st.lists(tenant_ids, max_size=2).map(tuple),
+    st.lists(endpoints, max_size=2).map(tuple),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(changes, st.booleans()), max_size=6))
+def test_what_a_commit_returns_is_what_a_fresh_reader_loads(history: list[tuple[Change, bool]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        engine = database.open_database(f"sqlite:///{directory}/state.sqlite")
+        database.migrate(engine)
+        store = SqlStateStore(engine)
+        for version, (change, by_another) in enumerate(history):
+            after = (SqlStateStore(engine) if by_another else store).commit(version, change)
+            assert after == SqlStateStore(engine).load()
+        engine.dispose()
 
 
 def test_a_stale_commit_conflicts_and_changes_nothing(engine: Engine) -> None:

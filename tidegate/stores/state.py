@@ -3,7 +3,7 @@
 Synchronous: services call it through ``asyncio.to_thread``. Every failure of the database leaves as a StoreFault.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -27,12 +27,14 @@ class SqlStateStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._last = State(-1)  # what the last load or commit saw, so that a commit need not read everything again
         self._untrimmed_rows = TRIM_EVERY_ROWS  # so that the first batch after a start trims what an earlier run left
 
     def load(self) -> State:
         """Everything, at one version. Raises StoreFault."""
         with _faults("desired state cannot be read"), database.read(self._engine) as connection:
-            return _load(connection)
+            self._last = _load(connection)
+        return self._last
 
     def commit(self, expected_version: int, change: Change) -> State:
         """Applies `change` whole and returns the new state. Removing a tenant removes its keys.
@@ -54,7 +56,10 @@ class SqlStateStore:
                 connection.execute(delete(tenants).where(tenants.c.id == tenant))
             for thing in change.put:
                 _put(connection, thing)
-            return _load(connection)
+            known = self._last.version == expected_version
+            after = _changed(self._last, change) if known else _load(connection)
+        self._last = after  # only now: the transaction above may still have failed at its commit
+        return after
 
     def record(self, activity_lines: Sequence[Activity]) -> None:
         """Appends to the audit log; only the newest `ACTIVITY_ROWS_MAX` lines are kept. Raises StoreFault."""
@@ -91,15 +96,41 @@ def _faults(what: str) -> Iterator[None]:
 
 def _load(connection: Connection) -> State:
     version = connection.execute(select(state_version.c.version)).scalar_one()
-    tenant_rows = connection.execute(select(tenants).order_by(tenants.c.id))
-    key_rows = connection.execute(select(api_keys).order_by(api_keys.c.created_ms, api_keys.c.id))
-    documents = connection.execute(select(deployments.c.document).order_by(deployments.c.endpoint)).scalars()
+    documents = connection.execute(select(deployments.c.document)).scalars()
+    return _state(
+        version,
+        (Tenant(**row) for row in connection.execute(select(tenants)).mappings()),
+        (ApiKey(**row) for row in connection.execute(select(api_keys)).mappings()),
+        map(_decode_deployment, documents),
+    )
+
+
+def _state(
+    version: int, tenants_: Iterable[Tenant], keys: Iterable[ApiKey], deployments_: Iterable[Deployment]
+) -> State:
+    """Sorted here and not in SQL, where the order of names depends on the database's locale."""
     return State(
         version=version,
-        tenants=tuple(Tenant(**row) for row in tenant_rows.mappings()),
-        keys=tuple(ApiKey(**row) for row in key_rows.mappings()),
-        deployments=tuple(_decode_deployment(document) for document in documents),
+        tenants=tuple(sorted(tenants_, key=lambda tenant: tenant.id)),
+        keys=tuple(sorted(keys, key=lambda key: (key.created_ms, key.id))),
+        deployments=tuple(sorted(deployments_, key=lambda deployment: deployment.endpoint)),
     )
+
+
+def _changed(before: State, change: Change) -> State:
+    """What `_load` would read after `change` was written to `before`."""
+    tenants_ = {t.id: t for t in before.tenants if t.id not in change.remove_tenants}
+    keys = {k.id: k for k in before.keys if k.tenant not in change.remove_tenants}
+    deployments_ = {d.endpoint: d for d in before.deployments if d.endpoint not in change.remove_deployments}
+    for thing in change.put:
+        match thing:
+            case Tenant():
+                tenants_[thing.id] = thing
+            case ApiKey():
+                keys[thing.id] = thing
+            case Deployment():
+                deployments_[thing.endpoint] = thing
+    return _state(before.version + 1, tenants_.values(), keys.values(), deployments_.values())
 
 
 def _put(connection: Connection, thing: Tenant | ApiKey | Deployment) -> None:
