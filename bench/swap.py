@@ -106,9 +106,9 @@ async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
     sleep_ms, wake_ms, first_ms, freed = [], [], [], []
     for _ in range(rounds):
         await engine.drain()
-        held = memory_of(engine.pid).rss
+        held = memory_of(engine.pid).resident
         sleep_ms.append(await _timed(engine.sleep()))
-        freed.append(held - memory_of(engine.pid).rss)
+        freed.append(held - memory_of(engine.pid).resident)
         began = time.perf_counter()
         await engine.wake()
         wake_ms.append((time.perf_counter() - began) * 1000)

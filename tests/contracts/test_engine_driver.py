@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile
@@ -38,6 +39,7 @@ class Subject:
     kill: Callable[[Any], None]
     reason_killed: str
     bad_models: dict[str, Path]
+    count: Callable[[], int]  # of engine processes alive
     engines: list[Engine] = field(default_factory=list)
 
     def order(self, replica: str = "acme/chat-1", model: Path | None = None, reserved: int = RESERVED) -> StartOrder:
@@ -74,7 +76,7 @@ async def fake_subject(folder: Path) -> AsyncIterator[Subject]:
     driver = FakeDriver(script, directory=folder)
     kill = lambda engine: engine.die("killed by SIGKILL")  # noqa: E731
     try:
-        yield Subject(driver, folder / "model", kill, "killed by SIGKILL", bad)
+        yield Subject(driver, folder / "model", kill, "killed by SIGKILL", bad, lambda: len(driver.alive()))
     finally:
         await driver.close()
 
@@ -93,8 +95,13 @@ async def builtin_subject(folder: Path) -> AsyncIterator[Subject]:
     bad = {"missing": folder / "missing", "truncated": truncated, "pickled": folder / "pickled"}
     lifeline = Lifeline()
     driver = BuiltinDriver(directory=folder / "run", lifeline=lifeline, threads=1)
+
+    def count() -> int:
+        assert driver.template.process is not None
+        return len(psutil.Process(driver.template.process.pid).children())
+
     try:
-        yield Subject(driver, model, lambda engine: os.kill(engine.pid, signal.SIGKILL), "engine process", bad)
+        yield Subject(driver, model, lambda engine: os.kill(engine.pid, signal.SIGKILL), "engine process", bad, count)
     finally:
         lifeline.close()
         await driver.close()
@@ -308,7 +315,9 @@ def test_giving_up_on_a_start_leaves_nothing_behind(play: Play) -> None:
         await asyncio.sleep(0)
         starting.cancel()
         await asyncio.wait({starting})
+        assert starting.cancelled()
         engine = await subject.started()
         assert await engine.canary()
+        assert subject.count() == 1
 
     play(scene)

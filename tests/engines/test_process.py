@@ -14,7 +14,7 @@ import uvloop
 
 from tidegate.domain.errors import EngineFault
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Child, Lifeline, Process, Restart, memory_of, resident_of
+from tidegate.engines.process import Child, Lifeline, Process, Restart, memory_of
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SLEEPER = (*PYTHON, "import time; time.sleep(60)")
@@ -193,12 +193,12 @@ def test_memory_is_the_kernels_count(tmp_path: Path) -> None:
         for word in (b"touch\n", b"give back\n"):
             child.stdin.write(word)
             await child.stdout.readline()
-            seen.append((resident_of(child.pid, [weights]), memory_of(child.pid).rss))
+            seen.append(memory_of(child.pid, [weights]))
         child.kill()
         await child.wait()
-        assert seen[0][0] == 8 << 20
-        assert seen[1][0] == 0
-        assert seen[0][1] - seen[1][1] > 7 << 20
+        assert [memory.of_files for memory in seen] == [8 << 20, 0]
+        assert seen[0].resident - seen[1].resident > 7 << 20
+        assert 0 < seen[1].private < seen[1].resident
         with pytest.raises(EngineFault, match="gone"):
             memory_of(child.pid)
 

@@ -16,7 +16,7 @@ from tidegate.domain.ports import Memory, StartOrder
 from tidegate.engines.control_client import ControlClient, NotListening
 from tidegate.engines.inspect import model_path
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Lifeline, Process, memory_of, resident_of
+from tidegate.engines.process import Lifeline, Process, memory_of
 from tidegate.engines.template import Template
 
 
@@ -42,6 +42,9 @@ class BuiltinEngine:
         self._weights = sorted(model.glob("*.safetensors"))
         self._client = ControlClient(str(socket))
         self._failure = ""
+        self._was_ready = False
+        self._asleep_bytes: int | None = None  # what it said it still held when it went to sleep; None while awake
+        self._host_bytes = 0
 
     @property
     def address(self) -> str:
@@ -56,6 +59,7 @@ class BuiltinEngine:
             async with asyncio.timeout(self._limits.ready_ms_max / 1000):
                 while not await self._is_ready():  # noqa: ASYNC110 - another process's readiness has no event here
                     await asyncio.sleep(self._limits.poll_ms / 1000)
+                self._was_ready = True
         except TimeoutError as error:
             raise EngineFault(f"the model did not load within {self._limits.ready_ms_max} ms") from error
 
@@ -63,12 +67,15 @@ class BuiltinEngine:
         await self._post("drain", self._limits.drain_ms_max)
 
     async def sleep(self) -> Memory:
-        await self._post("sleep", self._limits.sleep_ms_max)
-        return await self.memory()
+        """The engine's own measurement after the fact; `memory` then checks it against the kernel's."""
+        answer = await self._post("sleep", self._limits.sleep_ms_max)
+        self._asleep_bytes = _count(answer, "accelerator_bytes")
+        return Memory(self._asleep_bytes, self._host_bytes)
 
     async def wake(self) -> Memory:
         await self._post("wake", self._limits.wake_ms_max)
-        return await self.memory()
+        self._asleep_bytes = None
+        return Memory(_count(await self._state(), "accelerator_bytes"), self._host_bytes)
 
     async def canary(self) -> str:
         answer = await self._post("canary", self._limits.canary_ms_max)
@@ -79,15 +86,20 @@ class BuiltinEngine:
 
         Host: what would come free if the process ended. What it shares with the template (torch itself) would not.
         """
-        state = await self._state()
-        held = _count(state, "accelerator_bytes")
-        if state.get("state") == "asleep":
-            held = max(held, resident_of(self.pid, self._weights))
-        return Memory(held, max(0, memory_of(self.pid).private - held))
+        held = self._asleep_bytes
+        if held is None:
+            held = _count(await self._state(), "accelerator_bytes")
+        seen = await asyncio.to_thread(memory_of, self.pid, self._weights)  # a walk of its page tables: not on the loop
+        if self._asleep_bytes is not None:
+            held = max(held, seen.of_files)
+        self._host_bytes = max(0, seen.private - held)
+        return Memory(held, self._host_bytes)
 
     async def stop(self) -> None:
+        # One that never got ready has nothing to end in order, and may not have its signal handlers yet.
+        grace_ms_max = self._limits.stop_grace_ms_max if self._was_ready else 0
         try:
-            await self._process.stop(grace_ms_max=self._limits.stop_grace_ms_max)
+            await self._process.stop(grace_ms_max=grace_ms_max)
         finally:
             await self._client.close()
             self._socket.unlink(missing_ok=True)

@@ -165,8 +165,9 @@ class FakeDriver:
         self.engines.append(engine)
         return engine
 
-    def alive(self, replica: str) -> list[FakeEngine]:
-        return [engine for engine in self.engines if engine.order.replica == replica and engine.alive]
+    def alive(self, replica: str | None = None) -> list[FakeEngine]:
+        """Engines running now, of one replica or of all."""
+        return [e for e in self.engines if e.alive and replica in (None, e.order.replica)]
 
     async def close(self) -> None:
         for engine in self.engines:

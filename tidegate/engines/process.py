@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,15 +112,17 @@ class Process:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     async def stop(self, *, grace_ms_max: int, kill_ms_max: int = 5_000) -> Exit:
-        """SIGTERM, then SIGKILL after `grace_ms_max`; waits until it is gone. Idempotent.
+        """SIGTERM, then SIGKILL after `grace_ms_max` (at once when 0); waits until it is gone. Idempotent.
 
         Raises EngineFault when the kernel does not end it within `kill_ms_max` more (a process stuck in the kernel).
         """
-        self.send(signal.SIGTERM)
         try:
-            return await asyncio.wait_for(self.exited(), grace_ms_max / 1000)
+            if grace_ms_max > 0:
+                self.send(signal.SIGTERM)
+                return await asyncio.wait_for(self.exited(), grace_ms_max / 1000)
         except TimeoutError:
-            self.send(signal.SIGKILL)
+            log.warning("process %d did not end within %d ms of being asked; killing it", self.pid, grace_ms_max)
+        self.send(signal.SIGKILL)
         try:
             return await asyncio.wait_for(self.exited(), kill_ms_max / 1000)
         except TimeoutError as error:
@@ -218,43 +221,41 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes of one process: `rss` counts shared pages whole, `pss` its share of them, `private` only its own."""
+    """Bytes of one process as the kernel counts them: all resident, only its own, and what it holds of some files.
 
-    rss: int
-    pss: int
-    private: int
-
-
-def memory_of(pid: int) -> ProcessMemory:
-    """Kernel's count from /proc/PID/smaps_rollup. EngineFault when the process is gone."""
-    fields = _rollup(pid)
-    return ProcessMemory(fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"])
-
-
-def resident_of(pid: int, files: Iterable[Path]) -> int:
-    """Resident bytes of `files` in the process's mappings: what its weights occupy now.
-
-    EngineFault when the process is gone.     Shared pages count whole: each of two engines
-    that map one file holds it, as far as giving it back is concerned.
+    `of_files` counts pages that others map too: each of two engines that map one file holds it, as far as giving it
+    back is concerned.
     """
-    wanted, inside, total = {str(file.resolve()) for file in files}, False, 0
-    for line in _read(pid, "smaps").splitlines():
-        head, _, rest = line.partition(" ")
-        if not head.endswith(":"):  # a mapping's first line: address perms offset device inode path
-            inside = line.split(maxsplit=5)[-1] in wanted
-        elif inside and head == "Rss:":
-            total += int(rest.split()[0]) * 1024
-    return total
+
+    resident: int
+    private: int
+    of_files: int
 
 
-def _rollup(pid: int) -> dict[str, int]:
-    lines = _read(pid, "smaps_rollup").splitlines()[1:]
-    return {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+# A mapping's first line (range perms offset device inode path), and the three of its figures that matter.
+_SMAPS = re.compile(
+    rb"^(?:[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)|(Rss|Private_Clean|Private_Dirty): +(\d+) kB)$", re.M
+)
 
 
-def _read(pid: int, what: str) -> str:
+def memory_of(pid: int, files: Iterable[Path] = ()) -> ProcessMemory:
+    """One pass over /proc/PID/smaps (`man proc_pid_smaps`), some ms. EngineFault when the process is gone."""
+    wanted, inside = {os.fsencode(file.resolve()) for file in files}, False
+    resident = private = of_files = 0
+    for path, figure, kib in _SMAPS.findall(_read(pid, "smaps")):
+        if not figure:
+            inside = path in wanted
+        elif figure == b"Rss":
+            resident += int(kib) * 1024
+            of_files += int(kib) * 1024 * inside
+        else:
+            private += int(kib) * 1024
+    return ProcessMemory(resident, private, of_files)
+
+
+def _read(pid: int, what: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/{what}").read_text()
+        return Path(f"/proc/{pid}/{what}").read_bytes()
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise EngineFault("the process is gone") from error
