@@ -19,11 +19,13 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.e2e.platform import Platform, running, wait_until
 
@@ -183,24 +185,26 @@ def apply_endpoints(platform: Platform, models: dict[str, Path]) -> str:
     return str(key)
 
 
-async def _kill(platform: Platform, naming: str, every_s: float, stop: asyncio.Event, dice: random.Random) -> int:
+async def _kill(
+    victims_of: Callable[[], list[psutil.Process]], every_s: float, stop: asyncio.Event, dice: random.Random
+) -> int:
     """SIGKILLs one of the platform's own processes again and again; how often it did."""
     killed = 0
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), every_s * (0.5 + dice.random()))
             break
-        victims = sorted(platform.descendants(naming=naming), key=lambda p: p.pid)
-        if victims:
-            dice.choice(victims).send_signal(signal.SIGKILL)
-            killed += 1
+        if victims := victims_of():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                dice.choice(victims).send_signal(signal.SIGKILL)
+                killed += 1
     return killed
 
 
-async def _with_faults(load: Load, platform: Platform, naming: str | None, every_s: float) -> int:
+async def _with_faults(load: Load, victims_of: Callable[[], list[psutil.Process]] | None, every_s: float) -> int:
     stop = asyncio.Event()
     dice = random.Random(load.seed + 1)
-    killer = asyncio.create_task(_kill(platform, naming, every_s, stop, dice)) if naming else None
+    killer = asyncio.create_task(_kill(victims_of, every_s, stop, dice)) if victims_of else None
     await load.run()
     stop.set()
     return await killer if killer else 0
@@ -260,12 +264,12 @@ def round_of(
 
     models = {f"acme/e{i}": make.llama(seed=100 + i) for i in range(ENDPOINTS)}
     said = truths(models)
-    naming = {"none": None, "engine": "torch_engine", "gateway": "gateway"}[fault]
     with running(directory, config=CONFIG) as platform:
         key = apply_endpoints(platform, models)
         load = Load(platform.base_url, key, said, requests, concurrency, seed)
         started = time.monotonic()
-        killed = asyncio.run(_with_faults(load, platform, naming, every_s))
+        victims_of = {"none": None, "engine": platform.engines, "gateway": platform.gateways}[fault]
+        killed = asyncio.run(_with_faults(load, victims_of, every_s))
         return {
             "fault": fault,
             "killed": killed,

@@ -36,14 +36,20 @@ class Platform:
             base_url=self.base_url, headers={"authorization": f"Bearer {self.ready['admin_key']}"}, timeout=60
         )
 
-    def descendants(self, *, naming: str) -> list[psutil.Process]:
-        """Processes of this platform whose command line contains `naming`. Only ever its own children."""
-        found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if naming in " ".join(child.cmdline()):
-                    found.append(child)
-        return found
+    def gateways(self) -> list[psutil.Process]:
+        return [p for p in self.children() if "tidegate.assemble.gateway" in _command(p)]
+
+    def engines(self) -> list[psutil.Process]:
+        """Forked from the template, so they carry its command line; it is a child of ours, they are not."""
+        return [
+            p
+            for p in self.children()
+            if "tidegate.torch_engine.template" in _command(p) and _parent(p) != self.process.pid
+        ]
+
+    def children(self) -> list[psutil.Process]:
+        """Every process this platform started: only ever its own."""
+        return sorted(psutil.Process(self.process.pid).children(recursive=True), key=lambda p: p.pid)
 
     def stop(self) -> int:
         """Ctrl-C, as a person does; the exit code."""
@@ -56,6 +62,20 @@ class Platform:
                 self.process.wait(10)
                 raise
         return self.process.returncode
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return int(process.ppid())
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def free_port() -> int:

@@ -188,6 +188,6 @@ def test_state_survives_a_restart(tmp_path: Path) -> None:
     with running(tmp_path) as second:
         client = openai.OpenAI(base_url=f"{second.base_url}/v1", api_key=key, max_retries=0)
         assert demo_models.recognise(ask(client, "demo/stars", demo_models.QUESTIONS["stars"][0])) == "stars"
-        children = second.descendants(naming="")
+        children = second.children()
         assert second.stop() == 0
         wait_until(lambda: not any(child.is_running() for child in children), "every child process to be gone", 20)
