@@ -150,6 +150,8 @@ def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[Us
 
 def _plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
     """The endpoint's price plan at an instant; the nearest one known outside what was observed."""
+    if len(spans) == 1 and spans[0].facts is not None:
+        return spans[0].facts.price_plan
     index = bisect_right(spans, at_ms, key=lambda span: span.start_ms) - 1
     for span in [*reversed(spans[: index + 1]), *spans[index + 1 :]]:
         if span.facts is not None:
