@@ -1,0 +1,43 @@
+"""What it would cost to let a replica go, in milliseconds of weighted waiting: the one measure evictions are ranked
+by.
+"""
+
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.fleet import Tier
+from tidegate.policy.eviction import regret_ms
+from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
+
+SLO_TTFT_MS = 2_000
+SHORTEST_MS = 1_000
+# A replica beside another one of its endpoint is missed this much: demand finds the other first.
+SPARE_SHARE = 0.1
+
+
+def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
+    """Of taking the accelerator from `replica`: it drops to host memory if it fits there, else to disk."""
+    if owner.deployment.mode is Mode.BATCH:
+        return 0.0
+    if fleet.settings.victim_order == "lru":
+        return 1e9 / (1 + now_ms - owner.quiet_since_ms)
+    room = owner.deployment.host_bytes <= fleet.book.host_free(replica.node)
+    share = SPARE_SHARE if owner.live_count() > max(owner.required, 1) else 1.0
+    return share * _p_needed(fleet, owner, now_ms) * _return_ms(fleet, owner, replica, Tier.HOST if room else Tier.DISK)
+
+
+def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
+    """Of dropping a sleeping replica from host memory to disk."""
+    dearer_ms = _return_ms(fleet, owner, replica, Tier.DISK) - _return_ms(fleet, owner, replica, Tier.HOST)
+    spare = any(r is not replica and owner.current(r) for r in owner.replicas.values())
+    return _p_needed(fleet, owner, now_ms) * max(dearer_ms, 0.0) * (SPARE_SHARE if spare else 1.0)
+
+
+def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:
+    if owner.busy and owner.live_count() <= owner.required:
+        return 1.0
+    return owner.history.needed_soon(now_ms, SHORTEST_MS, fleet.settings.horizon_ms)
+
+
+def _return_ms(fleet: Fleet, owner: Endpoint, replica: Replica, tier: Tier) -> float:
+    model = owner.deployment.model
+    cost_ms = fleet.costs.activation_ms(model.digest, replica.node, tier, model.weight_bytes)
+    return regret_ms(1.0, cost_ms, SLO_TTFT_MS / max(owner.deployment.slo.ttft_ms, 1))
