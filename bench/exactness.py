@@ -225,8 +225,9 @@ def entries_sum(platform: Platform) -> int:
 
 
 def judge(load: Load, platform: Platform) -> dict[str, Any]:
-    """Waits until the ledger has seen every request that was served, then compares."""
-    served = {a.request_id for a in load.answers if a.request_id and a.outcome != "failed"}
+    """Waits until the ledger has seen every finished request (an aborted one may die with a gateway), then compares."""
+    owed = {"answered"} if any(a.outcome == "cut" for a in load.answers) else {"answered", "aborted"}
+    served = {a.request_id for a in load.answers if a.outcome in owed}
     wait_until(lambda: served <= {row["id"] for row in ledger_rows(platform)}, "every served request in the ledger", 30)
     rows = {row["id"]: row for row in ledger_rows(platform)}
     outcomes = Counter(a.outcome for a in load.answers)
@@ -251,6 +252,9 @@ def judge(load: Load, platform: Platform) -> dict[str, Any]:
         "delivered_tokens_answered": sum(a.tokens for a in load.answers if a.outcome == "answered"),
         "billed_over": over,
         "billed_under": under,
+        "billed_under_answered": sum(
+            max(0, a.tokens - rows[a.request_id]["output_tokens"]) for a in load.answers if a.outcome == "answered"
+        ),
         "billed_unseen": sum(1 for id, row in rows.items() if id not in seen and row["output_tokens"]),
         "entries_sum": entries_sum(platform),
     }
