@@ -36,14 +36,14 @@ class GenerativeRunner:
         """One tiny forward: proves that every layer's attention is ours. ModelFault where it is not."""
         self.attention.layers_seen = 0
         try:
-            self.canary([0])
+            self.canary([0, 0], tokens=2)  # one prefill, one decode
         except EngineError:
             raise
         except Exception as error:
             raise ModelFault(
                 f"architecture {type(self.model).__name__} does not run here ({type(error).__name__})"
             ) from error
-        if self.attention.layers_seen != CANARY_TOKENS * self.store.shape.layers:
+        if self.attention.layers_seen != 2 * self.store.shape.layers:
             raise ModelFault(f"architecture {type(self.model).__name__} has layers without plain attention: not served")
 
     @torch.inference_mode()
@@ -68,18 +68,18 @@ class GenerativeRunner:
             self.attention.batch = None
         return out.logits[0]  # type: ignore[no-any-return]
 
-    def canary(self, prompt: Sequence[int]) -> list[int]:
-        """Greedy answer of `CANARY_TOKENS` tokens to `prompt`, alone in its batch. Needs one free row."""
+    def canary(self, prompt: Sequence[int], tokens: int = CANARY_TOKENS) -> list[int]:
+        """Greedy answer of so many tokens to `prompt`, alone in its batch. Needs one free row."""
         row = self.store.take()
         answer: list[int] = []
-        held = len(prompt) + CANARY_TOKENS
+        held = len(prompt) + tokens
         self.store.grow(0, held)
         try:
             batch = FlatBatch([], [], [Chunk(row, 0, len(prompt), 0)])
             logits = self.step(prompt, batch, [len(prompt) - 1])
             while True:
                 answer.append(int(logits[-1].argmax()))
-                if len(answer) == CANARY_TOKENS:
+                if len(answer) == tokens:
                     return answer
                 logits = self.step(answer[-1:], FlatBatch([row], [len(prompt) + len(answer) - 1], []), [0])
         finally:
