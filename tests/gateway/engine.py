@@ -57,15 +57,18 @@ def event(number: int, text: str) -> bytes:
     return b"id: %d\ndata: %b\n\n" % (number, json.dumps(data).encode())
 
 
+def usage(tokens: int) -> dict[str, Any]:
+    details = {"cached_tokens": 2}
+    total = PROMPT_TOKENS + tokens
+    return {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": total,
+            "prompt_tokens_details": details}  # fmt: skip
+
+
 def answer(tokens: int) -> bytes:
-    return json.dumps(
-        {
-            "id": "c", "object": "chat.completion", "created": 1, "model": "m",
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": "t " * tokens}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens,
-                      "prompt_tokens_details": {"cached_tokens": 2}},
-        }
-    ).encode()  # fmt: skip
+    message = {"role": "assistant", "content": "t " * tokens}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return json.dumps({"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": choices,
+                       "usage": usage(tokens)}).encode()  # fmt: skip
 
 
 async def serve_well(exchange: Exchange) -> None:
@@ -89,8 +92,8 @@ async def serve_well(exchange: Exchange) -> None:
             await asyncio.sleep(request["pause"])
         await exchange.chunk(event(number, f"t{number} "))
     if (request.get("stream_options") or {}).get("include_usage"):
-        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens}
-        chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": usage}
+        chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [],
+                 "usage": usage(tokens)}  # fmt: skip
         await exchange.chunk(b"data: " + json.dumps(chunk).encode() + b"\n\n")
     await exchange.chunk(DONE)
     await exchange.end()
@@ -174,7 +177,7 @@ class StandInEngine:
     @staticmethod
     async def _watch(reader: asyncio.StreamReader, exchange: Exchange) -> None:
         # Stops short of reading: what comes next on the connection is the next request, or its end.
-        while not reader.at_eof():
+        while not reader.at_eof():  # noqa: ASYNC110 — a StreamReader has no event for it
             await asyncio.sleep(0.005)
         exchange.gone.set()
         exchange.writer.transport.abort()

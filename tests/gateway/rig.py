@@ -70,8 +70,9 @@ KEYS = (
 
 
 def endpoint(name: str = "acme/chat", **more: Any) -> EndpointEntry:
+    tenant, created_ms = name.split("/")[0], 1_700_000_000_000
     entry = EndpointEntry(
-        name, name.split("/")[0], "model-digest", ModelKind.GENERATIVE, Mode.DEDICATED_SERVERLESS, 1, 2048, 1_700_000_000_000
+        name, tenant, "model-digest", ModelKind.GENERATIVE, Mode.DEDICATED_SERVERLESS, 1, 2048, created_ms
     )
     return replace(entry, **more)
 

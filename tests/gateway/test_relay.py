@@ -26,7 +26,8 @@ def test_a_unary_answer_is_the_engines_and_its_usage_is_recorded(tmp_path: Path)
             assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (7, 2, 5)
             assert record.count_source is CountSource.ENGINE_USAGE
             assert (record.tenant, record.key, record.endpoint) == ("acme", "key-tg-acme", "acme/chat")
-            assert (record.replica, record.region, record.gateway, record.api) == ("r0", "local", "g1", "chat/completions")
+            assert (record.replica, record.region, record.gateway) == ("r0", "local", "g1")
+            assert record.api == "chat/completions"
             assert reply.headers["x-request-id"] == record.id
             assert reply.headers["x-tidegate-mode"] == "dedicated_serverless"
             assert reply.headers["x-tidegate-region"] == "local"
@@ -303,7 +304,8 @@ def test_what_the_engine_refuses_is_passed_on_and_recorded(tmp_path: Path) -> No
         async with rig(tmp_path) as r:
             r.engine.script.append(refuse(400, "context_length_exceeded", "too long"))
             reply = await r.ask(chat(stream=True))
-            assert (reply.status, reply.error["code"], reply.error["message"]) == (400, "context_length_exceeded", "too long")
+            assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+            assert reply.error["message"] == "too long"
             assert "x-request-id" in reply.headers
             record = await r.record()
             assert (record.outcome, record.refusal) == (Outcome.REFUSED, "context_length_exceeded")
