@@ -105,8 +105,8 @@ class Load:
                             await _unary(client, body, answer)
                         else:
                             await _stream(client, body, answer, events_max=1 + int(abort * 6) if abort < 0.3 else None)
-                    if answer.outcome == "cut":
-                        await asyncio.sleep(0.2)  # a client's back-off while the gateway comes back
+                    if answer.outcome in ("cut", "failed"):
+                        await asyncio.sleep(0.5)  # a client's back-off while what died comes back
 
             await asyncio.gather(*(worker() for _ in range(self.concurrency)))
 
@@ -188,8 +188,10 @@ def apply_endpoints(platform: Platform, models: dict[str, Path]) -> str:
 async def _kill(
     victims_of: Callable[[], list[psutil.Process]], every_s: float, stop: asyncio.Event, dice: random.Random
 ) -> int:
-    """SIGKILLs one of the platform's own processes again and again; how often it did."""
+    """SIGKILLs one of `victims_of()` again and again, from the first answer on; how often it did."""
     killed = 0
+    while not (stop.is_set() or any(a.outcome == "answered" for a in load.answers)):
+        await asyncio.sleep(0.05)
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), every_s * (0.5 + dice.random()))
@@ -204,7 +206,7 @@ async def _kill(
 async def _with_faults(load: Load, victims_of: Callable[[], list[psutil.Process]] | None, every_s: float) -> int:
     stop = asyncio.Event()
     dice = random.Random(load.seed + 1)
-    killer = asyncio.create_task(_kill(victims_of, every_s, stop, dice)) if victims_of else None
+    killer = asyncio.create_task(_kill(load, victims_of, every_s, stop, dice)) if victims_of else None
     await load.run()
     stop.set()
     return await killer if killer else 0
