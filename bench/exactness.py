@@ -79,6 +79,7 @@ class Load:
     concurrency: int
     seed: int
     answers: list[Answer] = field(default_factory=list)
+    first_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         dice = random.Random(self.seed)
@@ -105,6 +106,8 @@ class Load:
                             await _unary(client, body, answer)
                         else:
                             await _stream(client, body, answer, events_max=1 + int(abort * 6) if abort < 0.3 else None)
+                    if answer.outcome == "answered":
+                        self.first_answer.set()
                     if answer.outcome in ("cut", "failed"):
                         await asyncio.sleep(0.5)  # a client's back-off while what died comes back
 
@@ -185,31 +188,32 @@ def apply_endpoints(platform: Platform, models: dict[str, Path]) -> str:
     return str(key)
 
 
-async def _kill(
-    victims_of: Callable[[], list[psutil.Process]], every_s: float, stop: asyncio.Event, dice: random.Random
-) -> int:
-    """SIGKILLs one of `victims_of()` again and again, from the first answer on; how often it did."""
-    killed = 0
-    while not (stop.is_set() or any(a.outcome == "answered" for a in load.answers)):
-        await asyncio.sleep(0.05)
-    while not stop.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), every_s * (0.5 + dice.random()))
-            break
-        if victims := victims_of():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                dice.choice(victims).send_signal(signal.SIGKILL)
-                killed += 1
-    return killed
+Victims = Callable[[], list[psutil.Process]]
 
 
-async def _with_faults(load: Load, victims_of: Callable[[], list[psutil.Process]] | None, every_s: float) -> int:
-    stop = asyncio.Event()
+async def _kill(load: Load, victims_of: Victims, every_s: float) -> int:
+    """SIGKILLs one of `victims_of()` again and again, from the first answer until cancelled; how often it did."""
     dice = random.Random(load.seed + 1)
-    killer = asyncio.create_task(_kill(load, victims_of, every_s, stop, dice)) if victims_of else None
+    killed = 0
+    try:
+        await load.first_answer.wait()
+        while True:
+            await asyncio.sleep(every_s * (0.5 + dice.random()))
+            if victims := victims_of():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    dice.choice(victims).send_signal(signal.SIGKILL)
+                    killed += 1
+    except asyncio.CancelledError:
+        return killed
+
+
+async def _with_faults(load: Load, victims_of: Victims | None, every_s: float) -> int:
+    killer = asyncio.create_task(_kill(load, victims_of, every_s)) if victims_of else None
     await load.run()
-    stop.set()
-    return await killer if killer else 0
+    if killer is None:
+        return 0
+    killer.cancel()
+    return await killer
 
 
 def ledger_rows(platform: Platform) -> list[dict[str, Any]]:
