@@ -93,9 +93,10 @@ class FleetCore:
             endpoint.quiet_since_ms = now_ms
         if arrived > 0 or event.queued > 0:
             endpoint.slept_by_hand = False
-        if was_busy and not endpoint.busy:
-            fleet.room_changed = True
-        if not steering.absorb(endpoint, now_ms):
+        if was_busy and not endpoint.busy:  # its replicas have become candidates
+            for replica in endpoint.replicas.values():
+                fleet.room_nodes[replica.node] = None
+        if not steering.absorb(fleet, endpoint, now_ms):
             fleet.touch(event.endpoint)
 
     def _applied(self, deployment: Deployment, now_ms: int) -> None:
@@ -138,8 +139,8 @@ class FleetCore:
                 endpoint.queued -= last.queued
                 endpoint.in_flight -= last.in_flight
                 fleet.touch(name)
-        fleet.room_changed = True
         for replica in list(fleet.replicas.values()):
+            fleet.room_nodes[replica.node] = None
             if gateway in replica.fences:
                 lifecycle.fenced(fleet, replica, gateway, replica.fence, now_ms)
 
@@ -158,10 +159,13 @@ class FleetCore:
                     lifecycle.cancel(fleet, activation)
             fleet.forget(replica)
         for accelerator in node.accelerators:
-            del fleet.pending[node_id, accelerator.id], fleet.residents[node_id, accelerator.id]
+            place = (node_id, accelerator.id)
+            assert fleet.idle_bytes.pop(place) == 0, f"{place} lost with idle bytes counted"
+            del fleet.pending[place], fleet.residents[place]
         fleet.book.close(node)
         fleet.region_nodes[node.region].remove(node_id)
         del fleet.node_replicas[node_id], fleet.nodes[node_id]
+        fleet.room_nodes.pop(node_id, None)
 
     def _node_joined(self, node: Node, statuses: tuple[ReplicaStatus, ...], now_ms: int) -> None:
         """A node's word on what is alive there replaces every belief about it."""
@@ -174,10 +178,11 @@ class FleetCore:
         for accelerator in node.accelerators:
             fleet.pending[node.id, accelerator.id] = {}
             fleet.residents[node.id, accelerator.id] = {}
+            fleet.idle_bytes[node.id, accelerator.id] = 0
         for status in statuses:
             if status.state is not S.STOPPED:
                 self._adopt(node, status, now_ms)
-        fleet.room_changed = True
+        fleet.room_nodes[node.id] = None
 
     def _adopt(self, node: Node, status: ReplicaStatus, now_ms: int) -> None:
         fleet = self._fleet
@@ -231,7 +236,7 @@ class FleetCore:
         """Steer what was touched until nothing is, serve who waits, then announce what changed."""
         fleet = self._fleet
         steers = 0
-        while fleet.dirty or (fleet.room_changed and fleet.waiting):
+        while fleet.dirty or (fleet.room_nodes and fleet.waiting):
             touched, fleet.dirty = fleet.dirty, {}
             for name in touched:
                 endpoint = fleet.endpoints.get(name)
@@ -240,6 +245,7 @@ class FleetCore:
                     steers += 1
             assert steers < STEERS_PER_EVENT_MAX, "steering does not come to rest"
             steering.serve_waiting(fleet, touched, now_ms)
+        fleet.room_nodes.clear()
         routed, fleet.unrouted = fleet.unrouted, {}
         for name in routed:
             endpoint = fleet.endpoints.get(name)

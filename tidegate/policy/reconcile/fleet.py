@@ -45,6 +45,7 @@ class Replica:
     keep: bool = True
     sticky: bool = False
     rule: str = ""
+    counted: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +84,8 @@ class Endpoint:
     wait_key: tuple[int, int, str] | None = None
     waiting_since_ms: int | None = None
     attempts: int = 0
+    searched_ms: int = -1
+    p_needed: tuple[int, float] = (-1, 0.0)
     loaded_once: bool = False
     quiet_since_ms: int = 0
     slept_by_hand: bool = False
@@ -167,9 +170,11 @@ class Fleet:
         self.residents: dict[Place, dict[str, Replica]] = {}
         self.pending: dict[Place, dict[str, Activation]] = {}
         self.activations: dict[str, Activation] = {}
+        # Upper bound on what idle replicas could free, by accelerator: tells at a glance where not to look for victims.
+        self.idle_bytes: dict[Place, int] = {}
         self.waiting: list[tuple[int, int, str]] = []
         self.first_loads: dict[str, None] = {}
-        self.room_changed = False
+        self.room_nodes: dict[str, None] = {}
         self.dirty: dict[str, None] = {}
         self.unrouted: dict[str, None] = {}
         self.out: list[Command] = []
@@ -232,14 +237,33 @@ class Fleet:
         for place in places:
             self.residents[place][replica.id] = replica
 
+    def count_idle(self, endpoint: Endpoint) -> None:
+        """Keep `idle_bytes` true after a change of the endpoint's demand or replicas."""
+        mode = endpoint.deployment.mode
+        spare = not endpoint.busy or mode is Mode.BATCH or endpoint.ready_count() > endpoint.required
+        for replica in endpoint.replicas.values():
+            outdated = replica.deployment is not endpoint.deployment
+            may_go = replica.state is S.READY and mode is not Mode.DEDICATED and spare
+            self._count(replica, may_go or (replica.state is S.READY and outdated))
+
+    def _count(self, replica: Replica, idle: bool) -> None:
+        if replica.counted is not idle:
+            replica.counted = idle
+            nbytes = self.book.bytes_each(replica.id)
+            for place in replica.places:
+                self.idle_bytes[place] += nbytes if idle else -nbytes
+
     def leave(self, replica: Replica) -> tuple[Place, ...]:
         """A report shows the accelerator bytes freed."""
+        self._count(replica, False)
         places = self.book.release(replica.id)
         for place in places:
             del self.residents[place][replica.id]
         return places
 
     def enter(self, replica: Replica, state: ReplicaState, now_ms: int) -> None:
+        if state is not S.READY:
+            self._count(replica, False)
         replica.state = state
         replica.since_ms = now_ms
         self.touch(replica.endpoint)

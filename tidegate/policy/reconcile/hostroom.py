@@ -36,10 +36,14 @@ def wanted_free(fleet: Fleet, node: str, now_ms: int) -> tuple[int, float]:
     """Room that lets every awake replica of the node sleep at once, at most half of host memory; and how much the one
     that is least missed there is worth in host memory.
     """
-    total, least_ms = 0, float("inf")
-    for replica in fleet.node_replicas[node].values():
-        owner = fleet.endpoints.get(replica.endpoint)
-        if replica.state in AWAKE and replica.deployment is not None and owner is not None:
-            total += replica.deployment.host_bytes - fleet.book.host_bytes(replica.id, node)
-            least_ms = min(least_ms, regret.of_forgetting(fleet, owner, replica, now_ms))
-    return min(total, fleet.book.host_capacity(node) // 2), least_ms
+    awake = [r for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.deployment is not None]
+    total = sum(r.deployment.host_bytes - fleet.book.host_bytes(r.id, node) for r in awake if r.deployment is not None)
+    need_bytes = min(total, fleet.book.host_capacity(node) // 2)
+    if need_bytes <= fleet.book.host_free(node):
+        return need_bytes, 0.0
+    worths = (
+        regret.of_forgetting(fleet, fleet.endpoints[r.endpoint], r, now_ms)
+        for r in awake
+        if r.endpoint in fleet.endpoints
+    )
+    return need_bytes, min(worths, default=0.0)

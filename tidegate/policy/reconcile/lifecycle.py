@@ -271,7 +271,7 @@ def _is_asleep(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: in
     fleet.book.reserve_host(replica.id, replica.node, status.host_bytes, found=True)
     places = fleet.leave(replica)
     fleet.enter(replica, S.ASLEEP, now_ms)
-    fleet.room_changed = True
+    fleet.room_nodes[replica.node] = None
     issue_pending(fleet, places, now_ms)
     keep_host_room(fleet, replica.node, now_ms)
 
@@ -282,7 +282,7 @@ def _is_gone(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int)
     _drop_wake_plans(fleet, replica)
     places = replica.places if fleet.book.holds(replica.id) else ()
     fleet.forget(replica)
-    fleet.room_changed = True
+    fleet.room_nodes[replica.node] = None
     for other in list(fleet.node_replicas[replica.node].values()):
         if other.state is S.DRAINING and not other.fences:  # it waited for room in host memory
             retire(fleet, other, now_ms)

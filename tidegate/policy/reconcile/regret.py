@@ -9,6 +9,8 @@ from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
 
 SLO_TTFT_MS = 2_000
 SHORTEST_MS = 1_000
+# A probability over horizons of a second and more is good for this long, unless a request came.
+P_STALE_MS = 250
 # A replica beside another one of its endpoint is missed this much: demand finds the other first.
 SPARE_SHARE = 0.1
 
@@ -34,7 +36,12 @@ def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) 
 def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:
     if owner.busy and owner.live_count() <= owner.required:
         return 1.0
-    return owner.history.needed_soon(now_ms, SHORTEST_MS, fleet.settings.horizon_ms)
+    at_ms, known = owner.p_needed
+    if 0 <= now_ms - at_ms < P_STALE_MS and owner.history.last_ms is not None and owner.history.last_ms <= at_ms:
+        return known
+    known = owner.history.needed_soon(now_ms, SHORTEST_MS, fleet.settings.horizon_ms)
+    owner.p_needed = (now_ms, known)
+    return known
 
 
 def _return_ms(fleet: Fleet, owner: Endpoint, replica: Replica, tier: Tier) -> float:

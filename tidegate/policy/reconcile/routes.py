@@ -71,11 +71,10 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
 
 def _why_waiting(fleet: Fleet, endpoint: Endpoint) -> str:
     deployment = endpoint.deployment
-    nodes = [n for region in deployment.regions for n in fleet.region_nodes.get(region, [])]
-    if not nodes:
+    if not any(fleet.region_nodes.get(region) for region in deployment.regions):
         return f"no node in {', '.join(deployment.regions)}"
-    largest = max((a.memory_bytes for a in fleet.nodes[nodes[0]].accelerators), default=0)
-    if len(nodes) == 1 and largest < deployment.accelerator_bytes:
+    largest = max((a.capacity for a in fleet.book.accounts.values()), default=0) if len(fleet.nodes) == 1 else 0
+    if 0 < largest < deployment.accelerator_bytes:
         return f"no accelerator is large enough: {deployment.accelerator_bytes} bytes needed, {largest} there"
     return "every accelerator is busy"
 

@@ -32,8 +32,8 @@ class CoreSettings:
     backoff_ms_max: int = 60_000
     failures_max: int = 3
     failure_forget_ms: int = 60_000
-    nodes_examined_max: int = 16
-    retries_per_event_max: int = 16
+    nodes_examined_max: int = 4
+    retries_per_event_max: int = 4
     first_loads_max: int = 2
     slept_accelerator_bytes_max: int = 64 << 20
     first_load: bool = True

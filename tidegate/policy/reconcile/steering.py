@@ -22,6 +22,10 @@ SPARE_REGRET_SHARE = 0.1
 CROWD_MS = 100
 
 
+# A waiting endpoint looks over the fleet at most this often; in between it is offered what comes free.
+SEARCH_PAUSE_MS = 200
+
+
 class Press(Enum):
     """How hard room is looked for: where nothing is lost, from replicas hardly missed, from idle ones, or busy ones
     too.
@@ -63,9 +67,10 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     if endpoint.retry_ms > now_ms:
         fleet.look_again(endpoint, endpoint.retry_ms)
     endpoint.calm_ready = _calm_ready(endpoint)
+    fleet.count_idle(endpoint)
 
 
-def absorb(endpoint: Endpoint, now_ms: int) -> bool:
+def absorb(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> bool:
     """The usual case, in constant time: replicas that serve take the demand as it is now, and nothing else is due.
 
     Only while a timer of the endpoint runs, which will see to keep-alive and scale-down.
@@ -74,7 +79,9 @@ def absorb(endpoint: Endpoint, now_ms: int) -> bool:
     required = -(-(endpoint.queued + endpoint.in_flight) // deployment.concurrency_target)
     if not 0 < endpoint.calm_ready >= required or endpoint.queued or endpoint.timer_ms is None:
         return False
-    endpoint.required = max(required, deployment.min_replicas, deployment.mode is Mode.DEDICATED)
+    required = max(required, deployment.min_replicas, deployment.mode is Mode.DEDICATED)
+    endpoint.required = required
+    fleet.count_idle(endpoint)
     endpoint.window.push(now_ms, endpoint.required)
     return True
 
@@ -180,34 +187,47 @@ def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int
 
 
 def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
-    """Plan for endpoints that wait: all of them in order when room may have appeared, else only those just touched."""
-    if fleet.room_changed:
-        names = [name for _, _, name in fleet.waiting[: fleet.settings.retries_per_event_max]]
-        fleet.room_changed = False
-    else:
-        names = [name for name in touched if name in fleet.endpoints and fleet.endpoints[name].wait_key is not None]
-    for name in names:
-        _serve(fleet, fleet.endpoints[name], now_ms)
+    """Plan for endpoints that wait. Those just touched look everywhere; where room appeared, the first in the queue look
+    there only: so an event's cost does not grow with the queue or the fleet.
+    """
+    for name in touched:
+        endpoint = fleet.endpoints.get(name)
+        if endpoint is None or endpoint.wait_key is None:
+            continue
+        if now_ms - endpoint.searched_ms >= SEARCH_PAUSE_MS or now_ms >= _bound_ms(fleet, endpoint):
+            endpoint.searched_ms = now_ms
+            _serve(fleet, endpoint, now_ms, None)
+        else:
+            fleet.look_again(endpoint, endpoint.searched_ms + SEARCH_PAUSE_MS)
+    if fleet.room_nodes:
+        nodes, fleet.room_nodes = fleet.room_nodes, {}
+        for _, _, name in fleet.waiting[: fleet.settings.retries_per_event_max]:
+            _serve(fleet, fleet.endpoints[name], now_ms, nodes)
     if not fleet.waiting and fleet.first_loads:
         _serve_first_load(fleet, now_ms)
 
 
-def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
-    if endpoint.wait_key is None or endpoint.waiting_since_ms is None or endpoint.retry_ms > now_ms:
+def _bound_ms(fleet: Fleet, endpoint: Endpoint) -> int:
+    assert endpoint.waiting_since_ms is not None
+    return endpoint.waiting_since_ms + fleet.settings.wait_ms_max
+
+
+def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None] | None) -> None:
+    """Plan what `endpoint` lacks, on `nodes` only if given; what still lacks is looked at again when its bound is up."""
+    if endpoint.wait_key is None or endpoint.retry_ms > now_ms:
         return
-    settings = fleet.settings
-    bound_ms = endpoint.waiting_since_ms + settings.wait_ms_max
+    bound_ms = _bound_ms(fleet, endpoint)
     has_none = endpoint.supply() == 0
     rule = "demand" if has_none else "scale_out"
     if endpoint.deployment.mode is Mode.DEDICATED or not endpoint.busy:
         rule = "keep_replicas"
     while endpoint.supply() + len(endpoint.activations) < endpoint.required:
-        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if has_none else Press.SPARE):
+        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if has_none else Press.SPARE, nodes):
             continue
-        if has_none and bound_ms <= now_ms and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE):
+        if has_none and bound_ms <= now_ms and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
             continue
-        again_ms = bound_ms if bound_ms > now_ms else now_ms + settings.wait_ms_max
-        fleet.look_again(endpoint, again_ms)
+        if nodes is None:
+            fleet.look_again(endpoint, bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max)
         return
 
 
@@ -220,22 +240,24 @@ def _serve_first_load(fleet: Fleet, now_ms: int) -> None:
             del fleet.first_loads[name]
         elif endpoint.live_count() or endpoint.activations:
             loading += 1
-        elif endpoint.retry_ms <= now_ms and not activate(fleet, endpoint, now_ms, "first_load", Press.GENTLE):
+        elif endpoint.retry_ms <= now_ms and not activate(fleet, endpoint, now_ms, "first_load", Press.GENTLE, None):
             fleet.first_loads[name] = fleet.first_loads.pop(name)  # to the end: another may fit
 
 
 # --- finding room -----------------------------------------------------------------------------------------------------
 
 
-def activate(fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Press) -> bool:
+def activate(
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Press, nodes: dict[str, None] | None
+) -> bool:
     """Plan one more replica of `endpoint`: wake the one that comes up soonest, else start a new one. False: no room
     now.
 
     FORCE lets busy replicas drain for it (their requests finish first).
     """
-    option = _best_wake(fleet, endpoint, now_ms, press)
+    option = _best_wake(fleet, endpoint, now_ms, press, nodes)
     if option is None:
-        option = _best_start(fleet, endpoint, now_ms, press)
+        option = _best_start(fleet, endpoint, now_ms, press, nodes)
     if option is None:
         return False
     chosen, sleeper = option
@@ -277,11 +299,15 @@ def activate(fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Pr
 Option = tuple[placement.Placement, Replica | None]
 
 
-def _best_wake(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press) -> Option | None:
+def _best_wake(
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, nodes: dict[str, None] | None
+) -> Option | None:
     planned = {a.wake.id for a in endpoint.activations.values() if a.wake is not None}
     best: Option | None = None
     for replica in endpoint.replicas.values():
         if replica.state is not S.ASLEEP or replica.id in planned or not endpoint.current(replica):
+            continue
+        if nodes is not None and replica.node not in nodes:
             continue
         places = replica.places
         if endpoint.deployment.movable:
@@ -292,22 +318,27 @@ def _best_wake(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press) -> O
     return best
 
 
-def _best_start(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press) -> Option | None:
+def _best_start(
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, only: dict[str, None] | None
+) -> Option | None:
     """Nodes of the home region first; at most `nodes_examined_max` a call, beginning further on at each attempt."""
-    examined = 0
+    left = fleet.settings.nodes_examined_max
     for region in endpoint.deployment.regions:
         nodes = fleet.region_nodes.get(region, [])
+        if only is not None:
+            names = [n for n in only if n in fleet.nodes and fleet.nodes[n].region == region][:left]
+        else:
+            names = [nodes[(endpoint.attempts + step) % len(nodes)] for step in range(min(len(nodes), left))]
+            endpoint.attempts += len(names)
+        left -= len(names)
         best: Option | None = None
-        for step in range(min(len(nodes), fleet.settings.nodes_examined_max - examined)):
-            node = fleet.nodes[nodes[(endpoint.attempts + step) % len(nodes)]]
-            examined += 1
-            places = tuple((node.id, a.id) for a in node.accelerators)
+        for name in names:
+            places = tuple((name, a.id) for a in fleet.nodes[name].accelerators)
             chosen = _on_node(fleet, endpoint, places, Tier.DISK, now_ms, press)
             if chosen is not None and (best is None or chosen.score_ms < best[0].score_ms):
                 best = (chosen, None)
         if best is not None:
             return best
-    endpoint.attempts += examined
     return None
 
 
@@ -324,6 +355,8 @@ def _on_node(
     offers = []
     for place in places:
         account = fleet.book.accounts[place]
+        if press is not Press.FORCE and account.headroom + fleet.idle_bytes[place] < deployment.accelerator_bytes:
+            continue
         residents = fleet.residents[place].values()
         if any(r.endpoint == endpoint.name and endpoint.live(r) for r in residents):
             continue  # a second replica beside the first shares its compute: slots without speed
