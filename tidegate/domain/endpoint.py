@@ -69,7 +69,7 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Targets at `percentile` (99 = p99). TTFT counts from arrival, beyond the prefill itself where a report says so."""
+    """Targets at `percentile` (99 = p99). TTFT counts from arrival, or beyond the prefill where a report says so."""
 
     ttft_ms: int = 2_000
     tpot_ms: int = 100
@@ -78,12 +78,12 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """An endpoint's desired state. `regions` is the ordered allow-list, home first; `generation` grows with each apply.
+    """An endpoint's desired state. `regions` is the ordered allow-list, home first; each apply raises `generation`.
 
     `accelerator_bytes` is reserved on each of `accelerators_per_replica` accelerators for one replica: weights, KV and
     workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
-    takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on other
-    accelerators of its node than those it slept on.
+    takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on
+    other accelerators of its node than those it slept on.
     """
 
     endpoint: str

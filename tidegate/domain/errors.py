@@ -78,7 +78,7 @@ class Refusal(Exception):
 
 
 class Fault(Exception):
-    """The outside failed. Raise it `from` the cause; `reason` is safe to show (no prompt, no secret, no path of a user)."""
+    """The outside failed. Raise it `from` the cause; `reason` is safe to show (no prompt, secret or user's path)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""What a fleet is made of: regions hold nodes, nodes hold accelerators, and a model's weights rest on a residency tier."""
+"""What a fleet is made of: regions hold nodes, nodes hold accelerators, a model's weights rest on a residency tier."""
 
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -24,7 +24,9 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine. `host_memory_bytes` is the budget for weights kept in (pinned) host memory; `disk_bytes` the weight cache's."""
+    """One machine. `host_memory_bytes` is the budget for weights kept in (pinned) host memory, `disk_bytes` the
+    weight cache's.
+    """
 
     id: str
     region: str

@@ -1,7 +1,7 @@
 """What the capacity core is told and what it says: every event in, every command out.
 
-The live controller feeds real events and carries out the commands; the simulator feeds the same from a trace on a virtual
-clock. Events are absolute (counts so far, not deltas), so a lost or doubled message does no harm.
+The live controller feeds real events and carries out the commands; the simulator feeds the same from a trace on a
+virtual clock. Events are absolute (counts so far, not deltas), so a lost or doubled message does no harm.
 """
 
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ class GatewayLost:
 
 @dataclass(frozen=True, slots=True)
 class DemandReported:
-    """One gateway's view of one endpoint now. `arrivals_total` only grows while the gateway lives, so a request that came
-    and went between two reports still counts. `oldest_wait_ms` is how long the first held request has waited.
+    """One gateway's view of one endpoint now. `arrivals_total` only grows while the gateway lives, so a request that
+    came and went between two reports still counts. `oldest_wait_ms` is how long the first held request has waited.
     """
 
     gateway: str
@@ -86,7 +86,7 @@ class DemandReported:
 class FenceConfirmed:
     """`gateway` sends nothing more to `replica` and has nothing in flight on it.
 
-    `fence` echoes the Drain it answers, so that a confirmation of a drain since called off is not taken for the next one's.
+    `fence` echoes the Drain it answers, so that one of a drain since called off is not taken for the next one's.
     """
 
     gateway: str
@@ -142,7 +142,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a new replica of `deployment` from disk. `accelerator_bytes` is already reserved on each of `accelerators`."""
+    """Start a new replica of `deployment` from disk. `accelerator_bytes` is reserved on each of `accelerators`."""
 
     replica: str
     node: str
@@ -222,8 +222,8 @@ class Target:
 class Route:
     """Gateways: from now on `endpoint` is served by exactly these targets. Newer `version` wins.
 
-    `eta_ms` is the honest estimate until capacity is there when there is none (for holds and Retry-After), 0 if unknown.
-    `reason` is safe to show a tenant.
+    `eta_ms` is the honest estimate until capacity is there when there is none (for holds and Retry-After), 0 if
+    unknown. `reason` is safe to show a tenant.
     """
 
     endpoint: str

@@ -1,4 +1,6 @@
-"""The holes in the wall: what services need of the outside, as protocols. Adapters implement them; only `assemble` plugs them in.
+"""The holes in the wall: what services need of the outside, as protocols.
+
+Adapters implement them; only `assemble` plugs them in.
 
 Every method may raise the `Fault` its docstring names, and nothing else that is not a bug.
 """
@@ -79,7 +81,7 @@ class StartOrder:
 
 
 class Engine(Protocol):
-    """One running engine process serving one replica. Every call is bounded in time by the driver; EngineFault on failure."""
+    """One running engine process serving one replica. Every call is bounded in time; EngineFault on failure."""
 
     @property
     def address(self) -> str:
@@ -120,7 +122,7 @@ class EngineDriver(Protocol):
 
     @property
     def sleeps(self) -> bool:
-        """Whether `sleep` really frees memory here; False means the `host` tier does not exist and stop/start is used."""
+        """Whether `sleep` really frees memory here; False: there is no `host` tier, stop and start are used."""
         ...
 
     async def start(self, order: StartOrder) -> Engine: ...
@@ -130,7 +132,7 @@ class EngineDriver(Protocol):
 
 class ModelInspector(Protocol):
     def inspect(self, source: str) -> ModelProfile:
-        """Reads a model's files. Raises Refusal("invalid_configuration") naming what is missing, truncated or not allowed."""
+        """Reads a model's files. Refusal("invalid_configuration") names what is missing, truncated or not allowed."""
         ...
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PriceVersion:
-    """One line of the price book. `plan` is what a deployment's `price_plan` names; the version in force at an instant is
-    the newest with `effective_ms` ≤ that instant. Amounts are integer nano-USD; `batch_percent` is the batch price in percent.
+    """One line of the price book. `plan` is what a deployment's `price_plan` names; the version in force at an instant
+    is the newest with `effective_ms` ≤ that instant. Amounts are integer nano-USD;
+    `batch_percent` is the batch price in percent.
     """
 
     id: int

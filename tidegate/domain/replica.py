@@ -1,4 +1,4 @@
-"""The life of one replica: one table, (state, event) → state. The node supervisor is its only writer; the core reads along.
+"""The life of one replica: one table, (state, event) → state. The node supervisor is its only writer.
 
     STOPPED ──start──▶ STARTING ──ready──▶ READY ──drain──▶ DRAINING ──drained──▶ SLEEPING
                                              ▲                                       │ asleep

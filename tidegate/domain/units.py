@@ -1,7 +1,7 @@
 """Quantities and their exact conversions.
 
-Conventions used everywhere: instants are integer milliseconds since the Unix epoch (`*_ms` on an event is an instant or a
-duration, its docstring says which), memory is integer bytes, tokens are integers, money is integer nano-USD
+Conventions used everywhere: instants are integer milliseconds since the Unix epoch (`*_ms` on an event is an instant or
+a duration, its docstring says which), memory is integer bytes, tokens are integers, money is integer nano-USD
 (1 USD = 1,000,000,000 nano-USD). There is no float near money.
 """
 

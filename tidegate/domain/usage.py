@@ -30,7 +30,7 @@ class UsageRecord:
 
     `input_tokens` includes `cached_tokens`. `output_tokens` is what the engine generated *and* the gateway sent on.
     Instants are epoch milliseconds; `queue_ms` and `activation_ms` are durations. `refusal` names the code when
-    `outcome` is REFUSED. `gateway` is the gateway's boot id: when a newer boot of it exists, its OPEN records are final.
+    `outcome` is REFUSED. `gateway` is the gateway's boot id: when it is dead, its OPEN records are final.
     """
 
     id: str
