@@ -1,7 +1,7 @@
 """`tidegate bench core`: what one event costs the capacity core as the fleet grows.
 
 A fleet of E endpoints on E/10 accelerators (8 a node) is driven with Zipf-distributed traffic: requests come, are served in
-about a second, endpoints swap. Nodes and gateways answer at once. Each `FleetCore.handle` is timed in CPU time of its thread (so a busy machine does not show); the first third of the
+about a second, endpoints swap; all are asleep at first. Nodes and gateways answer at once. Each `FleetCore.handle` is timed in CPU time of its thread (so a busy machine does not show); the first third of the
 events is warm-up. Run: `python bench/core.py` (prints JSON).
 """
 
@@ -69,13 +69,21 @@ class Driver:
         self.spent: list[int] = []
         self.activations = 0
         self.tell(plan.GatewayJoined("gw", "local"))
-        left = max(1, endpoints // 10)
-        for number in range(-(-left // 8)):
-            units = tuple(Accelerator(f"acc-{i}", "h200", 130 * GB) for i in range(min(8, left - 8 * number)))
-            self.tell(plan.NodeJoined(Node(f"node-{number}", "local", units, 1_536 * GB, 15_000 * GB)))
         for name in self.names:
             self.tell(plan.EndpointApplied(_deployment(name)))
+        left = max(1, endpoints // 10)
+        nodes = -(-left // 8)
+        for number in range(nodes):
+            units = tuple(Accelerator(f"acc-{i}", "h200", 130 * GB) for i in range(min(8, left - 8 * number)))
+            node = Node(f"node-{number}", "local", units, 3_000 * GB, 15_000 * GB)
+            self.tell(plan.NodeJoined(node, tuple(self.asleep(name, node.id) for name in self.names[number::nodes])))
         self.spent.clear()
+
+    def asleep(self, name: str, node: str) -> ReplicaStatus:
+        """Every endpoint has been loaded before: the fleet is met as it is in the middle of a day."""
+        replica = f"{name}-0"
+        self.endpoint_of[replica] = name
+        return ReplicaStatus(replica, name, node, 1, ReplicaState.ASLEEP, host_bytes=30 * GB)
 
     def drive(self, events: int) -> list[int]:
         gap_ms = max(1, 1_000 * 10 // len(self.names))
