@@ -79,7 +79,6 @@ class Load:
     concurrency: int
     seed: int
     answers: list[Answer] = field(default_factory=list)
-    first_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         dice = random.Random(self.seed)
@@ -106,8 +105,6 @@ class Load:
                             await _unary(client, body, answer)
                         else:
                             await _stream(client, body, answer, events_max=1 + int(abort * 6) if abort < 0.3 else None)
-                    if answer.outcome == "answered":
-                        self.first_answer.set()
                     if answer.outcome in ("cut", "failed"):
                         await asyncio.sleep(0.5)  # a client's back-off while what died comes back
 
@@ -185,18 +182,27 @@ def apply_endpoints(platform: Platform, models: dict[str, Path]) -> str:
         for endpoint, folder in models.items():
             body = {"model": str(folder), "accelerator_memory": REPLICA_MEMORY, "slots": 4}
             admin.put(f"/api/v1/endpoints/{endpoint}", json=body).raise_for_status()
+    wait_until(
+        lambda: all(_state(platform, endpoint) not in ("creating", "loading") for endpoint in models),
+        "first loads",
+        120,
+    )
     return str(key)
+
+
+def _state(platform: Platform, endpoint: str) -> str:
+    with platform.admin() as admin:
+        return str(admin.get(f"/api/v1/endpoints/{endpoint}").raise_for_status().json()["state"])
 
 
 Victims = Callable[[], list[psutil.Process]]
 
 
 async def _kill(load: Load, victims_of: Victims, every_s: float) -> int:
-    """SIGKILLs one of `victims_of()` again and again, from the first answer until cancelled; how often it did."""
+    """SIGKILLs one of `victims_of()` again and again until cancelled; how often it did."""
     dice = random.Random(load.seed + 1)
     killed = 0
     try:
-        await load.first_answer.wait()
         while True:
             await asyncio.sleep(every_s * (0.5 + dice.random()))
             if victims := victims_of():
