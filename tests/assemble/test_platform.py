@@ -51,6 +51,7 @@ def test_more_endpoints_than_memory_are_all_answered_andbilled(run: Any) -> None
             (invoice,) = (await admin.get("/api/v1/invoices")).json()["data"]
             assert invoice["total_nano_usd"] == sum(line["nano_usd"] for line in invoice["lines"]) > 0
             assert invoice["dedicated_total_nano_usd"] > 0
+            assert "tidegate_ledger_records_total 6.0" in (await client.get("/metrics")).text
 
     run(story)
 

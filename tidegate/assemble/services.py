@@ -25,7 +25,7 @@ from tidegate.config import Config
 from tidegate.control.api import build_app
 from tidegate.control.service import Control
 from tidegate.domain.errors import Fault, Refusal, StoreFault
-from tidegate.domain.fleet import Accelerator
+from tidegate.domain.fleet import Accelerator, Node
 from tidegate.domain.ledger import EndpointFacts
 from tidegate.domain.ports import Clock
 from tidegate.engines.builtin import BuiltinDriver
@@ -47,6 +47,7 @@ ADMIN_DRAIN_S_MAX = 2
 class Services:
     """The parts, and the tasks they run in once started."""
 
+    node: Node
     control: Control
     agent: NodeAgent
     billing: Billing
@@ -115,7 +116,7 @@ class Services:
 async def build(config: Config, ground: Ground, listener: socket.socket, clock: Clock) -> Services:
     """Everything plugged together and listening, nothing running yet. Raises StartError, LinkFault."""
     accelerators = _accelerators(config)
-    limits = node_limits(config)
+    node, limits = node_of(config, accelerators), node_limits(config)
     lifeline = Lifeline()
     engine_logs, gateway_logs = LogRing(ground.logs / "engines.log"), LogRing(ground.logs / "gateway.log")
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
@@ -135,10 +136,11 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         clock=clock,
         endpoint_facts=lambda: endpoint_facts(control),
     )
+    control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))
     driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     agent = NodeAgent(
-        node=node_of(config, accelerators),
+        node=node,
         drivers={"builtin": driver},
         connect=connector(control_address),
         clock=clock,
@@ -156,6 +158,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     )
     server = Server(app, listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX)
     return Services(
+        node=node,
         control=control,
         agent=agent,
         billing=billing,
