@@ -142,6 +142,14 @@ def test_a_drained_replica_is_fenced_when_its_last_request_is_over() -> None:
     assert answers(back) == [Grant("b", target("r", 2), 7, 0)], "listed after the fence: it slept and is back"
 
 
+def test_a_route_that_still_lists_it_does_not_undo_a_drain() -> None:
+    _, said = play(
+        (0, route(1, target("r", 2))), (0, arrived("a")), (1, Drain("r", "n", E, WHY)), (2, route(2, target("r", 2))),
+        (3, arrived("b")),
+    )  # fmt: skip
+    assert not answers(said[4])
+
+
 def test_an_unknown_replica_is_fenced_at_once_and_resume_calls_a_drain_off() -> None:
     _, said = play((0, Drain("ghost", "n", E, WHY)))
     assert said[0] == [ConfirmFence("ghost")]

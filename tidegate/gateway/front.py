@@ -153,10 +153,14 @@ class Front(HttpToolsProtocol):
         self._refuse("invalid_request", "the request is not valid HTTP/1.1")
 
     def _refuse(self, code: str, message: str) -> None:
-        """Answers without a request: the connection is closed, since where the next request begins is unknown."""
+        """Answers what is no request. The connection is closed, since where the next one would begin is unknown; an
+        answer that is under way is not written into.
+        """
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if len(self._cycles) == 1 and not self._cycles[0].response_started:
+            self._cycles.popleft().lose()
+        if not self._cycles:
             body = openai.refusal_body(Refusal(code, message))
             status = REFUSALS[code][0]
             self.transport.write(
