@@ -66,7 +66,7 @@ class AcceleratorsConfig(Section):
 
     kind: Literal["auto", "cpu", "nvidia"] = "auto"
     count: int = Field(default=2, ge=1, le=1024)
-    memory: Size = 64 * MIB
+    memory: Size = 2 * GIB
 
 
 class EngineConfig(Section):
@@ -115,6 +115,7 @@ class EndpointConfig(Section):
     mode: Mode = Mode.DEDICATED_SERVERLESS
     min_replicas: int | None = Field(default=None, ge=0)
     max_replicas: int = Field(default=1, ge=1)
+    accelerator_memory: Size | None = None
     price_plan: str = "default"
 
     @property

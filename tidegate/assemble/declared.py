@@ -64,6 +64,7 @@ async def apply_endpoints(control: Control, wanted: Sequence[EndpointConfig]) ->
             mode=endpoint.mode,
             min_replicas=endpoint.min_replicas,
             max_replicas=endpoint.max_replicas,
+            accelerator_memory=endpoint.accelerator_memory,
             price_plan=endpoint.price_plan,
         )
         try:

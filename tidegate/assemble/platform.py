@@ -108,7 +108,7 @@ async def _announce(
         raise StartError(f"not ready after {READY_S_MAX:.0f} s ({why}); see {ground.logs}") from None
     wanted = list(config.endpoints)
     if credentials.demo_is_new:
-        wanted += demo_endpoints(demo_models.path, demo_models.NAMES, DEMO_TENANT)
+        wanted += demo_endpoints(services.node, demo_models.path, demo_models.NAMES, DEMO_TENANT)
     for endpoint, reason in await apply_endpoints(services.control, wanted):
         log.warning("endpoint %s is refused: %s", endpoint, reason)
     tenant = next(iter(credentials.api_keys), "")

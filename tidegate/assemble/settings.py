@@ -12,6 +12,7 @@ from tidegate.gateway.limits import GatewayLimits
 from tidegate.node.limits import NodeLimits
 from tidegate.policy.reconcile import CoreSettings
 
+DEMO_PERCENT = 60  # of an accelerator: two never fit
 SLACK_MS = 10_000  # the core waits this much longer than the node before it takes a step for lost
 
 
@@ -66,5 +67,9 @@ def engine_threads(config: Config, accelerators: int) -> int:
     return config.engine.threads or max(1, len(os.sched_getaffinity(0)) // accelerators)
 
 
-def demo_endpoints(path: Callable[[str], Path], names: tuple[str, ...], tenant: str) -> list[EndpointConfig]:
-    return [EndpointConfig(name=f"{tenant}/{name}", model=str(path(name))) for name in names]
+def demo_endpoints(
+    node: Node, path: Callable[[str], Path], names: tuple[str, ...], tenant: str
+) -> list[EndpointConfig]:
+    """Tiny models that reserve more than half of an accelerator each: so they share it as large ones would."""
+    memory = min(accelerator.memory_bytes for accelerator in node.accelerators) * DEMO_PERCENT // 100
+    return [EndpointConfig(name=f"{tenant}/{name}", model=str(path(name)), accelerator_memory=memory) for name in names]

@@ -14,6 +14,7 @@ from tidegate.cli.output import Format, Output, Problem, show
 
 # endpoint -> the demo model behind it; one tenant each, so that every bill is somebody's own
 ENDPOINTS = {"harbour/tides": "tides", "observatory/stars": "stars", "bakery/bread": "bread", "apiary/bees": "bees"}
+ACCELERATOR_MEMORY, REPLICA_MEMORY = "64MiB", "40MiB"  # one fits, two do not
 TRAFFIC_S = 40.0
 BURST_REQUESTS_MAX = 4
 PAUSE_S_MAX = 1.2
@@ -68,9 +69,12 @@ def _overrides(folder: Path) -> dict[str, Any]:
         "port": 0,
         "data_dir": folder,
         "demo": False,
-        "accelerators": {"kind": "cpu", "count": 2},
+        "accelerators": {"kind": "cpu", "count": 2, "memory": ACCELERATOR_MEMORY},
         "tenants": [{"id": name.split("/")[0]} for name in ENDPOINTS],
-        "endpoints": [{"name": name, "model": str(demo_models.path(model))} for name, model in ENDPOINTS.items()],
+        "endpoints": [
+            {"name": name, "model": str(demo_models.path(model)), "accelerator_memory": REPLICA_MEMORY}
+            for name, model in ENDPOINTS.items()
+        ],
     }
 
 
