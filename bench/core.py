@@ -1,8 +1,9 @@
 """`tidegate bench core`: what one event costs the capacity core as the fleet grows.
 
-A fleet of E endpoints on E/10 accelerators (8 a node) is driven with Zipf-distributed traffic: requests come, are served in
-about a second, endpoints swap; all are asleep at first. Nodes and gateways answer at once. Each `FleetCore.handle` is timed in CPU time of its thread (so a busy machine does not show); the first third of the
-events is warm-up. Run: `python bench/core.py` (prints JSON).
+A fleet of E endpoints on E/10 accelerators (8 a node) is driven with Zipf-distributed traffic: requests come, are
+served in about a second, endpoints swap; all are asleep at first. Nodes and gateways answer at once. Each
+`FleetCore.handle` is timed in CPU time of its thread (so a busy machine does not show); the first third of the events
+is warm-up. Run: `python bench/core.py` (prints JSON).
 """
 
 import json
@@ -25,7 +26,8 @@ EVENTS = 30_000
 
 
 def run(sizes: tuple[int, ...] = SIZES, events: int = EVENTS) -> dict[str, object]:
-    """Per fleet size: event cost in µs (mean, p50, p99, max) and commands given; and the growth of p99 over the sizes."""
+    """Per fleet size: event cost in µs (mean, p50, p99, max) and commands given; and the growth of p99 over the sizes.
+    """
     rows = [measure(size, events) for size in sizes]
     return {
         "bench": "core",

@@ -150,7 +150,10 @@ class World:
     def _finished(self, node: SimNode, process: Process, step: int) -> None:
         if process.step != step or node.node.id not in self.nodes:
             return
+        compute = node.compute_of(process) if process.accelerators else None
         lost = node.finish(process, self.now_ms)
+        if compute is not None:  # who shared its accelerator goes on at another pace
+            self._plan_compute(compute)
         self.report(node, process)
         self._give_back(lost)
 

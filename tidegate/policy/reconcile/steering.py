@@ -187,8 +187,8 @@ def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int
 
 
 def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
-    """Plan for endpoints that wait. Those just touched look everywhere; where room appeared, the first in the queue look
-    there only: so an event's cost does not grow with the queue or the fleet.
+    """Plan for endpoints that wait. Those just touched look everywhere; where room appeared, the first in the queue
+    look there only: so an event's cost does not grow with the queue or the fleet.
     """
     for name in touched:
         endpoint = fleet.endpoints.get(name)
@@ -213,7 +213,8 @@ def _bound_ms(fleet: Fleet, endpoint: Endpoint) -> int:
 
 
 def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None] | None) -> None:
-    """Plan what `endpoint` lacks, on `nodes` only if given; what still lacks is looked at again when its bound is up."""
+    """Plan what `endpoint` lacks, on `nodes` only if given; what still lacks is looked at again when its bound is up.
+    """
     if endpoint.wait_key is None or endpoint.retry_ms > now_ms:
         return
     bound_ms = _bound_ms(fleet, endpoint)
