@@ -14,6 +14,7 @@ from tidegate.domain.errors import EngineFault
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Lifeline, Process
 
+PROGRAM = "tidegate.torch_engine.template"
 REPLY_BYTES_MAX = 64 << 10
 RETRY_MS = 20
 DEATHS_MAX = 3  # the template process died this often while an order waited for it: it will not come up
@@ -33,7 +34,7 @@ class Template:
     ) -> None:
         self._socket = directory / "template.sock"
         self._start_ms_max, self._fork_ms_max = start_ms_max, fork_ms_max
-        argv = [sys.executable, "-m", "tidegate.torch_engine.template", "--socket", str(self._socket)]
+        argv = [sys.executable, "-m", PROGRAM, "--socket", str(self._socket)]
         self._child = Child(
             "engine template",
             [*argv, "--lifeline", str(lifeline.read_fd)],

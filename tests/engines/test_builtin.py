@@ -1,0 +1,127 @@
+"""The built-in driver's own promises, with real processes: engines outlive the template, and nothing outlives us."""
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tidegate.domain.endpoint import Deployment, Mode
+from tidegate.domain.errors import EngineFault
+from tidegate.domain.fleet import Accelerator
+from tidegate.domain.ports import StartOrder
+from tidegate.engines.builtin import BuiltinDriver, BuiltinEngine
+from tidegate.engines.inspect import FileInspector
+from tidegate.engines.logs import LogRing
+from tidegate.engines.process import Lifeline
+
+pytestmark = pytest.mark.e2e
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+RESERVED = 64 << 20
+
+
+def order(replica: str = "acme/chat-1", *, memory_bytes: int = RESERVED) -> StartOrder:
+    from tests import models
+
+    profile = FileInspector().inspect(str(models.llama()))
+    deployment = Deployment("acme/chat", "acme", profile, Mode.DEDICATED_SERVERLESS, slots=2)
+    return StartOrder(replica, deployment, (Accelerator("cpu-0", "cpu", RESERVED),), memory_bytes)
+
+
+def play(scene: Callable[[BuiltinDriver, Lifeline, LogRing], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with tempfile.TemporaryDirectory(prefix="tg-") as folder:
+            lifeline, logs = Lifeline(), LogRing(Path(folder) / "logs" / "engines.log")
+            driver = BuiltinDriver(directory=Path(folder) / "run", lifeline=lifeline, threads=1, logs=logs)
+            try:
+                await scene(driver, lifeline, logs)
+            finally:
+                lifeline.close()
+                await driver.close()
+                logs.close()
+
+    asyncio.run(main())
+
+
+async def ready(driver: BuiltinDriver, replica: str = "acme/chat-1") -> BuiltinEngine:
+    engine = await driver.start(order(replica))
+    await engine.ready()
+    return engine
+
+
+async def until(check: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not check():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
+
+
+def test_engines_outlive_the_template_and_it_comes_back() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        first = await ready(driver)
+        canary = await first.canary()
+        template = driver.template.process
+        assert template is not None
+        os.kill(template.pid, signal.SIGKILL)
+        await template.exited()
+        assert await first.canary() == canary
+        second = await ready(driver, "acme/chat-2")
+        assert await second.canary() == canary
+        os.kill(first.pid, signal.SIGKILL)  # its parent is gone: still noticed
+        assert "engine process" in await asyncio.wait_for(first.exited(), 10)
+        await first.stop()
+        await second.stop()
+        assert any("ready: generative" in line for line in logs.tail)
+
+    play(scene)
+
+
+def test_everything_ends_with_the_lifeline() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        engine = await ready(driver)
+        template = driver.template.process
+        assert template is not None
+        lifeline.close()  # as when this process is killed: the kernel closes it
+        await asyncio.wait_for(engine.exited(), 30)
+        await asyncio.wait_for(template.exited(), 30)
+        await until(lambda: not Path(engine.address.removeprefix("unix:")).exists(), "the socket goes with its engine")
+
+    play(scene)
+
+
+def test_a_model_beyond_its_reservation_is_refused_with_the_reason() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        engine = await driver.start(order(memory_bytes=100_000))
+        with pytest.raises(EngineFault, match="does not fit"):
+            await engine.ready()
+        await engine.stop()
+        assert "does not fit" in await engine.exited()
+
+    play(scene)
+
+
+def test_a_stopped_start_leaves_the_template_alone() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        await (await ready(driver)).stop()
+        template = driver.template.process
+        for _ in range(5):
+            await (await driver.start(order())).stop()  # the moment it is forked
+        await ready(driver)
+        assert driver.template.process is template
+
+    play(scene)
+
+
+def test_a_template_that_cannot_come_up_is_a_fault_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        with pytest.raises(EngineFault, match="does not come up: it ended with exit code"):
+            await driver.start(order())
+
+    # As with a broken install: the interpreter cannot import what it needs.
+    monkeypatch.setattr("tidegate.engines.template.PROGRAM", "tidegate.no_such_module")
+    play(scene)
