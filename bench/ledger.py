@@ -53,7 +53,12 @@ def run() -> dict[str, Any]:
     """Medians of `ROUNDS` interleaved rounds a database; records/s, ms, s."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
         directory = Path(folder)
-        figures: dict[str, Any] = {"records": RECORDS, "rounds": ROUNDS}
+        figures: dict[str, Any] = {
+            "records": RECORDS,
+            "rounds": ROUNDS,
+            "cpus": len(os.sched_getaffinity(0)),
+            "load_average_at_start": round(os.getloadavg()[0], 1),
+        }
         figures["sqlite"] = _database(_sqlite(directory), directory)
         pg_ctl = postgres.find_pg_ctl()
         if pg_ctl is not None:
