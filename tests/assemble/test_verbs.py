@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,5 +98,27 @@ def test_every_table_is_printed(run: Any) -> None:
         assert "cpu-0" in printed["nodes",] == printed["nodes", "list"]
         assert "acme" in printed["invoices",]
         assert not any(live.ready["admin_key"] in text for text in printed.values())
+
+    run(story)
+
+
+def test_watch_follows_decisions_until_interrupted(run: Any) -> None:
+    async def story(live: Live) -> None:
+        environment = {"TIDEGATE_URL": live.ready["base_url"], "TIDEGATE_ADMIN_KEY": live.ready["admin_key"]}
+        watching = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tidegate", "endpoints", "watch", "acme/bread", "-o", "json"),
+            env=os.environ | environment,
+            stdout=-1,
+        )
+        assert watching.stdout is not None
+        async with live.client() as client:
+            assert (await client.post("/v1/chat/completions", json=chat("acme/bread"))).status_code == 200
+        seen: set[str] = set()
+        while not {"apply", "ready"} <= seen:
+            line = json.loads(await asyncio.wait_for(watching.stdout.readline(), 30))
+            assert "acme/bread" in f"{line['subject']} {line['reason']}"
+            seen.add(line["kind"])
+        watching.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(watching.wait(), 30) == 0
 
     run(story)

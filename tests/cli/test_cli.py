@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.cli import bench
 from tidegate.cli.demo_story import Asked, Story, summary
-from tidegate.cli.output import cell, size
+from tidegate.cli.output import Problem, cell, size
 
 VERBS = {
     "up", "demo", "doctor", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage", "invoices",
@@ -153,3 +154,9 @@ def test_the_demo_sums_up_what_happened() -> None:
     assert (result["requests"], result["answered"], result["by_the_right_model"], result["failed"]) == (4, 3, 2, 1)
     assert (result["ttft_ms_ready_p50"], result["ttft_ms_held_p50"]) == (11, 30)
     assert result["bills"] == [{"tenant": "a", "tokens": 7, "usd": "1", "dedicated_usd": "2"}]
+
+
+def test_benchmarks_are_found_in_the_checkout_and_only_there() -> None:
+    assert all((Path(__file__).parents[2] / "bench" / f"{name}.py").is_file() for name in bench.NAMES)
+    with pytest.raises(Problem, match=r"bench/nothing\.py is not here"):
+        bench.run("nothing")
