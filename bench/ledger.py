@@ -1,6 +1,6 @@
 """How fast money is: journal to rated entry, beside what the database alone could do and beside the peers' way.
 
-Run: ``python -m bench.ledger``. Figures are of one run on one machine; only their ratios mean anything elsewhere.
+Run: ``python -m bench.ledger``; kept figures are in bench/results/ledger.md. Figures are of one run on one machine; only their ratios mean anything elsewhere.
 
 * ledger: usage records from a journal on disk to rated, deduplicated, balanced entries with rollups and cursor.
 * insert: the very rows the ledger wrote (records and entries), made beforehand, by the driver's ``executemany`` alone,
@@ -46,7 +46,6 @@ PAGE = 2_000
 COUNTER_UPDATES = 1_500
 APPENDS_A_SECOND = 100
 APPENDS = 1_000
-RESULTS = Path(__file__).parent / "results" / "ledger.md"
 
 
 def run() -> dict[str, Any]:
@@ -277,14 +276,5 @@ def _invoice(directory: Path) -> dict[str, Any]:
     return {"rollup_rows": hours * combinations, "one_tenant_s": round(one_s, 3), "all_tenants_s": round(all_s, 3)}
 
 
-def main() -> None:
-    figures = run()
-    text = json.dumps(figures, indent=2)
-    print(text)
-    RESULTS.parent.mkdir(exist_ok=True)
-    head = "# bench ledger\n\nOne run; compare ratios, not absolute figures.\n\n"
-    RESULTS.write_text(f"{head}```json\n{text}\n```\n")
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(run(), indent=2))
