@@ -1,6 +1,7 @@
 """How fast money is: journal to rated entry, beside what the database alone could do and beside the peers' way.
 
-Run: ``python -m bench.ledger``; kept figures are in bench/results/ledger.md. Figures are of one run on one machine; only their ratios mean anything elsewhere.
+Run: ``python -m bench.ledger``; kept figures are in bench/results/ledger.md. Figures are of one
+run on one machine; only their ratios mean anything elsewhere.
 
 * ledger: usage records from a journal on disk to rated, deduplicated, balanced entries with rollups and cursor.
 * insert: the very rows the ledger wrote (records and entries), made beforehand, by the driver's ``executemany`` alone,
