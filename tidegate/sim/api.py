@@ -1,6 +1,6 @@
 """`simulate` and `plan`: from files to a verdict. Raises Refusal for bad input, OSError for an unreadable file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,6 +9,7 @@ from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, 
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import FleetCore
 from tidegate.sim import baselines, trace
+from tidegate.sim.bound import lower_bound
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import SimNode
 from tidegate.sim.profile import FleetProfile, ModelSpec, load
@@ -18,6 +19,8 @@ KV_TOKENS_MIN = 16_384
 WORKSPACE_BYTES = 2_000_000_000
 KV_REQUESTS_MIN = 16
 SLOTS_MAX = 64
+ACCELERATORS_MAX = 64
+DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
 Progress = Callable[[int], None]
 
 
@@ -40,6 +43,46 @@ def simulate(
     world = build_world(profile, setup, meter)
     world.run(trace.rows(path), progress)
     return verdict(policy, world, setup.accelerators, summary.span_ms, perf_counter() - began)
+
+
+def plan(
+    trace_path: Path | str,
+    *,
+    fleet: Path | str | None = None,
+    attainment: float = 0.99,
+    slo_ttft_ms: float = 2_000.0,
+    policies: Sequence[str] = baselines.POLICIES,
+) -> dict[str, Any]:
+    """By policy the fewest accelerators that serve a share `attainment` of all requests within the SLO, and a bound.
+
+    None where not even `ACCELERATORS_MAX` do. Searched upwards from the lower bound; a run ends as soon as it has
+    missed too often.
+    """
+    path = Path(trace_path)
+    profile = load(Path(fleet) if fleet is not None else None)
+    summary = trace.summarize(path)
+    wanted = deployments(profile, summary, slo_ttft_ms)
+    bound = lower_bound(profile, path, attainment, slo_ttft_ms)
+    misses_max = summary.requests * (1.0 - attainment)
+    found: dict[str, int | None] = {}
+    for policy in policies:
+        found[policy] = None
+        # What dedicated needs follows from the trace: the share of its accelerators that the busiest minute may take.
+        counts = range(bound.accelerators, ACCELERATORS_MAX + 1)
+        tries = [(p, None) for p in DEDICATED] if policy == "dedicated" else [(policy, n) for n in counts]
+        for name, count in tries:
+            setup = baselines.prepare(name, profile, wanted, count, path)
+            meter = Meter(slo_ttft_ms, profile.tpot_ms)
+            build_world(profile, setup, meter).run(trace.rows(path), misses_max=misses_max)
+            if meter.requests - meter.attained <= misses_max:
+                found[policy] = setup.accelerators
+                break
+    return {
+        "attainment": attainment,
+        "slo_ttft_ms": slo_ttft_ms,
+        "policies": found,
+        "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
+    }
 
 
 def build_world(profile: FleetProfile, setup: "baselines.Setup", meter: Meter) -> World:

@@ -1,22 +1,25 @@
 """Who the policy is measured against: the same simulator, the same safety rules, another way to decide.
 
-* `dedicated`: each endpoint has its own accelerators, enough for its peak, always.
+* `dedicated`: each endpoint has its own accelerators, enough for its busiest minute, always.
 * `fixed-keepalive`: an endpoint keeps its place for a fixed time after its last request; nobody is evicted for another.
 * `lru`: an idle endpoint stays until its place is needed, then the least recently used goes (llama-swap, Ollama).
 * `knative`: KPA with scale to zero: gone after a quiet stable window of 60 s and a grace of 30 s; nobody is evicted.
 """
 
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import Refusal
 from tidegate.policy.costs import CostPriors
 from tidegate.policy.reconcile import CoreSettings
+from tidegate.sim import trace
 from tidegate.sim.profile import FleetProfile
 
 POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
 ACCELERATORS_DEFAULT = 8
+PEAK_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Setup:
 
 
 def prepare(
-    policy: str, profile: FleetProfile, wanted: list[Deployment], accelerators: int | None, trace: Path
+    policy: str, profile: FleetProfile, wanted: list[Deployment], accelerators: int | None, path: Path
 ) -> Setup:
     """Settings, deployments and the number of accelerators for a run of `policy`. Raises Refusal for an unknown one."""
     node = profile.node
@@ -47,13 +50,32 @@ def prepare(
             return Setup(replace(settings, victim_order="lru", idle_ms_max=10**12), wanted, count)
         case "knative":
             return Setup(replace(settings, victim_order="none", idle_ms_max=90_000), wanted, count)
-        case "dedicated":
-            whole = profile.accelerator.memory_bytes
-            placed = [
-                replace(d, mode=Mode.DEDICATED, min_replicas=1, max_replicas=1, accelerator_bytes=whole) for d in wanted
-            ]
-            return Setup(settings, placed, sum(d.accelerators_per_replica * d.min_replicas for d in placed))
+    if policy == "dedicated" or policy.startswith("dedicated:"):
+        peaks = _peak_replicas(profile, path, float(policy.partition(":")[2] or PEAK_SHARE))
+        placed = [_dedicated(profile, d, peaks[d.endpoint]) for d in wanted]
+        return Setup(settings, placed, sum(d.accelerators_per_replica * d.min_replicas for d in placed))
     if policy == "fixed-keepalive" or policy.startswith("fixed-keepalive:"):
         keep_s = float(policy.partition(":")[2] or 60)
         return Setup(replace(settings, victim_order="none", idle_ms_max=int(keep_s * 1000)), wanted, count)
     raise Refusal("invalid_request", f"policy {policy!r} is not one of {', '.join(POLICIES)}", param="policy")
+
+
+def _dedicated(profile: FleetProfile, deployment: Deployment, replicas: int) -> Deployment:
+    whole = profile.accelerator.memory_bytes
+    return replace(
+        deployment, mode=Mode.DEDICATED, min_replicas=replicas, max_replicas=replicas, accelerator_bytes=whole
+    )
+
+
+def _peak_replicas(profile: FleetProfile, path: Path, share: float) -> dict[str, int]:
+    """Replicas that keep the busiest minute's prefills within `share` of the compute."""
+    busiest: dict[str, float] = {}
+    minute, work = -1, dict[str, float]()
+    for at_ms, endpoint, input_tokens, _ in trace.rows(path):
+        if int(at_ms // 60_000.0) != minute:
+            minute, work = int(at_ms // 60_000.0), {}
+        model = profile.model_of(endpoint)
+        rate = profile.accelerator.dense_flop_per_ms * model.flop_rate_factor
+        work[endpoint] = work.get(endpoint, 0.0) + input_tokens * 2.0 * model.params / rate
+        busiest[endpoint] = max(busiest.get(endpoint, 0.0), work[endpoint])
+    return {endpoint: max(1, ceil(peak / 60_000.0 / share)) for endpoint, peak in busiest.items()}

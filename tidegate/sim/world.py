@@ -66,8 +66,10 @@ class World:
 
     # --- the clock ----------------------------------------------------------------------------------------------------
 
-    def run(self, rows: Iterator[Row], progress: Callable[[int], None] | None = None) -> None:
-        """Replay `rows`, then let what is under way end."""
+    def run(
+        self, rows: Iterator[Row], progress: Callable[[int], None] | None = None, misses_max: float = NEVER
+    ) -> None:
+        """Replay `rows`, then let what is under way end. Gives up early once more than `misses_max` requests missed."""
         heap = self._heap
         for at_ms, endpoint, input_tokens, output_tokens in rows:
             while heap and heap[0][0] <= at_ms:
@@ -77,6 +79,8 @@ class World:
             self._arrive(endpoint, input_tokens, output_tokens)
             if progress is not None and self._next_id % 10_000 == 0:
                 progress(self._next_id)
+            if self.meter.requests - self.meter.attained > misses_max:
+                return
         end_ms = self.now_ms + self._hold_ms_max + 3_600_000.0
         while self.requests and heap and heap[0][0] <= end_ms:
             self.now_ms, _, happening = heappop(heap)
