@@ -160,3 +160,47 @@ def test_benchmarks_are_found_in_the_checkout_and_only_there() -> None:
     assert all((Path(__file__).parents[2] / "bench" / f"{name}.py").is_file() for name in bench.NAMES)
     with pytest.raises(Problem, match=r"bench/nothing\.py is not here"):
         bench.run("nothing")
+
+
+def test_simulate_and_plan_answer_in_the_published_shape(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    rows = [f"{second},acme/{'ab'[second % 2]},200,20" for second in range(0, 120, 3)]
+    trace.write_text("\n".join(["t_s,endpoint,input_tokens,output_tokens", *rows]) + "\n")
+    done = tidegate(
+        "simulate", "--trace", str(trace), "--policy", "lru", "--accelerators", "2", "-o", "json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["policy"], result["requests"], result["accelerators"]) == ("lru", len(rows), 2)
+    assert set(result["ttft_ms"]) == {"p50", "p95", "p99"}
+
+
+BAD_TRACES = [
+    ("endpoint,input_tokens,output_tokens\na/b,1,1\n", "t_s"),
+    ("t_s,endpoint,input_tokens,output_tokens\n-1,a/b,1,1\n", "2"),
+    ("t_s,endpoint,input_tokens,output_tokens\n5,a/b,1,1\n4,a/b,1,1\n", "3"),
+    ("", "empty"),
+]
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+@pytest.mark.parametrize(("text", "named"), BAD_TRACES)
+def test_a_bad_trace_is_refused_by_row(verb: str, text: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    done = tidegate(verb, "--trace", "t.csv", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+
+
+def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = tidegate("simulate", "--trace", "absent.csv", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "absent.csv" in done.stderr
+
+
+def test_the_policies_offered_are_those_there_are() -> None:
+    from tidegate.cli.simulate import POLICIES
+    from tidegate.sim import baselines
+
+    assert set(POLICIES) == set(baselines.POLICIES)
