@@ -10,7 +10,7 @@ from tidegate.domain.errors import EngineFault, Refusal
 from tidegate.domain.ports import Clock, Connect, Journal
 from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import PEER, Peer
-from tidegate.gateway.intake import Call, ClientGone, Head, hold_ms, new_request_id, read_body, read_head
+from tidegate.gateway.intake import Call, ClientGone, Head, check_size, hold_ms, new_request_id, read_body, read_head
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.metrics import Family, Metrics, per_endpoint
@@ -127,7 +127,12 @@ class Gateway:
         peer: Peer | Cycle | None = scope.get(PEER)
         watcher: asyncio.Task[None] | None = None
         try:
-            call = await self._admit(api, scope, receive, request_id, arrived_ms, peer is not None and peer.body_here)
+            head = self._read_head(api, scope)
+            key = self._authenticate(head, arrived_ms)
+            body = peer.take_body() if isinstance(peer, Cycle) else None
+            if body is None:
+                body = await read_body(receive, head, self.limits)
+            call = self._admit(api, head, key, body, request_id, arrived_ms)
         except Refusal as refusal:
             await self._refuse(send, refusal, request_id)
             return
@@ -142,17 +147,16 @@ class Gateway:
             if watcher is not None:
                 watcher.cancel()
 
-    async def _admit(
-        self, api: str, scope: Scope, receive: Receive, request_id: str, arrived_ms: int, body_here: bool
-    ) -> Call:
+    def _read_head(self, api: str, scope: Scope) -> Head:
         if scope["method"] != "POST":
             raise Refusal("method_not_allowed", f"/v1/{api} answers POST only")
-        head = read_head(scope)
-        key = self._authenticate(head, arrived_ms)
+        return read_head(scope)
+
+    def _admit(self, api: str, head: Head, key: KeyEntry, body: bytes, request_id: str, arrived_ms: int) -> Call:
         tenant = admission.tenant_of(key)
         if not self._journal.healthy:
             raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
-        body = await read_body(receive, head, self.limits, here=body_here)
+        check_size(body, self.limits.body_bytes_max)
         request = openai.parse_head(body)
         entry = routing.resolve(self._loop.endpoints, tenant, request.model)
         admission.check_kind(api, entry.kind, request.model)

@@ -23,10 +23,20 @@ class Cycle(RequestResponseCycle):
     def lost(self) -> bool:
         return self.disconnected
 
-    @property
-    def body_here(self) -> bool:
-        """Whether the whole body of the request has come: `receive` will not wait."""
-        return not self.more_body
+    def take_body(self) -> bytes | None:
+        """The whole body of the request if it has come already, which saves waiting for it; else None."""
+        if self.more_body:
+            return None
+        self.flow.resume_reading()
+        body, self.body = bytes(self.body), bytearray()
+        return body
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """A whole answer at once."""
+        if not self.disconnected:
+            headers.append((b"content-length", b"%d" % len(body)))
+            self._begin(status, headers)
+            self._send_body(body, False)
 
     def close(self) -> None:
         """Breaks the connection: the only way to say that an answer is not whole."""

@@ -44,19 +44,30 @@ class Exchange:
         """
         self.release()
         self._given_up = ""
+        pool, stream = self._pool, self._call.stream
+        kept = pool.take(address)
         try:
-            connection = await self._request(address)
-            status = connection.status
-            if status == 503:
-                raise NotServed(lost=False)
-            if status == 200 and self._call.stream:
-                first = await self.read()
-                if not first:
-                    raise NotServed(lost=True)
-                return status, first
-            return status, await connection.read_all(self._limits.answer_bytes_max)
+            connection = kept or await pool.connect(address)
+            self._send(connection)
+            try:
+                first = await connection.answer(stream, self._limits.answer_bytes_max)
+            except EngineFault:
+                # A kept connection may have been closed by the engine in the same instant, which says nothing about
+                # the engine: then once more on a new one.
+                if kept is None or connection.status or self._given_up:
+                    raise
+                connection = await pool.connect(address)
+                self._send(connection)
+                first = await connection.answer(stream, self._limits.answer_bytes_max)
         except EngineFault:
             raise NotServed(lost=True) from None
+        status = connection.status
+        if status == 503:
+            raise NotServed(lost=False)
+        if stream and status == 200 and not first:
+            raise NotServed(lost=True)
+        self._pieces += 1
+        return status, first
 
     async def read(self) -> bytes:
         """The next piece of a stream, empty at its end. EngineFault when the engine is lost."""
@@ -97,23 +108,7 @@ class Exchange:
         if now_ms - self._quiet_since_ms > silence_ms_max:
             self.give_up(f"it said nothing for {silence_ms_max} ms")
 
-    async def _request(self, address: str) -> Connection:
-        """Sends the request and waits for the status. A kept connection may have been closed by the engine in the same
-        instant, which says nothing about the engine: then once more on a new one.
-        """
-        connection = self._pool.take(address)
-        if connection is not None:
-            try:
-                await self._send(connection)
-                return connection
-            except EngineFault:
-                if self._given_up:
-                    raise
-        connection = await self._pool.connect(address)
-        await self._send(connection)
-        return connection
-
-    async def _send(self, connection: Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         call = self._call
         self._connection = connection
         self._quiet_since_ms = 0
@@ -126,4 +121,3 @@ class Exchange:
         else:
             connection.start(head)
             connection.write(body)
-        await connection.head()

@@ -28,7 +28,6 @@ class Peer:
     """What a relay knows of its client behind a server other than our front; the front's is its `Cycle`."""
 
     def __init__(self) -> None:
-        self.body_here = False
         self.lost = False
         self.on_lost: Callable[[], None] | None = None
 

@@ -84,14 +84,12 @@ def hold_ms(head: Head, entry: EndpointEntry, limits: GatewayLimits) -> int:
     return min(full_ms, int(seconds * 1000))
 
 
-async def read_body(receive: Receive, head: Head, limits: GatewayLimits, *, here: bool) -> bytes:
-    """The whole body; `here` says that it has come already and needs no timer. Refusal body_too_large as soon as it is
-    known to be, request_timeout when it comes too slowly; ClientGone when the connection ends first.
+async def read_body(receive: Receive, head: Head, limits: GatewayLimits) -> bytes:
+    """The whole body. Refusal body_too_large as soon as it is known to be, request_timeout when it comes too slowly;
+    ClientGone when the connection ends first.
     """
     if head.content_length > limits.body_bytes_max:
         raise _too_large(limits.body_bytes_max)
-    if here:
-        return await _read(receive, limits.body_bytes_max)
     try:
         async with asyncio.timeout(limits.body_ms_max / 1000):
             return await _read(receive, limits.body_bytes_max)
@@ -99,12 +97,16 @@ async def read_body(receive: Receive, head: Head, limits: GatewayLimits, *, here
         raise Refusal("request_timeout", f"the body did not come within {limits.body_ms_max} ms") from None
 
 
+def check_size(body: bytes | bytearray, bytes_max: int) -> None:
+    if len(body) > bytes_max:
+        raise _too_large(bytes_max)
+
+
 async def _read(receive: Receive, bytes_max: int) -> bytes:
     message = await receive()
     body: bytes | bytearray = message.get("body", b"")
     while message["type"] == "http.request":
-        if len(body) > bytes_max:
-            raise _too_large(bytes_max)
+        check_size(body, bytes_max)
         if not message.get("more_body"):
             return bytes(body)
         message = await receive()

@@ -48,12 +48,13 @@ class Parts:
 class Relay:
     __slots__ = (
         "_call", "_checkpointed", "_exchange", "_first_ms", "_gone", "_grant", "_head_sent", "_held_ms", "_left",
-        "_meter", "_parts", "_peer", "_recorded", "_send", "_tokens",
+        "_meter", "_metrics", "_parts", "_peer", "_recorded", "_send", "_tokens",
     )  # fmt: skip
 
     def __init__(self, call: Call, parts: Parts, send: Send, peer: Peer | Cycle) -> None:
         self._call = call
         self._parts = parts
+        self._metrics = parts.metrics.endpoint(call.entry.endpoint)
         self._send = send
         self._peer = peer
         self._gone = peer.lost
@@ -114,7 +115,7 @@ class Relay:
         call, loop = self._call, self._parts.loop
         answer = loop.arrive(call.id, call.entry, call.arrived_ms, call.wait_ms)
         while True:
-            grant = await self._place(answer)
+            grant = self._place(await self._hold(answer) if isinstance(answer, asyncio.Future) else answer)
             try:
                 status, first = await self._exchange.begin(grant.target.address)
             except NotServed as why:
@@ -126,7 +127,7 @@ class Relay:
         if self._gone:
             raise ClientGone
         self._first_ms = self._parts.clock.now_ms()
-        self._parts.metrics.endpoint(call.entry.endpoint).ttft.observe(self._first_ms - call.arrived_ms)
+        self._metrics.ttft.observe(self._first_ms - call.arrived_ms)
         call.body = b""
         if status != 200:
             await self._pass_refusal(status, first)
@@ -135,15 +136,14 @@ class Relay:
         else:
             await self._answer(first)
 
-    async def _place(self, answer: Answer | Waiting) -> Grant:
-        decided = await self._hold(answer) if isinstance(answer, asyncio.Future) else answer
+    def _place(self, decided: Answer | None) -> Grant:
         if self._gone or decided is None:
             raise ClientGone
         self._held_ms = decided.held_ms
         if not isinstance(decided, Grant):
             raise refusal_of(decided, self._call.entry)
         self._grant = decided
-        self._parts.metrics.endpoint(self._call.entry.endpoint).hold.observe(decided.held_ms)
+        self._metrics.hold.observe(decided.held_ms)
         return decided
 
     async def _hold(self, waiter: Waiting) -> Answer | None:
@@ -208,7 +208,11 @@ class Relay:
             raise Refusal("engine_error", fault.reason) from fault
         self._leave()
         await self._append(Outcome.COMPLETED)
-        await reply(self._send, 200, body, [*self._headers(), JSON])
+        headers = [*self._headers(), JSON]
+        if isinstance(self._peer, Cycle):
+            self._peer.answer(200, headers, body)
+        else:
+            await reply(self._send, 200, body, headers)
 
     async def _pass_refusal(self, status: int, body: bytes) -> None:
         """What the engine refused is passed on as it is: it knows the model, and answers in OpenAI's shape."""
@@ -247,7 +251,7 @@ class Relay:
         assert not self._recorded, "one record a request"
         self._recorded = True
         record = self._usage_record(outcome, refusal)
-        cell = self._parts.metrics.endpoint(record.endpoint)
+        cell = self._metrics
         cell.outcomes[outcome] = cell.outcomes.get(outcome, 0) + 1
         cell.input_tokens += record.input_tokens
         cell.output_tokens += record.output_tokens

@@ -77,6 +77,19 @@ class Connection(asyncio.Protocol):
             if self._ended:
                 raise EngineFault(self._ended)
             await self._wait()
+        return self._take()
+
+    async def answer(self, stream: bool, bytes_max: int) -> bytes:
+        """Waits for the head, then for the first piece of a stream (with status 200), or else for the whole body."""
+        while not self._pieces and not self.whole:
+            if self._ended:
+                raise EngineFault(self._ended)
+            await self._wait()
+        if self.whole or (stream and self.status == 200):
+            return self._take()
+        return await self.read_all(bytes_max)
+
+    def _take(self) -> bytes:
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
