@@ -22,7 +22,7 @@ def test_token_prices(text: str, nano: int) -> None:
     assert nano_usd_per_token(text) == nano
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "0.0000000001", "1,5"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "0.0000000001", "1,5", "1e9", "1e999999999"])
 def test_bad_amounts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="USD"):
         nano_usd(text)

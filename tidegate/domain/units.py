@@ -12,6 +12,7 @@ TOKENS_PER_MILLION = 1_000_000
 MS_PER_HOUR = 3_600_000
 GIB = 1 << 30
 MIB = 1 << 20
+USD_MAX = 1_000_000_000
 
 
 def nano_usd(usd: str) -> int:
@@ -50,6 +51,8 @@ def _exact(text: str, factor: Decimal, unit: str) -> int:
         raise ValueError(f"{text!r} is not a decimal amount of {unit}") from None
     if not amount.is_finite() or amount < 0:
         raise ValueError(f"{text!r} must be a finite, non-negative amount of {unit}")
+    if amount >= USD_MAX:  # before scaling: "1e999999999" would otherwise become an integer of a billion digits
+        raise ValueError(f"{text!r} must be below {USD_MAX} {unit}")
     scaled = amount * factor
     if scaled != scaled.to_integral_value():
         raise ValueError(f"{text!r} is finer than the smallest amount of {unit} that can be billed ({1 / factor})")
