@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from tidegate.torch_engine import environment
 from tidegate.torch_engine.options import PREFILL_TOKENS_MAX, SLOTS, WAITING_REQUESTS_MAX, Options
 
 
@@ -27,8 +28,7 @@ def _parse(arguments: list[str]) -> Options:
 
 def main() -> int:
     options = _parse(sys.argv[1:])
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.prepare()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     from tidegate.torch_engine import server
 

@@ -18,12 +18,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-# One thread until the fork: these libraries read their pool sizes at import.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's; torch's own pool starts in the child
+from tidegate.torch_engine import environment, faults, options
 
-from tidegate.torch_engine import faults, options
+environment.prepare()
 
 ORDER_BYTES_MAX = 64 << 10
 ORDER_MS_MAX = 5_000
