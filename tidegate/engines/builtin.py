@@ -16,7 +16,7 @@ from tidegate.domain.ports import Memory, StartOrder
 from tidegate.engines.control_client import ControlClient, NotListening
 from tidegate.engines.inspect import model_path
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Lifeline, Process, memory_of
+from tidegate.engines.process import Lifeline, Process, file_resident_of, memory_of
 from tidegate.engines.template import Template
 
 
@@ -34,16 +34,25 @@ class BuiltinLimits:
     poll_ms: int = 10
 
 
-class BuiltinEngine:
-    """Implements `Engine` for one forked process."""
+@dataclass(frozen=True, slots=True)
+class _Slept:
+    """Measured while asleep: what was still held, and resident of all mapped files. Waking is measured against it."""
 
-    def __init__(self, process: Process, socket: Path, model: Path, limits: BuiltinLimits) -> None:
-        self._process, self._socket, self._limits = process, socket, limits
+    held_bytes: int
+    file_bytes: int
+
+
+class BuiltinEngine:
+    """Implements `Engine` for one forked process. `on_cpu`: its accelerator is this machine's memory."""
+
+    def __init__(self, process: Process, socket: Path, model: Path, limits: BuiltinLimits, *, on_cpu: bool) -> None:
+        self._process, self._socket, self._limits, self._on_cpu = process, socket, limits, on_cpu
         self._weights = sorted(model.glob("*.safetensors"))
         self._client = ControlClient(str(socket))
         self._failure = ""
         self._was_ready = False
-        self._asleep_bytes: int | None = None  # what it said it still held when it went to sleep; None while awake
+        self._asleep = False
+        self._slept: _Slept | None = None
         self._host_bytes = 0
 
     @property
@@ -69,13 +78,14 @@ class BuiltinEngine:
     async def sleep(self) -> Memory:
         """The engine's own measurement after the fact; `memory` then checks it against the kernel's."""
         answer = await self._post("sleep", self._limits.sleep_ms_max)
-        self._asleep_bytes = _count(answer, "accelerator_bytes")
-        return Memory(self._asleep_bytes, self._host_bytes)
+        self._asleep = True
+        self._slept = _Slept(_count(answer, "accelerator_bytes"), file_resident_of(self.pid))
+        return Memory(self._slept.held_bytes, self._host_bytes)
 
     async def wake(self) -> Memory:
         await self._post("wake", self._limits.wake_ms_max)
-        self._asleep_bytes = None
-        return Memory(_count(await self._state(), "accelerator_bytes"), self._host_bytes)
+        self._asleep = False
+        return await self.memory()
 
     async def canary(self) -> str:
         answer = await self._post("canary", self._limits.canary_ms_max)
@@ -86,14 +96,22 @@ class BuiltinEngine:
 
         Host: what would come free if the process ended. What it shares with the template (torch itself) would not.
         """
-        held = self._asleep_bytes
-        if held is None:
-            held = _count(await self._state(), "accelerator_bytes")
+        if self._slept is not None and self._on_cpu and not self._asleep:
+            return Memory(self._woken_bytes(self._slept), self._host_bytes)
+        held = self._slept.held_bytes if self._slept and self._asleep else await self._claimed_bytes()
         seen = await asyncio.to_thread(memory_of, self.pid, self._weights)  # a walk of its page tables: not on the loop
-        if self._asleep_bytes is not None:
+        if self._asleep:
             held = max(held, seen.of_files)
         self._host_bytes = max(0, seen.private - held)
         return Memory(held, self._host_bytes)
+
+    def _woken_bytes(self, slept: _Slept) -> int:
+        """What waking mapped, by the kernel's counter: the exact walk would take as long as the wake itself.
+
+        The KV cache is left out: it is empty at this moment.
+        """
+        mapped = max(0, file_resident_of(self.pid) - slept.file_bytes)
+        return slept.held_bytes + min(mapped, sum(file.stat().st_size for file in self._weights))
 
     async def stop(self) -> None:
         # One that never got ready has nothing to end in order, and may not have its signal handlers yet.
@@ -120,12 +138,13 @@ class BuiltinEngine:
             raise EngineFault(self._failure)
         return state.get("state") == "ready"
 
-    async def _state(self) -> dict[str, Any]:
+    async def _claimed_bytes(self) -> int:
         self._check_running()
         try:
-            return await self._client.get("/control/state", ms_max=self._limits.state_ms_max)
+            state = await self._client.get("/control/state", ms_max=self._limits.state_ms_max)
         except NotListening as fault:
             raise await self._explained(fault) from fault
+        return _count(state, "accelerator_bytes")
 
     async def _post(self, verb: str, ms_max: int) -> dict[str, Any]:
         self._check_running()
@@ -201,7 +220,8 @@ class BuiltinDriver:
                 "threads": self._threads,
             }
         )
-        return BuiltinEngine(process, socket, model, self._limits)
+        on_cpu = all(accelerator.kind == "cpu" for accelerator in order.accelerators)
+        return BuiltinEngine(process, socket, model, self._limits, on_cpu=on_cpu)
 
 
 def _count(state: dict[str, Any], name: str) -> int:

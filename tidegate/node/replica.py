@@ -114,8 +114,7 @@ class Replica:
         left_ms = limits.start_ms_max - (self._clock.now_ms() - began_ms)
         await self._bounded(engine.ready(), max(left_ms, 1), "become ready")
         self._canary = await self._bounded(engine.canary(), limits.canary_ms_max, "answer the canary")
-        memory = await self._bounded(engine.memory(), limits.measure_ms_max, "be measured")
-        self._admit(memory, began_ms)
+        await self._admit(began_ms)
 
     async def _launch(self) -> None:
         """Keeps the engine in the same step that got it: a Stop arriving right then must not lose a running process."""
@@ -133,21 +132,23 @@ class Replica:
         self._reserved_bytes = command.accelerator_bytes
         self.status = replace(self.status, accelerators=command.accelerators)
         began_ms = self._clock.now_ms()
-        memory = await self._bounded(engine.wake(), self._limits.wake_ms_max, "wake")
+        await self._bounded(engine.wake(), self._limits.wake_ms_max, "wake")
         canary = await self._bounded(engine.canary(), self._limits.canary_ms_max, "answer the canary")
         if canary != self._canary:
             raise EngineFault("canary mismatch: after waking it answered otherwise than after its first load")
-        self._admit(memory, began_ms)
+        await self._admit(began_ms)
 
-    def _admit(self, memory: Memory, began_ms: int) -> None:
+    async def _admit(self, began_ms: int) -> None:
         """STARTING or WAKING → READY, once the memory it holds is seen to be within its reservation."""
+        engine = self._living_engine()
+        memory = await self._bounded(engine.memory(), self._limits.measure_ms_max, "be measured")
         if memory.accelerator_bytes > self._reserved_bytes:
             raise EngineFault(
                 f"uses {memory.accelerator_bytes} accelerator bytes, reserved are {self._reserved_bytes}: "
                 "raise accelerator_bytes of the endpoint or lower its slots"
             )
         took_ms = self._clock.now_ms() - began_ms
-        self._step(ReplicaEvent.READY, memory=memory, took_ms=took_ms, address=self._living_engine().address)
+        self._step(ReplicaEvent.READY, memory=memory, took_ms=took_ms, address=engine.address)
 
     async def _sleep(self) -> None:
         """Drain, sleep, verify: what is reported was measured after the engine said it was done."""
