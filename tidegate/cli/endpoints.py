@@ -120,7 +120,7 @@ def logs(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = 
 
 @app.command()
 def watch(
-    name: Annotated[str | None, typer.Argument(metavar="[TENANT/NAME]")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="TENANT/NAME")] = None,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,

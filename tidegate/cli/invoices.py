@@ -11,7 +11,7 @@ from tidegate.cli.usage import Since, Until, period
 
 
 def invoices(
-    tenant: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="only this tenant's")] = None,
+    tenant: Annotated[str | None, typer.Argument(metavar="TENANT", help="only this tenant's")] = None,
     since: Since = None,
     until: Until = None,
     output: Output = Format.TABLE,

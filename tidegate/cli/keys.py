@@ -19,7 +19,7 @@ def list_(output: Output = Format.TABLE, url: Url = None, key: Key = None) -> No
 
 @app.command()
 def create(
-    tenant: Annotated[str | None, typer.Argument(metavar="[TENANT]")] = None,
+    tenant: Annotated[str | None, typer.Argument(metavar="TENANT")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="an operator's key instead of a tenant's")] = False,
     expires_in_s: Annotated[
         int | None, typer.Option(help="lifetime in seconds; without it the key does not expire")
