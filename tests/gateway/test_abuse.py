@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,55 @@ def test_request_heads_are_bounded(tmp_path: Path, head: bytes) -> None:
             reply = await asyncio.wait_for(client.reply(), 5)
             assert (reply.status, reply.error["code"]) == (400, "invalid_request")
             assert not r.admin.exchanges
+
+    run(main())
+
+
+def test_broken_requests_never_break_the_gateway(tmp_path: Path) -> None:
+    """Whole requests with a few bytes changed, cut out or doubled, at a fixed seed."""
+    dice = random.Random(7)
+    body = json.dumps(chat(max_tokens=1)).encode()
+    good = SMUGGLED + b"content-length: %d\r\n\r\n" % len(body) + body
+
+    def broken() -> bytes:
+        data = bytearray(good)
+        for _ in range(dice.randint(1, 6)):
+            at = dice.randrange(len(data))
+            match dice.randrange(3):
+                case 0:
+                    data[at] = dice.randrange(256)
+                case 1:
+                    del data[at : at + dice.randint(1, 9)]
+                case 2:
+                    data[at:at] = data[at : at + dice.randint(1, 40)]
+        return bytes(data)
+
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            for _ in range(300):
+                client = await r.client()
+                await client.send(broken())
+                client.half_close()
+                answered = await asyncio.wait_for(client.reader.read(), 5)
+                assert answered == b"" or answered.startswith(b"HTTP/1.1 ")
+                assert b"HTTP/1.1 500" not in answered
+            assert (await r.ask(body)).status == 200
+            assert all(x.path == "/v1/chat/completions" for x in r.engine.exchanges)
+
+    run(main())
+
+
+def test_a_bug_is_a_500_in_openais_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError(SECRET)
+
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            monkeypatch.setattr("tidegate.gateway.relay.Relay._place", fail)
+            reply = await r.ask(chat())
+            assert (reply.status, reply.error["code"]) == (500, "internal_error")
+            assert SECRET not in reply.body.decode()
+            assert [x.outcome for x in r.journal.records] == ["gateway_lost"]
 
     run(main())
 

@@ -88,6 +88,7 @@ def test_a_full_queue_says_which_limit_and_how_full(tmp_path: Path) -> None:
             reply = await r.ask(chat())
             assert (reply.status, reply.error["code"]) == (429, "queue_full")
             assert reply.error["limit"] == {"kind": "queue", "current": 2, "full": 2}
+            assert reply.headers["retry-after"] == "1"
             for client in clients:
                 client.hang_up()
             await until(lambda: len(r.journal.final) == 4, "four records")

@@ -10,6 +10,11 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from tidegate.wire import openai
+
+_BUG = openai.encode(openai.error_object("the gateway failed; it is logged", "server_error", "internal_error"))
+_BUG_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_BUG))]
+
 
 class Cycle(RequestResponseCycle):
     """Also what a relay knows of its client: `on_lost` is called once if the connection ends before the answer does."""
@@ -49,6 +54,11 @@ class Cycle(RequestResponseCycle):
         self.message_event.set()
         if self.on_lost is not None:
             self.on_lost()
+
+    async def send_500_response(self) -> None:
+        """uvicorn calls it when the application raised: a bug, which is logged; its text is not for clients."""
+        await self.send({"type": "http.response.start", "status": 500, "headers": _BUG_HEADERS})
+        await self.send({"type": "http.response.body", "body": _BUG})
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:

@@ -7,14 +7,17 @@ from tidegate.domain.errors import REFUSALS, Refusal
 from tidegate.policy.dispatch import Refuse
 from tidegate.wire.internal import EndpointEntry
 
+LEAST_MS = 1_000  # Retry-After counts whole seconds
+
 
 def refusal_of(refuse: Refuse, entry: EndpointEntry) -> Refusal:
-    """`Retry-After` is there when there is an estimate; it is never made up."""
+    """A refusal for want of capacity always says when to come back: the estimate, or the least the header can say."""
+    retry_after_ms = refuse.retry_after_ms or (LEAST_MS if refuse.limit else None)
     return Refusal(
         refuse.code,
         _message(refuse, entry.endpoint),
         param="model" if refuse.code == "model_not_found" else None,
-        retry_after_ms=refuse.retry_after_ms or None,
+        retry_after_ms=retry_after_ms,
         limit=refuse.limit,
     )
 

@@ -45,7 +45,7 @@ class Lane:
     """One endpoint. Invariant: while something waits, no seat can take it."""
 
     __slots__ = (
-        "arrivals", "endpoint", "eta_ms", "in_flight", "ready_ms", "reason", "removed", "reported", "seats",
+        "arrivals", "endpoint", "in_flight", "ready_at_ms", "ready_ms", "reason", "removed", "reported", "seats",
         "service_ms", "state", "version", "waiting",
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Lane:
         self.endpoint = endpoint
         self.version = -1
         self.state = EndpointState.CREATING
-        self.eta_ms = 0
+        self.ready_at_ms = 0
         self.reason = ""
         self.seats: list[Seat] = []
         self.waiting: OrderedDict[str, Request] = OrderedDict()

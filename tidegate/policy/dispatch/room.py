@@ -128,12 +128,12 @@ class Dispatch:
 
     def _refuse_arrival(self, event: Arrived, lane: Lane, now_ms: int) -> Refuse | None:
         if code := self._closed(lane):
-            return Refuse(event.request, code, lane.reason, lane.eta_ms)
+            return Refuse(event.request, code, lane.reason, self._retry_after_ms(lane, now_ms))
         if event.deadline_ms <= now_ms:
-            return Refuse(event.request, "capacity", lane.reason, self._retry_after_ms(lane), _capacity(lane))
+            return Refuse(event.request, "capacity", lane.reason, self._retry_after_ms(lane, now_ms), _capacity(lane))
         if len(lane.waiting) >= event.queued_max:
             limit = LimitHit("queue", len(lane.waiting), event.queued_max)
-            return Refuse(event.request, "queue_full", "", self._retry_after_ms(lane), limit)
+            return Refuse(event.request, "queue_full", "", self._retry_after_ms(lane, now_ms), limit)
         return None
 
     def _ended(self, request_id: str, now_ms: int, effects: list[Effect]) -> None:
@@ -188,7 +188,8 @@ class Dispatch:
             return
         had_seats = bool(lane.seats)
         lane.removed = False
-        lane.version, lane.state, lane.eta_ms, lane.reason = route.version, route.state, route.eta_ms, route.reason
+        lane.version, lane.state, lane.reason = route.version, route.state, route.reason
+        lane.ready_at_ms = now_ms + route.eta_ms
         for seat in lane.seats:
             seat.listed = False
         before, lane.seats = lane.seats, [self._list(target) for target in route.targets]
@@ -341,7 +342,7 @@ class Dispatch:
         lane = request.lane
         limit = _capacity(lane) if code in ("capacity", "hold_expired") else None
         held_ms = max(0, now_ms - request.arrived_ms)
-        effects.append(Refuse(request.id, code, lane.reason, self._retry_after_ms(lane), limit, held_ms))
+        effects.append(Refuse(request.id, code, lane.reason, self._retry_after_ms(lane, now_ms), limit, held_ms))
 
     def _refuse_all(self, lane: Lane, code: str, now_ms: int, effects: list[Effect]) -> None:
         for request in list(lane.waiting.values()):
@@ -361,11 +362,11 @@ class Dispatch:
                 self._refuse(request, "hold_expired", now_ms, effects)
             self._report(lane, effects)
 
-    def _retry_after_ms(self, lane: Lane) -> int:
-        """From control's estimate while there is no capacity, from how long requests take here while there is."""
+    def _retry_after_ms(self, lane: Lane, now_ms: int) -> int:
+        """What is left of control's estimate while there is no capacity; from how long requests take while there is."""
         slots = sum(seat.target.slots for seat in lane.seats)
         if not slots:
-            return lane.eta_ms
+            return max(0, lane.ready_at_ms - now_ms)
         return lane.service_ms * (len(lane.waiting) + 1) // slots
 
     def _report(self, lane: Lane, effects: list[Effect]) -> None:
