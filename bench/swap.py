@@ -6,6 +6,7 @@ kept in the temporary folder. All figures are of one run on one machine; only th
 * fresh: a new Python process imports transformers, loads the model and generates one token (what one does without us).
 * cold: the template forks an engine, which maps the weights and answers one token over HTTP (`disk` → first token).
 * wake: a sleeping engine (`host`) is woken and answers one token; `awake` is the same request with nothing to wake.
+* canary: what the node's supervisor adds between wake and READY (8 greedy tokens, so mostly reading the weights).
 * copy: bytes of the weights ÷ memcpy bandwidth between two prefaulted buffers, measured here (what a copy would take).
 
 The page cache is warm for all of them: the fresh process has just read the same file.
@@ -35,8 +36,9 @@ from tidegate.engines.inspect import FileInspector
 from tidegate.engines.process import Lifeline, memory_of
 
 ROUNDS = 5
-SHAPE = {"hidden": 2048, "layers": 11, "heads": 16, "kv_heads": 4, "intermediate": 5632, "context": 1024}
-QUESTION = "How high is the tide today, and when does it turn?"
+SWAPS_A_ROUND = 2
+SHAPE = {"hidden": 2048, "layers": 11, "heads": 16, "kv_heads": 4, "intermediate": 5632, "context": 1024, "version": 2}
+QUESTION = "Tide?"  # short, so that what is compared is getting ready, not the prefill of a long prompt
 RESULTS = Path(__file__).parent / "results" / "swap.md"
 
 _FRESH = """
@@ -66,6 +68,7 @@ def run(rounds: int = ROUNDS) -> dict[str, Any]:
         "weight_bytes": weight_bytes,
         "threads": threads,
         "rounds": rounds,
+        "load_average": round(os.getloadavg()[0], 1),
         "fresh_process_ms": _median(fresh),
         "copy_ms": round(copy_ms, 1),
         **measured,
@@ -79,6 +82,7 @@ def run(rounds: int = ROUNDS) -> dict[str, Any]:
         "wake_to_copy": round(wake / copy_ms, 4),
         "wake_beyond_awake_ms": round(wake - figures["awake_first_token_ms"], 1),
         "wake_beyond_awake_ms_target": 50,
+        "wake_beyond_awake_to_fresh": round((wake - figures["awake_first_token_ms"]) / figures["fresh_process_ms"], 4),
     }
     return figures
 
@@ -101,10 +105,10 @@ async def _engine_figures(model: Path, threads: int, rounds: int) -> dict[str, A
 
 
 async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
+    """Each round sleeps, wakes, asks, and asks again: the two requests meet the same machine, moments apart."""
     await _first_token_ms(engine)
-    awake = [await _first_token_ms(engine) for _ in range(rounds)]
-    sleep_ms, wake_ms, first_ms, freed = [], [], [], []
-    for _ in range(rounds):
+    sleep_ms, wake_ms, first_ms, awake_ms, canary_ms, freed = [], [], [], [], [], []
+    for _ in range(SWAPS_A_ROUND * rounds):
         await engine.drain()
         held = memory_of(engine.pid).resident
         sleep_ms.append(await _timed(engine.sleep()))
@@ -114,10 +118,13 @@ async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
         wake_ms.append((time.perf_counter() - began) * 1000)
         await _first_token_ms(engine)
         first_ms.append((time.perf_counter() - began) * 1000)
+        awake_ms.append(await _first_token_ms(engine))
+        canary_ms.append(await _timed(engine.canary()))
     return {
-        "awake_first_token_ms": _median(awake),
+        "awake_first_token_ms": _median(awake_ms),
         "wake_first_token_ms": _median(first_ms),
         "wake_call_ms": _median(wake_ms),
+        "canary_call_ms": _median(canary_ms),
         "sleep_call_ms": _median(sleep_ms),
         "sleep_freed_rss_bytes": int(statistics.median(freed)),
     }
@@ -234,8 +241,8 @@ def make_model() -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
     fast.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     config = LlamaConfig(
         vocab_size=4096,
@@ -278,9 +285,11 @@ def table(figures: dict[str, Any]) -> str:
         ("wake from host → first token", f"{figures['wake_first_token_ms']} ms",
          str(ratios["wake_to_fresh"]), "≤ 0.10, aim 0.02"),
         ("the same request, already awake", f"{figures['awake_first_token_ms']} ms", "", ""),
-        ("wake beyond awake", f"{ratios['wake_beyond_awake_ms']} ms", "", "≤ 50 ms"),
+        ("wake beyond awake", f"{ratios['wake_beyond_awake_ms']} ms",
+         str(ratios["wake_beyond_awake_to_fresh"]), "≤ 50 ms"),
         ("copying the weights once (memcpy)", f"{figures['copy_ms']} ms", "", ""),
         ("wake from host → first token ÷ that copy", str(ratios["wake_to_copy"]), "", ""),
+        ("the canary the node asks for before traffic", f"{figures['canary_call_ms']} ms", "", ""),
         ("the sleep call", f"{figures['sleep_call_ms']} ms", "", ""),
         ("resident memory given back by it", f"{figures['sleep_freed_rss_bytes'] / 2**20:.0f} MiB", "", ""),
     ]  # fmt: skip
@@ -291,7 +300,8 @@ def table(figures: dict[str, Any]) -> str:
     ]
     head = (
         f"# bench swap\n\nLlama-shaped model, {figures['weight_bytes'] / 2**20:.0f} MiB of bf16 weights, "
-        f"{figures['threads']} threads, medians of {figures['rounds']} rounds, page cache warm. "
+        f"{figures['threads']} threads, medians of {figures['rounds']} rounds, page cache warm, "
+        f"load average {figures['load_average']}. "
         "`python -m bench.swap` writes this page; what each line means is at the top of bench/swap.py.\n\n"
     )
     return head + "\n".join(lines) + "\n"
