@@ -117,7 +117,7 @@ def test_parameters_are_the_mapping_itself_and_its_pages_can_go() -> None:
     assert memory.mapped_bytes([file.address]) >= loaded.weight_bytes
     file.drop_pages()
     assert memory.mapped_bytes([file.address]) == 0
-    file.prefault()
+    file.prefault(threads=3)
     assert memory.mapped_bytes([file.address]) >= loaded.weight_bytes
     assert [p.sum().item() for p in parameters] == before
 

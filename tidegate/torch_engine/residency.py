@@ -44,7 +44,7 @@ class CpuResidency:
         if self._store is not None and not self._store.allocated:
             self._store.allocate()
         for file in self._weights.files:
-            file.prefault()
+            file.prefault(torch.get_num_threads())
 
     def accelerator_bytes(self) -> int:
         addresses = [file.address for file in self._weights.files]

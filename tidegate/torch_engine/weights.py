@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from tidegate.torch_engine import memory
 from tidegate.torch_engine.faults import ModelFault
 
 HEADER_BYTES_MAX = 100 << 20  # the format's own bound
-_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; not named in Python 3.11's mmap
 
 DTYPES = {
     "F64": torch.float64,
@@ -121,12 +121,9 @@ class WeightFile:
         """Takes the pages out of this process; their contents stay in the kernel's page cache."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
-    def prefault(self) -> None:
-        """Maps every page now, in one call, instead of one fault at a time during the first step."""
-        try:
-            self._map.madvise(_POPULATE_READ)
-        except OSError:  # a kernel before 5.14: readahead, then faults as they come
-            self._map.madvise(mmap.MADV_WILLNEED)
+    def prefault(self, threads: int) -> None:
+        """Maps every page now, instead of one fault at a time during the first step."""
+        memory.populate(self.address, self.buffer.numel(), threads)
 
     @property
     def address(self) -> int:
