@@ -152,6 +152,9 @@ def test_a_slow_body_and_a_slow_head_are_given_up(tmp_path: Path, monkeypatch: p
             assert await trickle.reader.read() == b""
             silent = await r.client()
             assert await silent.reader.read() == b""
+            endless = await r.client()
+            await endless.send(b"PUT /api/v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n{")
+            assert b"200" not in await endless.reader.read()
 
     run(main())
 

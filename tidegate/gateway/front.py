@@ -178,8 +178,9 @@ class Front(HttpToolsProtocol):
             if self._head_bytes:
                 self._refuse("request_timeout", f"the request head did not come within {limits.head_ms_max} ms")
             self.transport.close()
-        elif since and now - since > (limits.head_ms_max + limits.body_ms_max) / 1000 and self.cycle.response_complete:
-            # Refused before its body had come (413, 401): the rest is read and dropped, but not for ever.
+        elif since and now - since > (limits.head_ms_max + limits.body_ms_max) / 1000:
+            # The data plane has refused it by now (408); this ends what is refused but goes on sending, and slow bodies
+            # on their way to the admin socket.
             self.transport.abort()
         elif not since and not self._cycles and now - self._idle_since > limits.keep_alive_ms_max / 1000:
             self.transport.close()
