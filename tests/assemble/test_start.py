@@ -18,6 +18,7 @@ from tidegate.assemble.settings import core_settings, engine_threads, gateway_li
 from tidegate.assemble.sockets import StartError, listen_tcp, listen_unix, public_url
 from tidegate.config import Config, load
 from tidegate.control.keys import digest
+from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ports import Change
 from tidegate.domain.units import nano_usd_per_token
 
@@ -218,7 +219,8 @@ def test_the_bounds_of_the_core_enclose_the_nodes(tmp_path: Path) -> None:
         tmp_path, "[engine]\nstart_ms_max = 5000\ndrain_ms_max = 7000\n[gateway]\nhold_ms_max = 50000\n"
     )
     node, gateway = node_limits(config), gateway_limits(config)
-    core = core_settings(config, node)
+    core = core_settings(config, node, (Accelerator("cpu-0", "cpu", 64 << 20),))
+    assert core.slept_accelerator_bytes_max == 1 << 20
     assert core.start_ms_max > node.start_ms_max + node.canary_ms_max
     assert core.wake_ms_max > node.wake_ms_max + node.canary_ms_max
     assert core.sleep_ms_max > node.drain_ms_max + node.sleep_ms_max

@@ -123,7 +123,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     control = Control(
         store=ground.state,
         inspector=FileInspector(),
-        core=FleetCore(core_settings(config, limits)),
+        core=FleetCore(core_settings(config, limits, accelerators)),
         listener=await listen(control_address),
         clock=clock,
         settings=control_settings(config, accelerators),

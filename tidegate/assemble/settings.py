@@ -13,6 +13,7 @@ from tidegate.node.limits import NodeLimits
 from tidegate.policy.reconcile import CoreSettings
 
 DEMO_PERCENT = 60  # of an accelerator: two never fit
+SLEPT_SHARE = 64
 SLACK_MS = 10_000  # the core waits this much longer than the node before it takes a step for lost
 
 
@@ -44,9 +45,13 @@ def gateway_limits(config: Config) -> GatewayLimits:
     )
 
 
-def core_settings(config: Config, limits: NodeLimits) -> CoreSettings:
-    """The core's bounds enclose the node's: a step is reported failed by the node before the core gives it up."""
+def core_settings(config: Config, limits: NodeLimits, accelerators: tuple[Accelerator, ...]) -> CoreSettings:
+    """The core's bounds enclose the node's: a step is reported failed by the node before the core gives it up.
+
+    What an engine may keep of an accelerator asleep (a context, a few pages) is a small share of the smallest one.
+    """
     return CoreSettings(
+        slept_accelerator_bytes_max=min(a.memory_bytes for a in accelerators) // SLEPT_SHARE,
         wait_ms_max=config.capacity.wait_ms_max,
         residency_ms_min=config.capacity.residency_ms_min,
         idle_ms_max=config.capacity.keep_alive_ms,

@@ -36,7 +36,7 @@ class GenerativeRunner:
         """One tiny forward: proves that every layer's attention is ours. ModelFault where it is not."""
         self.attention.layers_seen = 0
         try:
-            self.canary([0, 0], tokens=2)  # one prefill, one decode
+            self._prefill_and_decode()
         except EngineError:
             raise
         except Exception as error:
@@ -68,20 +68,26 @@ class GenerativeRunner:
             self.attention.batch = None
         return out.logits[0]  # type: ignore[no-any-return]
 
-    def canary(self, prompt: Sequence[int], tokens: int = CANARY_TOKENS) -> list[int]:
-        """Greedy answer of so many tokens to `prompt`, alone in its batch. Needs one free row."""
-        row = self.store.take()
-        answer: list[int] = []
-        held = len(prompt) + tokens
+    def canary(self, prompt: Sequence[int]) -> list[int]:
+        """The greedy token after each of the last `CANARY_TOKENS` places of `prompt`. Needs one free row.
+
+        One forward, as every activation waits for it: each place passes through every weight, and reads the KV cache.
+        """
+        row, held = self.store.take(), len(prompt)
         self.store.grow(0, held)
         try:
-            batch = FlatBatch([], [], [Chunk(row, 0, len(prompt), 0)])
-            logits = self.step(prompt, batch, [len(prompt) - 1])
-            while True:
-                answer.append(int(logits[-1].argmax()))
-                if len(answer) == tokens:
-                    return answer
-                logits = self.step(answer[-1:], FlatBatch([row], [len(prompt) + len(answer) - 1], []), [0])
+            places = range(max(0, held - CANARY_TOKENS), held)
+            logits = self.step(prompt, FlatBatch([], [], [Chunk(row, 0, held, 0)]), list(places))
+            return [int(token) for token in logits.argmax(-1)]
+        finally:
+            self.store.release(row, held)
+
+    def _prefill_and_decode(self) -> None:
+        row, held = self.store.take(), 3
+        self.store.grow(0, held)
+        try:
+            self.step([0, 0], FlatBatch([], [], [Chunk(row, 0, 2, 0)]), [1])
+            self.step([0], FlatBatch([row], [2], []), [0])
         finally:
             self.store.release(row, held)
 

@@ -25,6 +25,7 @@ environment.prepare()
 ORDER_BYTES_MAX = 64 << 10
 ORDER_MS_MAX = 5_000
 _FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "bert")
+_OURS = (signal.SIGCHLD, signal.SIGTERM)
 log = logging.getLogger("tidegate.template")
 
 
@@ -89,14 +90,23 @@ class Template:
                 engine = options.from_order(_read_order(connection))
                 if _thread_count() > 1:
                     raise ValueError("the template process has more than one thread and must not fork")
-                pid = os.fork()
-                if pid == 0:
-                    self._become(engine, connection)
+                pid = self._fork(engine, connection)
                 reply = {"pid": pid}
             except (ValueError, OSError) as error:
                 reply = {"error": str(error)[:300]}  # type: ignore[dict-item]
             with contextlib.suppress(OSError):  # the asker left: the engine it asked for is its supervisor's to find
                 connection.sendall(json.dumps(reply).encode() + b"\n")
+
+    def _fork(self, engine: options.Options, connection: socket.socket) -> int:
+        """Signals wait meanwhile: one that met the child before it let go of the wake-up pipe would ring here."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(engine, connection)
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     def _become(self, order: options.Options, connection: socket.socket) -> None:
         """In the child: let go of everything of the template's, run the engine, never return."""
@@ -105,6 +115,7 @@ class Template:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
             connection.close()
             self._listener.close()
             os.close(self._reaper)
