@@ -122,11 +122,13 @@ def closing(result: dict[str, Any]) -> None:
         f"\n{result['answered']} of {result['requests']} questions answered, "
         f"{result['by_the_right_model']} by the right model, {result['swaps']} swaps."
     )
-    if result["ttft_ms_ready_p50"] is not None and result["ttft_ms_held_p50"] is not None:
-        console.print(
-            f"time to first token, median: {result['ttft_ms_ready_p50']} ms where the endpoint was ready, "
-            f"{result['ttft_ms_held_p50']} ms where the endpoint had to be woken first."
-        )
+    waits = {
+        "ready": "the endpoint was ready",
+        "held": "the endpoint had to be woken first, or its slots were all taken",
+    }
+    for how, where in waits.items():
+        if (median := result[f"ttft_ms_{how}_p50"]) is not None:
+            console.print(f"time to first token, median: {median} ms where {where}.")
     table = Table(title="\nthe bills for this minute", title_justify="left", box=None, pad_edge=False)
     table.add_column("tenant")
     for column in ("tokens", "per token, USD", "dedicated would have cost, USD"):
