@@ -16,9 +16,10 @@ from tidegate.sim.profile import FleetProfile, ModelSpec, load
 from tidegate.sim.world import World
 
 KV_TOKENS_MIN = 16_384
-WORKSPACE_BYTES = 2_000_000_000
-KV_REQUESTS_MIN = 16
-SLOTS_MAX = 64
+WORKSPACE_BYTES = 1_000_000_000  # activations of one chunk, and the process itself
+KV_REQUESTS_MIN = 8
+KV_SLOWDOWN = 2.0  # decode beside others, against decode alone
+SLOTS_MAX = 256
 ACCELERATORS_MAX = 64
 DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
 Progress = Callable[[int], None]
@@ -109,9 +110,19 @@ def deployments(profile: FleetProfile, summary: trace.TraceSummary, slo_ttft_ms:
 def _deployment(
     profile: FleetProfile, name: str, model: ModelSpec, totals: trace.EndpointTotals, slo_ttft_ms: float
 ) -> Deployment:
-    context, mean = totals.context_tokens_max, max(1, totals.tokens // totals.requests)
-    kv_tokens = max(KV_TOKENS_MIN, context + KV_TOKENS_MIN // 2, KV_REQUESTS_MIN * mean)
+    context = totals.context_tokens_max
+    mean_in, mean_out = totals.input_tokens / totals.requests, totals.output_tokens / totals.requests
+    mean = max(1, int(mean_in + mean_out))
+    prefill_ms = mean_in * 2.0 * model.params / (profile.accelerator.dense_flop_per_ms * model.flop_rate_factor)
+    decode_ms = mean_out * model.weight_bytes / profile.accelerator.memory_bytes_per_ms
+    # KV for the busiest minute's requests at once (Little's law), up to a quarter of an accelerator.
+    at_once = totals.busiest_minute / 60_000.0 * (prefill_ms + KV_SLOWDOWN * decode_ms)
+    room_tokens = profile.accelerator.memory_bytes // 4 // model.kv_bytes_per_token
+    wished = max(KV_TOKENS_MIN, int(max(KV_REQUESTS_MIN, at_once) * mean))
+    kv_tokens = max(min(wished, room_tokens), context + KV_TOKENS_MIN // 2)
     slots = max(4, min(SLOTS_MAX, kv_tokens // mean))
+    # In flight when a saturated engine's queue takes half the SLO: where another replica is wanted.
+    target = max(2, min(slots, int((slo_ttft_ms / 2.0 + decode_ms) / prefill_ms)))
     whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token + WORKSPACE_BYTES
     spread = 1
     while whole / spread > profile.accelerator.memory_bytes:
@@ -132,7 +143,7 @@ def _deployment(
         ),
         mode=Mode.DEDICATED_SERVERLESS,
         max_replicas=4,
-        concurrency_target=slots,
+        concurrency_target=target,
         slots=slots,
         accelerators_per_replica=spread,
         accelerator_bytes=-(-whole // spread),

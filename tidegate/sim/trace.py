@@ -25,7 +25,21 @@ Row = tuple[float, str, int, int]
 class EndpointTotals:
     requests: int = 0
     context_tokens_max: int = 0
-    tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    minute: int = -1
+    minute_requests: int = 0
+    busiest_minute: int = 0
+
+    def count(self, at_ms: float, input_tokens: int, output_tokens: int) -> None:
+        self.requests += 1
+        self.context_tokens_max = max(self.context_tokens_max, input_tokens + output_tokens)
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        minute = int(at_ms // 60_000.0)
+        self.minute_requests = self.minute_requests + 1 if minute == self.minute else 1
+        self.minute = minute
+        self.busiest_minute = max(self.busiest_minute, self.minute_requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +74,7 @@ def summarize(path: Path) -> TraceSummary:
             if len(endpoints) >= ENDPOINTS_MAX:
                 raise _bad(path, f"more than {ENDPOINTS_MAX} endpoints")
             totals = endpoints[endpoint] = EndpointTotals()
-        totals.requests += 1
-        totals.context_tokens_max = max(totals.context_tokens_max, input_tokens + output_tokens)
-        totals.tokens += input_tokens + output_tokens
+        totals.count(at_ms, input_tokens, output_tokens)
         requests += 1
         last_ms = at_ms
     if not requests:

@@ -1,5 +1,6 @@
 """Which sleeping replicas to drop from a node's host memory so that another can sleep there."""
 
+from tidegate.domain.fleet import Tier
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.eviction import Candidate, choose
 from tidegate.policy.reconcile import regret
@@ -32,18 +33,13 @@ def sleepers_to_drop(
     return None if victims is None else tuple(fleet.replicas[v.replica] for v in victims)
 
 
-def wanted_free(fleet: Fleet, node: str, now_ms: int) -> tuple[int, float]:
-    """Room that lets every awake replica of the node sleep at once, at most half of host memory; and how much the one
-    that is least missed there is worth in host memory.
+def wanted_free(fleet: Fleet, node: str) -> tuple[int, float]:
+    """Room that lets every awake replica of the node sleep at once, at most half of host memory; and its worth:
+    a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake longer.
     """
-    awake = [r for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.deployment is not None]
-    total = sum(r.deployment.host_bytes - fleet.book.host_bytes(r.id, node) for r in awake if r.deployment is not None)
-    need_bytes = min(total, fleet.book.host_capacity(node) // 2)
+    awake = [r.deployment for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.deployment is not None]
+    need_bytes = min(sum(d.host_bytes for d in awake), fleet.book.host_capacity(node) // 2)
     if need_bytes <= fleet.book.host_free(node):
         return need_bytes, 0.0
-    worths = (
-        regret.of_forgetting(fleet, fleet.endpoints[r.endpoint], r, now_ms)
-        for r in awake
-        if r.endpoint in fleet.endpoints
-    )
-    return need_bytes, min(worths, default=0.0)
+    wakes = [fleet.costs.activation_ms(d.model.digest, node, Tier.HOST, d.model.weight_bytes) for d in awake]
+    return need_bytes, float(max(wakes))

@@ -165,7 +165,7 @@ def _drop_sleepers(fleet: Fleet, node: str, need_bytes: int, worth_ms: float, no
 
 def keep_host_room(fleet: Fleet, node: str, now_ms: int) -> None:
     """Make room before it is needed: a victim should not have to wait for a sleeper to end."""
-    need_bytes, worth_ms = hostroom.wanted_free(fleet, node, now_ms)
+    need_bytes, worth_ms = hostroom.wanted_free(fleet, node)
     if need_bytes > fleet.book.host_free(node):
         _drop_sleepers(fleet, node, need_bytes, worth_ms, now_ms)
 

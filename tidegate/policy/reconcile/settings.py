@@ -10,15 +10,15 @@ class CoreSettings:
     """All in milliseconds unless named otherwise.
 
     `wait_ms_max`: an endpoint held longer than this with no replica makes even a busy endpoint's replica drain.
-    `residency_ms_min`: a replica that became ready stays at least this long, so that swaps cannot eat all the time.
-    `idle_ms_max`: quiet longer than this, the accelerator is given back even when nobody asks for it.
+    `residency_ms_min`: a replica that became ready stays at least this long: until the requests it came for are seen on
+    it. `idle_ms_max`: quiet longer than this, the accelerator is given back even when nobody asks for it.
     `drain_ms`: what drain, fence and sleep of an idle replica are expected to take.
     `victim_order`: "regret" (the policy), "lru" or "none" (nobody is evicted for another): baselines to compare with.
     `horizon_ms`: how far ahead regret looks.
     """
 
     wait_ms_max: int = 10_000
-    residency_ms_min: int = 1_000
+    residency_ms_min: int = 250
     idle_ms_max: int = 600_000
     stable_window_ms: int = 60_000
     horizon_ms: int = 300_000

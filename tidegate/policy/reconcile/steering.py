@@ -16,7 +16,7 @@ from tidegate.policy.reconcile.waiting import leave_queue, queue_up
 S = ReplicaState
 
 
-# A second replica may cost others this share of what it costs itself to come up.
+# What a second replica may cost others, as a share of its own wake.
 SPARE_REGRET_SHARE = 0.1
 # Every busy neighbour on an accelerator takes its turn in each round of compute.
 CROWD_MS = 100
@@ -213,8 +213,7 @@ def _bound_ms(fleet: Fleet, endpoint: Endpoint) -> int:
 
 
 def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None] | None) -> None:
-    """Plan what `endpoint` lacks, on `nodes` only if given; what still lacks is looked at again when its bound is up.
-    """
+    """Plan what `endpoint` lacks, on `nodes` only if given; the rest is looked at again at its bound."""
     if endpoint.wait_key is None or endpoint.retry_ms > now_ms:
         return
     bound_ms = _bound_ms(fleet, endpoint)
@@ -372,8 +371,11 @@ def _on_node(
     chosen = placement.pick(
         offers, deployment.accelerator_bytes, deployment.accelerators_per_replica, settings.drain_ms
     )
-    if chosen is not None and press is Press.SPARE and chosen.regret_ms > chosen.ready_ms * SPARE_REGRET_SHARE:
-        return None  # one more replica speeds up an endpoint that is served already: not worth a swap of another
+    if press is Press.SPARE and chosen is not None:
+        # One more replica for an endpoint that is served already, however overloaded, is not worth another's absence:
+        # else one endpoint's storm empties the fleet of everybody else.
+        wake_ms = fleet.costs.activation_ms(deployment.model.digest, node, Tier.HOST, deployment.model.weight_bytes)
+        return chosen if chosen.regret_ms <= SPARE_REGRET_SHARE * wake_ms else None
     return chosen
 
 
