@@ -127,13 +127,12 @@ class Connection(asyncio.Protocol):
         return None  # closes the transport: a peer that sends no more has left
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES_MAX + BODY_BYTES_MAX:
-                self.close()
-                return
         try:
             self._parser.feed_data(data)
+            if self._in_head:
+                self._header_bytes += len(data)
+                if self._header_bytes > HEADER_BYTES_MAX:
+                    self.close()
         except httptools.HttpParserUpgrade:
             self.close()
         except httptools.HttpParserError:

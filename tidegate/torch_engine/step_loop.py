@@ -44,20 +44,15 @@ class StepLoop(Worker[GenerationJob]):
         self._waiting: deque[list[Sequence]] = deque()
         self._running: list[Sequence] = []  # in order of admission, oldest first
         self._ended: list[GenerationJob] = []
+        self.running = 0  # these numbers are read by the server's thread
+        self.waiting = 0
         self.prompt_tokens_total = 0
         self.completion_tokens_total = 0
         self.preemptions_total = 0
 
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        return sum(map(len, self._waiting))
-
     def take(self, job: GenerationJob) -> None:
         self._waiting.extend(groups(job, self.codec))
+        self._count()
 
     def busy(self) -> bool:
         return bool(self._running or self._waiting)
@@ -67,9 +62,14 @@ class StepLoop(Worker[GenerationJob]):
         self._admit()
         self._make_room()
         deltas = self._forward() if self._running else []
+        self._count()
         ended, self._ended = self._ended, []
         if deltas or ended:
             self._deliver(deltas, ended)
+
+    def _count(self) -> None:
+        self.running = sum(1 + len(s.followers) for s in self._running)
+        self.waiting = sum(map(len, self._waiting))
 
     # ---- who is in --------------------------------------------------------------------------------------------------
 

@@ -1,20 +1,23 @@
 """Texts to token ids and back. The tokenizer's Rust core is used directly: it is what a step can afford."""
 
+import array
 import base64
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from tidegate.domain.errors import Refusal
 from tidegate.torch_engine.faults import ModelFault
 
-_PRIMING_TOKENS = 6  # prompt tokens a decoder looks back at, so that a leading space survives
+_PRIMING_TOKENS = 6  # tokens a decoder looks back at, so that a space before the next one survives
+_DECODED_TOKENS_MAX = 24  # then the window moves on: a decode a token must not grow with the answer
 _BROKEN = "\ufffd"
+_CHARACTER_TOKENS_MAX = 5  # UTF-8 has at most 4 bytes a character; after so many tokens it is no character
 
 
 class TextCodec:
@@ -69,21 +72,55 @@ class TextCodec:
 
 
 class TextStream:
-    """The text of one sequence, piece by piece; a character is given out once all its bytes are there."""
+    """The text of one sequence, piece by piece; a character is given out once all its bytes are there.
+
+    Each piece is the difference of two decodings that begin at the same earlier token, so that what a decoder does at
+    the start of a text (strip a space) happens in both. The tokenizers library has a `DecodeStream` for this, but it
+    raises on malformed bytes ("Invalid prefix encountered"), which a model is free to generate.
+    """
 
     def __init__(self, codec: TextCodec, prompt: Sequence[int]) -> None:
         self._core = codec.core
-        self._stream = DecodeStream(ids=list(prompt[-_PRIMING_TOKENS:]), skip_special_tokens=True)
+        self._waiting = 0  # of `_ids`, the last so many are not part of `_shown` yet
+        self._ids, self._shown = self._window(prompt)
 
     def push(self, token: int) -> str:
-        return self._stream.step(self._core, token) or ""
+        self._ids.append(token)
+        self._waiting += 1
+        text = self._decode(self._ids)
+        if text.endswith(_BROKEN) and self._waiting < _CHARACTER_TOKENS_MAX:
+            return ""
+        if text.startswith(self._shown):
+            piece = text[len(self._shown) :]
+        else:  # bytes that had been shown as broken have become something else
+            piece = text[_common_length(text, self._shown) :]
+        self._waiting, self._shown = 0, text
+        if len(self._ids) > _DECODED_TOKENS_MAX:
+            self._ids, self._shown = self._window(self._ids)
+        return piece
+
+    def _window(self, ids: Sequence[int]) -> tuple[list[int], str]:
+        """The last few tokens and their text, beginning at a whole character: a byte-fallback decoder gives up on a
+        whole run of bytes when its first ones are missing."""
+        for size in range(_PRIMING_TOKENS, _PRIMING_TOKENS + 4):
+            text = self._decode(ids[-size:])
+            if _BROKEN not in text:
+                return list(ids[-size:]), text
+        return list(ids[-_PRIMING_TOKENS:]), self._decode(ids[-_PRIMING_TOKENS:])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._core.decode(ids, skip_special_tokens=True) if ids else ""
+
+
+def _common_length(a: str, b: str) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length
 
 
 def pack_float32(vector: Sequence[float]) -> str:
     """OpenAI's base64 embedding: little-endian float32."""
-    import array
-    import sys
-
     packed = array.array("f", vector)
     if sys.byteorder == "big":
         packed.byteswap()
