@@ -236,7 +236,7 @@ def test_before_control_has_spoken_nothing_is_guessed(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path) as r:
             loop = r.gateway.parts.loop
-            loop._informed = False
+            loop._told.clear()
             for reply in (await r.ask(chat()), await r.get("/v1/models"), await r.get("/readyz")):
                 assert (reply.status, reply.error["code"]) == (503, "not_ready")
                 assert "retry-after" in reply.headers

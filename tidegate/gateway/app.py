@@ -91,6 +91,8 @@ class Gateway:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.start()
+                # A gateway that comes back lets its clients wait in the listener's backlog for these moments.
+                await self._loop.hear(self.limits.first_word_ms_max)
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.stop()

@@ -9,7 +9,8 @@ class GatewayLimits:
 
     `hold_ms_max` and `queued_max` cap what an endpoint's own limits may be. `engine_first_byte_ms_max` bounds a prefill
     or a whole unary answer, `engine_silence_ms_max` the pause between two events of a stream. `client_stall_ms_max` is
-    how long a client may leave what it was sent unread.
+    how long a client may leave what it was sent unread. `first_word_ms_max` is how long a new gateway takes no
+    connection while it has not heard from control; after that it answers 503 not_ready.
     """
 
     body_bytes_max: int = 8 << 20
@@ -34,5 +35,6 @@ class GatewayLimits:
     demand_ms: int = 100
     reconnect_ms_min: int = 50
     reconnect_ms_max: int = 2_000
+    first_word_ms_max: int = 3_000
     admin_metrics_ms_max: int = 1_000
     shutdown_ms_max: int = 5_000

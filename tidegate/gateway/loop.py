@@ -59,7 +59,7 @@ class GatewayLoop:
         self._keys: dict[str, KeyEntry] = {}
         self._endpoints: dict[str, EndpointEntry] = {}
         self._catalog_version = -1
-        self._informed = False
+        self._told = asyncio.Event()
         self._waiters: dict[str, Waiting] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
@@ -74,7 +74,12 @@ class GatewayLoop:
     @property
     def informed(self) -> bool:
         """Whether control has ever told who may call what."""
-        return self._informed
+        return self._told.is_set()
+
+    async def hear(self, wait_ms_max: int) -> None:
+        """Returns once control has told who may call what, or after `wait_ms_max` without a word of it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._told.wait(), wait_ms_max / 1000)
 
     @property
     def endpoints(self) -> dict[str, EndpointEntry]:
@@ -221,8 +226,9 @@ class GatewayLoop:
     def _receive(self, message: object) -> None:
         match message:
             case Catalog():
-                self.connected = self._informed = True
+                self.connected = True
                 self._replace_catalog(message)
+                self._told.set()
             case Route() | Drain() | Resume():
                 self._handle(message)
             case _:
