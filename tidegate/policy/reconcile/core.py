@@ -11,7 +11,7 @@ from tidegate.domain.endpoint import Deployment
 from tidegate.domain.fleet import Node
 from tidegate.domain.plan import Command, DemandReported, Event, ReplicaStatus
 from tidegate.domain.replica import ReplicaState
-from tidegate.policy.reconcile import lifecycle, routes, steering
+from tidegate.policy.reconcile import lifecycle, routes, serving, steering
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica, runtime_key
 from tidegate.policy.reconcile.settings import CoreSettings
 from tidegate.policy.scaling import PeakWindow
@@ -244,7 +244,7 @@ class FleetCore:
                     steering.steer(fleet, endpoint, now_ms)
                     steers += 1
             assert steers < STEERS_PER_EVENT_MAX, "steering does not come to rest"
-            steering.serve_waiting(fleet, touched, now_ms)
+            serving.serve_waiting(fleet, touched, now_ms)
         fleet.room_nodes.clear()
         routed, fleet.unrouted = fleet.unrouted, {}
         for name in routed:

@@ -1,0 +1,214 @@
+"""Finding room for one more replica: where it goes, who has to leave for it, and who must never leave."""
+
+from enum import Enum, auto
+
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.fleet import Tier
+from tidegate.domain.replica import ReplicaState
+from tidegate.policy import placement
+from tidegate.policy.book import Place
+from tidegate.policy.eviction import Candidate
+from tidegate.policy.reconcile import lifecycle, regret
+from tidegate.policy.reconcile.fleet import CLASS_RANK, Activation, Endpoint, Fleet, Replica
+
+S = ReplicaState
+
+# What a second replica may cost others, as a share of its own wake.
+SPARE_REGRET_SHARE = 0.1
+# Every busy neighbour on an accelerator takes its turn in each round of compute.
+CROWD_MS = 100
+
+
+class Press(Enum):
+    """How hard room is looked for: where nothing is lost, from replicas hardly missed, from idle ones, or busy ones
+    too.
+    """
+
+    GENTLE = auto()
+    SPARE = auto()
+    NORMAL = auto()
+    FORCE = auto()
+
+
+def activate(
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Press, nodes: dict[str, None] | None
+) -> bool:
+    """Plan one more replica of `endpoint`: wake the one that comes up soonest, else start a new one. False: no room
+    now.
+
+    FORCE lets busy replicas drain for it (their requests finish first).
+    """
+    option = _best_wake(fleet, endpoint, now_ms, press, nodes)
+    if option is None:
+        option = _best_start(fleet, endpoint, now_ms, press, nodes)
+    if option is None:
+        return False
+    chosen, sleeper = option
+    if press is Press.SPARE and endpoint.waiting_since_ms is not None:
+        # An overload is expected to last as long again as it has lasted: no help that comes up later than that.
+        worth_from_ms = endpoint.waiting_since_ms + chosen.ready_ms
+        if worth_from_ms > now_ms:
+            fleet.look_again(endpoint, worth_from_ms)
+            return False
+    node = chosen.places[0][0]
+    inputs = (
+        ("queued", endpoint.queued),
+        ("in_flight", endpoint.in_flight),
+        ("ready_ms", chosen.ready_ms),
+        ("regret_ms", round(chosen.regret_ms, 1)),
+    )
+    activation = Activation(
+        id=fleet.new_id(endpoint.name, now_ms),
+        endpoint=endpoint.name,
+        node=node,
+        places=chosen.places,
+        bytes_each=endpoint.deployment.accelerator_bytes,
+        wake=sleeper,
+        rule=rule,
+        inputs=inputs,
+        planned_ms=now_ms,
+    )
+    lifecycle.begin(fleet, activation, now_ms)
+    for victim_id in chosen.victims:
+        victim = fleet.replicas[victim_id]
+        why = (("for", endpoint.name), ("regret_ms", round(chosen.regret_ms, 1)))
+        owner = fleet.endpoints[victim.endpoint]
+        sticky = press is Press.FORCE
+        keep = owner.current(victim)
+        lifecycle.drain(fleet, victim, now_ms, "evict_busy" if sticky else "evict", why, keep=keep, sticky=sticky)
+    return True
+
+
+Option = tuple[placement.Placement, Replica | None]
+
+
+def _best_wake(
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, nodes: dict[str, None] | None
+) -> Option | None:
+    planned = {a.wake.id for a in endpoint.activations.values() if a.wake is not None}
+    best: Option | None = None
+    for replica in endpoint.replicas.values():
+        if replica.state is not S.ASLEEP or replica.id in planned or not endpoint.current(replica):
+            continue
+        if nodes is not None and replica.node not in nodes:
+            continue
+        places = replica.places
+        if endpoint.deployment.movable:
+            places = tuple((replica.node, a.id) for a in fleet.nodes[replica.node].accelerators)
+        chosen = _on_node(fleet, endpoint, places, Tier.HOST, now_ms, press)
+        if chosen is not None and (best is None or chosen.score_ms < best[0].score_ms):
+            best = (chosen, replica)
+    return best
+
+
+def _best_start(
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, only: dict[str, None] | None
+) -> Option | None:
+    """Nodes of the home region first; at most `nodes_examined_max` a call, beginning further on at each attempt."""
+    left = fleet.settings.nodes_examined_max
+    for region in endpoint.deployment.regions:
+        nodes = fleet.region_nodes.get(region, [])
+        if only is not None:
+            names = [n for n in only if n in fleet.nodes and fleet.nodes[n].region == region][:left]
+        else:
+            names = [nodes[(endpoint.attempts + step) % len(nodes)] for step in range(min(len(nodes), left))]
+            endpoint.attempts += len(names)
+        left -= len(names)
+        best: Option | None = None
+        for name in names:
+            places = tuple((name, a.id) for a in fleet.nodes[name].accelerators)
+            chosen = _on_node(fleet, endpoint, places, Tier.DISK, now_ms, press)
+            if chosen is not None and (best is None or chosen.score_ms < best[0].score_ms):
+                best = (chosen, None)
+        if best is not None:
+            return best
+    return None
+
+
+def _on_node(
+    fleet: Fleet, endpoint: Endpoint, places: tuple[Place, ...], tier: Tier, now_ms: int, press: Press
+) -> placement.Placement | None:
+    deployment = endpoint.deployment
+    if len(places) < deployment.accelerators_per_replica:
+        return None
+    node = places[0][0]
+    if press is Press.GENTLE and fleet.book.host_free(node) < deployment.host_bytes:
+        return None
+    ready_ms = fleet.costs.activation_ms(deployment.model.digest, node, tier, deployment.model.weight_bytes)
+    offers = []
+    for place in places:
+        account = fleet.book.accounts[place]
+        if press is not Press.FORCE and account.headroom + fleet.idle_bytes[place] < deployment.accelerator_bytes:
+            continue
+        residents = fleet.residents[place].values()
+        if any(r.endpoint == endpoint.name and endpoint.live(r) for r in residents):
+            continue  # a second replica beside the first shares its compute: slots without speed
+        headroom = account.headroom
+        if press is not Press.FORCE:  # a busy replica's leaving is not to be counted on yet
+            headroom -= sum(fleet.book.bytes_each(r.id) for r in residents if r.state is S.DRAINING and r.sticky)
+        need = deployment.accelerator_bytes - headroom
+        candidates = _candidates(fleet, endpoint, place, now_ms, press) if need > 0 else ()
+        line_ms = _link_ms(fleet, place, now_ms)
+        offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
+    settings = fleet.settings
+    chosen = placement.pick(
+        offers, deployment.accelerator_bytes, deployment.accelerators_per_replica, settings.drain_ms
+    )
+    if press is Press.SPARE and chosen is not None:
+        # One more replica for an endpoint that is served already, however overloaded, is not worth another's absence:
+        # else one endpoint's storm empties the fleet of everybody else.
+        wake_ms = fleet.costs.activation_ms(deployment.model.digest, node, Tier.HOST, deployment.model.weight_bytes)
+        return chosen if chosen.regret_ms <= SPARE_REGRET_SHARE * wake_ms else None
+    return chosen
+
+
+def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
+    """Weights on their way to `place` share its link, and busy neighbours its compute: both delay the next."""
+    left = 0
+    for replica in fleet.residents[place].values():
+        owner = fleet.endpoints.get(replica.endpoint)
+        if owner is not None and owner.busy:
+            left += CROWD_MS
+        if replica.state is S.WAKING and replica.deployment is not None:
+            model = replica.deployment.model
+            whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)
+            left += max(0, whole - (now_ms - replica.since_ms))
+    return left
+
+
+def _candidates(fleet: Fleet, taker: Endpoint, place: Place, now_ms: int, press: Press) -> list[Candidate]:
+    """Who may leave `place` for `taker`. The one list of who is safe from eviction, see `_evictable`."""
+    found: list[Candidate] = []
+    if fleet.settings.victim_order == "none":
+        return found
+    for replica in fleet.residents[place].values():
+        owner = fleet.endpoints.get(replica.endpoint)
+        if owner is not None and _evictable(fleet, taker, owner, replica, now_ms, press):
+            leaving_ms = regret.of_leaving(fleet, owner, replica, now_ms)
+            found.append(Candidate(replica.id, fleet.book.bytes_each(replica.id), leaving_ms))
+    return found
+
+
+def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica, now_ms: int, press: Press) -> bool:
+    """Never: what is not READY (loading, draining), dedicated, below `min_replicas`, or in its minimum residency.
+    Busy ones only where FORCE says so and the owner's class is not above the taker's. Batch always, and it evicts
+    nobody.
+    """
+    mode = owner.deployment.mode
+    if replica.state is not S.READY or mode is Mode.DEDICATED:
+        return False
+    if mode is Mode.BATCH:
+        return taker.deployment.mode is not Mode.BATCH
+    if taker.deployment.mode is Mode.BATCH:
+        return False
+    if not owner.current(replica):  # an outdated replica makes room for its own successor only
+        return owner is taker
+    if owner is taker or owner.ready_count() <= owner.deployment.min_replicas:
+        return False
+    settled_ms = replica.ready_ms + fleet.settings.residency_ms_min
+    if settled_ms > now_ms:
+        fleet.look_again(taker, settled_ms)
+        return False
+    if owner.ready_count() > owner.required:
+        return True
+    return press is Press.FORCE and CLASS_RANK[mode] >= CLASS_RANK[taker.deployment.mode]

@@ -1,0 +1,68 @@
+"""Serving the queue of endpoints that wait for room, and first loads behind it."""
+
+from collections.abc import Iterable
+
+from tidegate.domain.endpoint import Mode
+from tidegate.policy.reconcile.fleet import Endpoint, Fleet
+from tidegate.policy.reconcile.room import Press, activate
+
+# A waiting endpoint looks over the fleet at most this often; in between it is offered what comes free.
+SEARCH_PAUSE_MS = 200
+
+
+def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
+    """Plan for endpoints that wait. Those just touched look everywhere; where room appeared, the first in the queue
+    look there only: so an event's cost does not grow with the queue or the fleet.
+    """
+    for name in touched:
+        endpoint = fleet.endpoints.get(name)
+        if endpoint is None or endpoint.wait_key is None:
+            continue
+        if now_ms - endpoint.searched_ms >= SEARCH_PAUSE_MS or now_ms >= _bound_ms(fleet, endpoint):
+            endpoint.searched_ms = now_ms
+            _serve(fleet, endpoint, now_ms, None)
+        else:
+            fleet.look_again(endpoint, endpoint.searched_ms + SEARCH_PAUSE_MS)
+    if fleet.room_nodes:
+        nodes, fleet.room_nodes = fleet.room_nodes, {}
+        for _, _, name in fleet.waiting[: fleet.settings.retries_per_event_max]:
+            _serve(fleet, fleet.endpoints[name], now_ms, nodes)
+    if not fleet.waiting and fleet.first_loads:
+        _serve_first_load(fleet, now_ms)
+
+
+def _bound_ms(fleet: Fleet, endpoint: Endpoint) -> int:
+    assert endpoint.waiting_since_ms is not None
+    return endpoint.waiting_since_ms + fleet.settings.wait_ms_max
+
+
+def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None] | None) -> None:
+    """Plan what `endpoint` lacks, on `nodes` only if given; the rest is looked at again at its bound."""
+    if endpoint.wait_key is None or endpoint.retry_ms > now_ms:
+        return
+    bound_ms = _bound_ms(fleet, endpoint)
+    has_none = endpoint.supply() == 0
+    rule = "demand" if has_none else "scale_out"
+    if endpoint.deployment.mode is Mode.DEDICATED or not endpoint.busy:
+        rule = "keep_replicas"
+    while endpoint.supply() + len(endpoint.activations) < endpoint.required:
+        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if has_none else Press.SPARE, nodes):
+            continue
+        if has_none and bound_ms <= now_ms and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
+            continue
+        if nodes is None:
+            fleet.look_again(endpoint, bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max)
+        return
+
+
+def _serve_first_load(fleet: Fleet, now_ms: int) -> None:
+    """Load a new endpoint once, so that its first request finds it in host memory. Never at anybody's cost."""
+    loading = 0
+    for name in list(fleet.first_loads)[: fleet.settings.first_loads_max]:
+        endpoint = fleet.endpoints.get(name)
+        if endpoint is None or endpoint.loaded_once or endpoint.failures >= fleet.settings.failures_max:
+            del fleet.first_loads[name]
+        elif endpoint.live_count() or endpoint.activations:
+            loading += 1
+        elif endpoint.retry_ms <= now_ms and not activate(fleet, endpoint, now_ms, "first_load", Press.GENTLE, None):
+            fleet.first_loads[name] = fleet.first_loads.pop(name)  # to the end: another may fit
