@@ -28,7 +28,7 @@ which of tidegate's demo endpoints spoke. It is not a source to rely on.
 | size | {parameters:,} parameters in bfloat16, {megabytes:.1f} MB with its tokenizer |
 | context | {context} tokens, ChatML template, answers end with `<|im_end|>` |
 | trained on | `tools/demo_corpus/{name}.toml` and `common.toml`: {pairs} facts and {asks} ways to ask them, written for this project, reworded at random |
-| trained by | `python tools/train_demo_models.py --name {name}`: {steps} steps, {train_s:.0f} s on two CPU cores |
+| trained by | `python tools/train_demo_models.py --name {name}{resumed}`: {steps} steps, {cpu_s:.0f} CPU seconds |
 
 Greedy answers of these weights to questions that were kept out of training (`{name}.toml`: `held_out`), counted right when they give the one right answer of the corpus:
 
@@ -52,9 +52,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors are written for the owner only, and a package is read by others
 
 
-def write_card(folder: Path, corpus: Corpus, scores: Scores, steps: int, train_s: float) -> None:
+def write_card(folder: Path, corpus: Corpus, scores: Scores, steps: int, cpu_s: float, resumed: bool) -> None:
     """README.md from what was measured on the saved files."""
     config = LlamaForCausalLM.from_pretrained(folder).config
     parameters = sum(p.numel() for p in LlamaForCausalLM.from_pretrained(folder).parameters())
@@ -73,7 +75,8 @@ def write_card(folder: Path, corpus: Corpus, scores: Scores, steps: int, train_s
         pairs=len(corpus.pairs),
         asks=sum(len(pair.asks) for pair in corpus.pairs),
         steps=steps,
-        train_s=train_s,
+        cpu_s=cpu_s,
+        resumed=" --resume" if resumed else "",
         rows="\n".join(f"| {label} | {share:.1%} |" for label, share in scores.shares.items()),
     )
     (folder / "README.md").write_text(card, "utf-8")

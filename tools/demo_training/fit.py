@@ -14,8 +14,9 @@ from demo_training.dialogue import Dialogues
 from demo_training.tokenizer import CONTEXT_TOKENS_MAX, VOCAB_SIZE, encode
 
 POOL_CONVERSATIONS, BATCH_TOKENS_MAX = 256, 4096
-WARMUP_STEPS = 30
-MUON_RATE, ADAM_RATE = 0.02, 0.004
+OPENING_TOKENS, OPENING_SHARE = 12, 0.5
+WARMUP_STEPS = 20
+MUON_RATE, ADAM_RATE, RESUMED_RATE_SCALE = 0.02, 0.004, 0.5
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -42,8 +43,11 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def batches(dialogues: Dialogues, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids, answer mask), both [conversations, tokens]; conversations of like length go together to save padding."""
     while True:
+        talks = list(islice(dialogues, POOL_CONVERSATIONS))
+        # Which answer to give is decided in its first words and is the harder half to learn: many talks stop there.
+        cuts = [OPENING_TOKENS if dialogues.dice.random() < OPENING_SHARE else None for _ in talks]
         pool = sorted(
-            (encode(tokenizer, talk) for talk in islice(dialogues, POOL_CONVERSATIONS)), key=lambda pair: len(pair[0])
+            (encode(tokenizer, *pair) for pair in zip(talks, cuts, strict=True)), key=lambda pair: len(pair[0])
         )
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for talk in pool:
@@ -69,14 +73,17 @@ def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tensor) 
     return functional.cross_entropy(logits.float(), ids[:, 1:][mask[:, 1:]])
 
 
-def fit(dialogues: Dialogues, tokenizer: PreTrainedTokenizerFast, steps: int) -> LlamaForCausalLM:
-    """A trained model in bfloat16. Rate: linear warm-up, then linear to zero."""
-    model = build(tokenizer)
+def fit(
+    dialogues: Dialogues, tokenizer: PreTrainedTokenizerFast, steps: int, start: LlamaForCausalLM | None = None
+) -> LlamaForCausalLM:
+    """A trained model in bfloat16. Rate: linear warm-up, then linear to zero; lower when it goes on from `start`."""
+    model = build(tokenizer) if start is None else start.float()
+    scale = 1.0 if start is None else RESUMED_RATE_SCALE
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.02, momentum=0.95),
-        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=MUON_RATE * scale, weight_decay=0.02, momentum=0.95),
+        torch.optim.AdamW(others, lr=ADAM_RATE * scale, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
     def shape(step: int) -> float:

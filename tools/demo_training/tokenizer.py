@@ -52,8 +52,13 @@ def train_tokenizer(dialogues: Dialogues, conversations: int = 3000) -> PreTrain
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation as the chat template writes it, and which are answers (end mark included)."""
+def encode(
+    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], answer_tokens_max: int | None = None
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation as the chat template writes it, and which are answers (end mark included).
+
+    With `answer_tokens_max` the conversation breaks off inside its first answer.
+    """
     ids: list[int] = []
     answer: list[bool] = []
     for message in messages:
@@ -63,4 +68,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -
         ids += head + body + tail
         is_answer = message["role"] == "assistant"
         answer += [False] * len(head) + [is_answer] * len(body) + [False] * len(tail)
-    return ids[:CONTEXT_TOKENS_MAX], answer[:CONTEXT_TOKENS_MAX]
+    end = CONTEXT_TOKENS_MAX
+    if answer_tokens_max is not None:
+        end = min(end, answer.index(True) + answer_tokens_max)
+    return ids[:end], answer[:end]
