@@ -283,8 +283,8 @@ async def rig(directory: Path, *, engines: int = 1, routed: bool = True, **limit
     server = Server(gateway)
     ready = asyncio.Event()
     serving = asyncio.create_task(server.serve(listener, ready.set))
+    await control.accept()  # it takes no connections before control has spoken
     await asyncio.wait_for(ready.wait(), 10)
-    await control.accept()
     made = Rig(gateway, port, control, journal, behind, admin, server.stop)
     if routed:
         await control.route(made.target())

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 
 from tests.gateway.engine import event, hang
-from tests.gateway.rig import ENDPOINTS, chat, endpoint, rig, run, until
+from tests.gateway.rig import ENDPOINTS, MemoryJournal, WallClock, chat, endpoint, rig, run, until
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.usage import Outcome
+from tidegate.gateway import Gateway, GatewayLimits
+from tidegate.gateway.server import Server, bind
+from tidegate.transports.local import LocalListener
 from tidegate.wire.internal import GatewayHello
 
 
@@ -241,6 +244,24 @@ def test_before_control_has_spoken_nothing_is_guessed(tmp_path: Path) -> None:
                 assert (reply.status, reply.error["code"]) == (503, "not_ready")
                 assert "retry-after" in reply.headers
             assert (await r.get("/healthz")).status == 200
+
+    run(main())
+
+
+def test_without_a_word_from_control_a_gateway_waits_only_so_long(tmp_path: Path) -> None:
+    async def main() -> None:
+        silent, ready = LocalListener(), asyncio.Event()
+        gateway = Gateway(
+            gateway="g1", region="local", connect=silent.connect, journal=MemoryJournal(), clock=WallClock(),
+            admin_address="unix:nowhere", limits=GatewayLimits(first_word_ms_max=30),
+        )  # fmt: skip
+        server = Server(gateway)
+        serving = asyncio.create_task(server.serve(bind("127.0.0.1", 0), ready.set))
+        await ready.wait()
+        assert not gateway.ready
+        server.stop()
+        await serving
+        await silent.close()
 
     run(main())
 
