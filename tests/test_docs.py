@@ -21,3 +21,13 @@ def test_the_readme_names_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "make up" in readme
     assert "make test" in readme
+
+
+def test_the_architecture_page_has_a_line_for_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [
+        ".".join(path.relative_to(ROOT / "tidegate").with_suffix("").parts)
+        for path in (ROOT / "tidegate").rglob("*.py")
+        if not path.name.startswith("__") and "migrations" not in path.parts
+    ]
+    assert [module for module in modules if f"- `{module}`: " not in page] == []
