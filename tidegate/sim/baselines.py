@@ -20,6 +20,7 @@ from tidegate.sim.profile import FleetProfile
 POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
 ACCELERATORS_DEFAULT = 8
 PEAK_SHARE = 0.7
+IDLE_MS_NEVER = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,10 @@ def prepare(
     )
     count = accelerators if accelerators is not None else ACCELERATORS_DEFAULT
     match policy:
-        case "tidegate":
-            return Setup(settings, wanted, count)
+        case "tidegate":  # no keep-alive: a place nobody else wants costs nothing to keep
+            return Setup(replace(settings, idle_ms_max=IDLE_MS_NEVER), wanted, count)
         case "lru":
-            return Setup(replace(settings, victim_order="lru", idle_ms_max=10**12), wanted, count)
+            return Setup(replace(settings, victim_order="lru", idle_ms_max=IDLE_MS_NEVER), wanted, count)
         case "knative":
             return Setup(replace(settings, victim_order="none", idle_ms_max=90_000), wanted, count)
     if policy == "dedicated" or policy.startswith("dedicated:"):

@@ -1,0 +1,182 @@
+"""The small policies one by one: tables, and properties where there is a law."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.policy.world import GB, node
+from tidegate.domain.fleet import Tier
+from tidegate.policy.book import Book
+from tidegate.policy.costs import CostPriors, Costs
+from tidegate.policy.eviction import Candidate, TierCost, choose, descend_after_ms
+from tidegate.policy.forecast import ArrivalHistory
+from tidegate.policy.placement import Offer, pick
+from tidegate.policy.reconcile import CoreSettings
+from tidegate.policy.scaling import PeakWindow, decide
+
+PLACE = ("n1", "acc-0")
+
+
+def test_the_book_refuses_what_does_not_fit_and_counts_what_leaves() -> None:
+    book = Book()
+    book.open(node("n1", 1, gb=8))
+    book.reserve("a", (PLACE,), 5 * GB)
+    with pytest.raises(AssertionError, match="over-reserved"):
+        book.reserve("b", (PLACE,), 4 * GB)
+    book.set_releasing("a", True)
+    assert (book.accounts[PLACE].free, book.accounts[PLACE].headroom) == (3 * GB, 8 * GB)
+    book.pledge("plan", (PLACE,), 6 * GB)
+    assert book.accounts[PLACE].headroom == 2 * GB
+    assert book.release("a") == (PLACE,)
+    assert book.release("a") == (), "a doubled report changes nothing"
+    book.unpledge("plan")
+    assert book.accounts[PLACE].free == 8 * GB
+    with pytest.raises(AssertionError, match="host memory"):
+        book.reserve_host("a", "n1", 100 * GB)
+
+
+def test_costs_are_priors_until_measured_and_never_forget_at_once() -> None:
+    costs = Costs(CostPriors(host_bytes_per_ms=1_000, wake_fixed_ms=10))
+    assert costs.activation_ms("m", "n1", Tier.HOST, 5_000) == 15
+    costs.observe("m", "n1", Tier.HOST, 100)
+    assert costs.activation_ms("m", "n1", Tier.HOST, 5_000) == 100
+    assert costs.activation_ms("m", "n2", Tier.HOST, 5_000) == 100, "another node's measurement beats a prior"
+    costs.observe("m", "n1", Tier.HOST, 900)
+    assert costs.activation_ms("m", "n1", Tier.HOST, 5_000) == 300
+    assert costs.activation_ms("m", "n1", Tier.ACCELERATOR, 5_000) == 0
+
+
+def test_the_forecast_learns_a_rhythm_and_is_honest_without_history() -> None:
+    fresh = ArrivalHistory()
+    assert fresh.needed_within(0, 1_000) == 0.0
+    fresh.observe(0, 1)
+    assert fresh.needed_within(10_000, 10_000) == pytest.approx(0.5), "quiet for as long again"
+    steady = ArrivalHistory()
+    for minute in range(60):
+        steady.observe(minute * 60_000, 1)
+    last = 59 * 60_000
+    assert steady.needed_within(last + 1_000, 10_000) < 0.1
+    assert steady.needed_within(last + 50_000, 30_000) > 0.9
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=80), st.integers(0, 10**9), st.integers(1, 10**7))
+def test_the_forecast_is_a_probability_that_grows_with_the_horizon(gaps: list[int], quiet: int, horizon: int) -> None:
+    history, now = ArrivalHistory(), 0
+    for gap in gaps:
+        now += gap
+        history.observe(now, 1)
+    near = history.needed_within(now + quiet, horizon)
+    far = history.needed_within(now + quiet, 2 * horizon)
+    assert 0.0 <= near <= far + 1e-9 <= 1.0 + 2e-9
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1e6)), max_size=8), st.integers(0, 150))
+def test_victims_free_enough_and_none_is_superfluous(raw: list[tuple[int, float]], need: int) -> None:
+    candidates = [Candidate(f"r{i}", size, regret) for i, (size, regret) in enumerate(raw)]
+    victims = choose(candidates, need)
+    if victims is None:
+        assert sum(size for size, _ in raw) < need
+        return
+    freed = sum(v.nbytes for v in victims)
+    assert freed >= need
+    assert all(freed - v.nbytes < need for v in victims)
+    alone = [c.regret_ms for c in candidates if c.nbytes >= need]
+    if need > 0 and alone:
+        assert sum(v.regret_ms for v in victims) <= min(alone) + 1e-6
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.1, 1_000)), min_size=1, max_size=4),
+    st.floats(0, 1e6),
+)
+def test_ski_rental_is_never_above_twice_the_clairvoyant(steps: list[tuple[float, float]], gap: float) -> None:
+    """A ladder of falling holding and rising return cost; any gap; additive returns (arXiv 0802.2832)."""
+    holding, back = sum(h for h, _ in steps), 0.0
+    ladder = [TierCost(holding, 0.0)]
+    for less, dearer in steps:
+        holding, back = max(0.0, holding - less), back + dearer
+        ladder.append(TierCost(holding, back))
+    instants = descend_after_ms(ladder)
+    assert list(instants) == sorted(instants)
+    paid, since, rung = 0.0, 0.0, 0
+    for at in instants:
+        if at > gap:
+            break
+        paid += (at - since) * ladder[rung].holding_per_ms
+        since, rung = at, rung + 1
+    paid += (gap - since) * ladder[rung].holding_per_ms + ladder[rung].return_cost
+    best = min(tier.holding_per_ms * gap + tier.return_cost for tier in ladder)
+    assert paid <= 2.0 * best + 1e-6 * (1.0 + best)
+
+
+def test_keep_alive_costs_little_over_the_clairvoyant_on_memoryless_gaps() -> None:
+    """Mean over exponential gaps around the break-even: below the guard rail's 2, above 1."""
+    from random import Random
+
+    dice, instant = Random(5), descend_after_ms((TierCost(1.0, 0.0), TierCost(0.0, 10.0)))[0]
+    assert instant == 10.0
+    for mean in (1.0, 10.0, 100.0):
+        gaps = [dice.expovariate(1.0 / mean) for _ in range(20_000)]
+        ours = sum(g if g < instant else instant + 10.0 for g in gaps)
+        best = sum(min(g, 10.0) for g in gaps)
+        assert 1.0 <= ours / best <= 2.0
+
+
+def offer(place: str, headroom: int, free: int, *victims: Candidate, ready_ms: int = 500) -> Offer:
+    return Offer(("n", place), headroom, free, victims, ready_ms)
+
+
+@pytest.mark.parametrize(
+    ("offers", "count", "places", "victims"),
+    [
+        ([offer("a", 10, 10), offer("b", 10, 0)], 1, ["a"], []),  # free at once beats promised
+        ([offer("a", 0, 0, Candidate("v", 10, 5.0)), offer("b", 0, 0, Candidate("w", 10, 3.0))], 1, ["b"], ["w"]),
+        ([offer("a", 0, 0, Candidate("v", 10, 900.0)), offer("b", 10, 10, ready_ms=700)], 1, ["b"], []),
+        ([offer("a", 0, 0, Candidate("v", 9, 1.0)), offer("b", 4, 4)], 1, None, None),
+        ([offer("a", 10, 10), offer("b", 0, 0, Candidate("v", 10, 1.0))], 2, ["a", "b"], ["v"]),
+    ],
+)
+def test_placement_is_the_least_of_time_and_regret(
+    offers: list[Offer], count: int, places: list[str] | None, victims: list[str] | None
+) -> None:
+    found = pick(offers, 10, count, drain_ms=100)
+    if places is None:
+        assert found is None
+        return
+    assert found is not None
+    assert [p[1] for p in found.places] == places
+    assert list(found.victims) == victims
+
+
+@pytest.mark.parametrize(
+    ("load", "minimum", "maximum", "peak", "warm", "required", "retained"),
+    [
+        (0, 0, 4, 0, False, 0, 0),
+        (0, 0, 4, 0, True, 0, 1),
+        (1, 0, 4, 0, True, 1, 1),
+        (9, 0, 4, 1, True, 2, 2),
+        (90, 0, 4, 1, True, 4, 4),
+        (1, 0, 4, 3, True, 1, 3),
+        (0, 2, 4, 3, False, 2, 2),
+    ],
+)
+def test_scaling_table(
+    load: int, minimum: int, maximum: int, peak: int, warm: bool, required: int, retained: int
+) -> None:
+    want = decide(load=load, concurrency_target=8, minimum=minimum, maximum=maximum, recent_peak=peak, keep_warm=warm)
+    assert (want.required, want.retained) == (required, retained)
+
+
+def test_the_window_forgets_a_peak_after_its_length() -> None:
+    window = PeakWindow(60_000)
+    window.push(0, 5)
+    window.push(30_000, 1)
+    assert window.peak(59_000) == 5
+    assert window.peak(75_000) == 1
+    assert window.peak(200_000) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"wait_ms_max": 0}, {"victim_order": "dice"}, {"backoff_ms_first": -1}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CoreSettings(**wrong)  # type: ignore[arg-type]
