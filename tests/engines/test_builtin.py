@@ -125,3 +125,15 @@ def test_a_template_that_cannot_come_up_is_a_fault_that_says_so(monkeypatch: pyt
     # As with a broken install: the interpreter cannot import what it needs.
     monkeypatch.setattr("tidegate.engines.template.PROGRAM", "tidegate.no_such_module")
     play(scene)
+
+
+def test_a_start_is_given_up_at_once_while_the_template_still_imports() -> None:
+    async def scene(driver: BuiltinDriver, _lifeline: Lifeline, _logs: LogRing) -> None:
+        starting = asyncio.create_task(driver.start(order()))
+        await until(lambda: driver.template.process is not None, "the template is started")
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not (driver.directory / "template.sock").exists(), "it waited until the template could fork"
+
+    play(scene)

@@ -17,7 +17,7 @@ from tidegate.engines.control_client import ControlClient, NotListening
 from tidegate.engines.inspect import model_path
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Lifeline, Process, file_resident_of, memory_of
-from tidegate.engines.template import Template
+from tidegate.engines.template import Connection, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class BuiltinDriver:
         logs: LogRing | None = None,
         limits: BuiltinLimits = BuiltinLimits(),
     ) -> None:
-        self._directory, self._threads, self._limits = directory, threads, limits
+        self.directory, self._threads, self._limits = directory, threads, limits
         self._template = Template(directory, lifeline=lifeline, logs=logs)
 
     @property
@@ -194,7 +194,9 @@ class BuiltinDriver:
 
     async def start(self, order: StartOrder) -> BuiltinEngine:
         """Forks an engine. A caller that gives up half-way leaves no process behind."""
-        forking = asyncio.create_task(self._fork(order))
+        model = model_path(order.deployment.model.source)
+        connection = await self._template.connect()
+        forking = asyncio.create_task(self._fork(order, model, connection))
         try:
             return await asyncio.shield(forking)
         except asyncio.CancelledError:
@@ -205,12 +207,12 @@ class BuiltinDriver:
     async def close(self) -> None:
         await self._template.close()
 
-    async def _fork(self, order: StartOrder) -> BuiltinEngine:
-        model = model_path(order.deployment.model.source)
+    async def _fork(self, order: StartOrder, model: Path, connection: Connection) -> BuiltinEngine:
         # Short and unique: a socket's path may have 107 bytes, and a replica's name is as long as it likes.
-        socket = self._directory / f"engine-{hashlib.sha256(order.replica.encode()).hexdigest()[:16]}.sock"
+        socket = self.directory / f"engine-{hashlib.sha256(order.replica.encode()).hexdigest()[:16]}.sock"
         socket.unlink(missing_ok=True)
         process = await self._template.fork(
+            connection,
             {
                 "model": str(model),
                 "socket": str(socket),
@@ -218,7 +220,7 @@ class BuiltinDriver:
                 "context_tokens_max": order.deployment.model.context_tokens_max,
                 "slots": order.deployment.slots,
                 "threads": self._threads,
-            }
+            },
         )
         on_cpu = all(accelerator.kind == "cpu" for accelerator in order.accelerators)
         return BuiltinEngine(process, socket, model, self._limits, on_cpu=on_cpu)

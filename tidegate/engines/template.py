@@ -19,6 +19,8 @@ REPLY_BYTES_MAX = 64 << 10
 RETRY_MS = 20
 DEATHS_MAX = 3  # the template process died this often while an order waited for it: it will not come up
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 class Template:
     """Owns the template process. `fork` may be called from many tasks at once."""
@@ -54,10 +56,9 @@ class Template:
             self._socket.parent.mkdir(parents=True, exist_ok=True)
             self._running = asyncio.create_task(self._child.run(), name="engine template")
 
-    async def fork(self, order: dict[str, Any]) -> Process:
+    async def fork(self, connection: Connection, order: dict[str, Any]) -> Process:
         """Sends one order line, adopts the process it forked. EngineFault says why it did not."""
-        self.open()
-        reader, writer = await self._connect()
+        reader, writer = connection
         try:
             async with asyncio.timeout(self._fork_ms_max / 1000):
                 writer.write(json.dumps(order).encode() + b"\n")
@@ -83,8 +84,11 @@ class Template:
             await asyncio.wait({self._running})
         self._socket.unlink(missing_ok=True)
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Waits for the template to listen: it imports for a second or two, and is away while it is started again."""
+    async def connect(self) -> Connection:
+        """For one `fork`. Waits for the template to listen: it imports for a second or two, and is away while it is
+        started again. May be given up at any moment: nothing was asked for yet.
+        """
+        self.open()
         assert self._running is not None
         starts = self._child.starts
         try:
