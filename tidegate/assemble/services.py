@@ -178,7 +178,7 @@ def _child(gateway: GatewayProcess, logs: LogRing) -> Child:
         gateway.command(),
         logs=logs,
         pass_fds=(gateway.listen_fd, gateway.lifeline_fd),
-        restart=Restart(wait_ms_min=20),
+        restart=Restart(wait_ms_min=20, wait_ms_max=1_000, stable_ms_min=1_000),
         grace_ms_max=gateway.limits.shutdown_ms_max + GATEWAY_SLACK_MS,
     )
 
