@@ -126,7 +126,7 @@ class Gateway:
     async def _inference(self, api: str, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_ms = self._clock.now_ms()
         request_id = new_request_id()
-        peer: Peer | Cycle | None = scope.get(PEER)
+        peer: Peer | Cycle | None = scope.pop(PEER, None)
         watcher: asyncio.Task[None] | None = None
         try:
             head = self._read_head(api, scope)

@@ -21,7 +21,7 @@ _CHUNKED = b"transfer-encoding: chunked\r\n"
 async def pass_through(pool: Pool, address: str, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
     """Relays one request. 503 not_ready when the admin socket does not answer and nothing was sent yet."""
     connection: Connection | None = None
-    peer: Peer | Cycle | None = scope.get(PEER)
+    peer: Peer | Cycle | None = scope.pop(PEER, None)
     started = False
     try:
         connection = await pool.connect(address)
