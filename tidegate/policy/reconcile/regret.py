@@ -4,13 +4,15 @@ by.
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.fleet import Tier
-from tidegate.policy.eviction import regret_ms
+from tidegate.policy.eviction import TierCost, descend_after_ms, regret_ms
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
 
 SLO_TTFT_MS = 2_000
 SHORTEST_MS = 1_000
 # A probability over horizons of a second and more is good for this long, unless a request came.
 P_STALE_MS = 250
+# Batch is rated at half the price and nobody waits for it: ten ms of its work weigh as one of a tenant's wait.
+BATCH_WORTH_PER_MS = 0.1
 # A replica beside another one of its endpoint is missed this much: demand finds the other first.
 SPARE_SHARE = 0.1
 
@@ -31,6 +33,14 @@ def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) 
     dearer_ms = _return_ms(fleet, owner, replica, Tier.DISK) - _return_ms(fleet, owner, replica, Tier.HOST)
     spare = any(r is not replica and owner.current(r) for r in owner.replicas.values())
     return _p_needed(fleet, owner, now_ms) * max(dearer_ms, 0.0) * (SPARE_SHARE if spare else 1.0)
+
+
+def lend_after_ms(fleet: Fleet, owner: Endpoint, replica: Replica) -> float:
+    """How long an idle replica keeps its place from batch work: the ski-rental instant at which what batch forwent
+    equals what coming back will cost, so that the sum is at most twice the clairvoyant's.
+    """
+    back_ms = _return_ms(fleet, owner, replica, Tier.HOST)
+    return descend_after_ms((TierCost(BATCH_WORTH_PER_MS, 0.0), TierCost(0.0, back_ms)))[0]
 
 
 def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:

@@ -191,16 +191,14 @@ def _candidates(fleet: Fleet, taker: Endpoint, place: Place, now_ms: int, press:
 
 def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica, now_ms: int, press: Press) -> bool:
     """Never: what is not READY (loading, draining), dedicated, below `min_replicas`, or in its minimum residency.
-    Busy ones only where FORCE says so and the owner's class is not above the taker's. Batch always, and it evicts
-    nobody.
+    Busy ones only where FORCE says so and the owner's class is not above the taker's. Batch always; and batch
+    itself takes only what was idle for so long that lending it is worth the way back.
     """
     mode = owner.deployment.mode
     if replica.state is not S.READY or mode is Mode.DEDICATED:
         return False
     if mode is Mode.BATCH:
         return taker.deployment.mode is not Mode.BATCH
-    if taker.deployment.mode is Mode.BATCH:
-        return False
     if not owner.current(replica):  # an outdated replica makes room for its own successor only
         return owner is taker
     if owner is taker or owner.ready_count() <= owner.deployment.min_replicas:
@@ -209,6 +207,11 @@ def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica,
     if settled_ms > now_ms:
         fleet.look_again(taker, settled_ms)
         return False
+    if taker.deployment.mode is Mode.BATCH:
+        lent_ms = owner.quiet_since_ms + int(regret.lend_after_ms(fleet, owner, replica))
+        if lent_ms > now_ms:
+            fleet.look_again(taker, lent_ms)
+        return lent_ms <= now_ms and not owner.busy
     if owner.ready_count() > owner.required:
         return True
     return press is Press.FORCE and CLASS_RANK[mode] >= CLASS_RANK[taker.deployment.mode]
