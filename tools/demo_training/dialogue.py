@@ -9,7 +9,7 @@ from demo_training.corpus import Corpus
 from demo_training.reword import FRAME_LIST, Reworder
 
 Message = dict[str, str]
-TURN_SHARES = {1: 0.70, 2: 0.10, 3: 0.07, 4: 0.05, 5: 0.04, 6: 0.02, 7: 0.02}
+TURN_SHARES = {1: 0.60, 2: 0.16, 3: 0.10, 4: 0.06, 5: 0.04, 6: 0.02, 7: 0.02}
 KIND_SHARES = {"fact": 0.64, "smalltalk": 0.12, "offtopic": 0.19, "more": 0.05}
 SYSTEM_SHARE = 0.25
 SYLLABLES = "ba co du fen gra ho ix jo ka lu mer no or pi qua ru sta ti um ver wo zan el in ath ock ish ent".split()  # noqa: SIM905

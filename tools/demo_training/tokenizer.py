@@ -57,18 +57,20 @@ def encode(
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation as the chat template writes it, and which are answers (end mark included).
 
-    With `answer_tokens_max` the conversation breaks off inside its first answer.
+    With `answer_tokens_max` the conversation breaks off inside its last answer.
     """
     ids: list[int] = []
     answer: list[bool] = []
+    last = 0
     for message in messages:
         head = tokenizer.encode(f"{START}{message['role']}\n", add_special_tokens=False)
         body = tokenizer.encode(message["content"] + STOP, add_special_tokens=False)
         tail = tokenizer.encode("\n", add_special_tokens=False)
-        ids += head + body + tail
         is_answer = message["role"] == "assistant"
+        last = len(ids) + len(head) if is_answer else last
+        ids += head + body + tail
         answer += [False] * len(head) + [is_answer] * len(body) + [False] * len(tail)
     end = CONTEXT_TOKENS_MAX
     if answer_tokens_max is not None:
-        end = min(end, answer.index(True) + answer_tokens_max)
+        end = min(end, last + answer_tokens_max)
     return ids[:end], answer[:end]
