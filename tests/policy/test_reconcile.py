@@ -357,5 +357,5 @@ def test_batch_gives_way_at_once_and_takes_only_what_was_long_idle() -> None:
     assert seen(scene, "bulk").tier is Tier.ACCELERATOR
     scene.ask("a")
     scene.run(1_500)
-    assert scene.served["a"] == 1
+    assert scene.served["a"] == 11
     assert kinds(scene, "bulk")[-2:] == ["Drain", "Stop"]
