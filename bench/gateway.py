@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import uvloop
@@ -62,7 +62,7 @@ _DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 class StandIn(asyncio.Protocol):
     """Answers at once, or streams `CHUNKS` events, one each tick."""
 
-    running: "set[StandIn]" = set()
+    running: ClassVar["set[StandIn]"] = set()
 
     def __init__(self) -> None:
         self._received = b""
@@ -149,8 +149,8 @@ async def _serve_gateway(directory: Path) -> None:
 def _request(stream: bool) -> bytes:
     body = {"model": "acme/chat", "messages": [{"role": "user", "content": "What is the tide?"}], "max_tokens": CHUNKS}
     data = json.dumps({**body, "stream": True} if stream else body, separators=(",", ":")).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
 
 
 class Asker(asyncio.Protocol):
@@ -228,6 +228,18 @@ async def _open_loop(askers: Askers, request: bytes, seconds: float) -> list[tup
     return list(await asyncio.gather(*tasks))
 
 
+def _sync_ms(directory: Path) -> float:
+    """Median of writing one record's worth to this disk durably: what no gateway with durable records can go below."""
+    times = []
+    with (directory / "sync").open("wb", buffering=0) as file:
+        for _ in range(100):
+            began = time.perf_counter()
+            file.write(b"x" * 512)
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1000
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +259,9 @@ def _percentile(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-async def _measure(engine: psutil.Process, gateway: psutil.Process, direct: Askers, through: Askers, rounds: int) -> dict[str, Any]:
+async def _measure(
+    engine: psutil.Process, gateway: psutil.Process, direct: Askers, through: Askers, rounds: int
+) -> dict[str, Any]:
     unary, stream = _request(False), _request(True)
     cells: dict[str, list[float]] = {}
 
@@ -294,7 +308,9 @@ def _derived(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(role: str, directory: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "bench.gateway", role, str(directory)], cwd=Path(__file__).parent.parent)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.gateway", role, str(directory)], cwd=Path(__file__).parent.parent
+    )
 
 
 async def _port(directory: Path, name: str, process: "subprocess.Popen[bytes]") -> int:
@@ -314,7 +330,8 @@ async def _run(rounds: int) -> dict[str, Any]:
             direct = Askers(await _port(directory, "engine", processes[0]))
             through = Askers(await _port(directory, "gateway", processes[1]))
             engine, gateway = (psutil.Process(process.pid) for process in processes)
-            return _derived(await _measure(engine, gateway, direct, through, rounds))
+            figures = await _measure(engine, gateway, direct, through, rounds)
+            return _derived({**figures, "disk_sync_p50_ms": round(_sync_ms(directory), 3)})
         finally:
             for process in processes:
                 process.kill()
@@ -323,7 +340,8 @@ async def _run(rounds: int) -> dict[str, Any]:
 
 def run(rounds: int = 3) -> dict[str, Any]:
     """Milliseconds unless a name says otherwise. `*_stream_p*` is time to the first byte, `*_unary_p*` to the last."""
-    return uvloop.run(_run(rounds))
+    load = round(os.getloadavg()[0], 1)
+    return {"cpus": os.cpu_count(), "load_average_at_start": load, "rounds": rounds, **uvloop.run(_run(rounds))}
 
 
 def main() -> None:
