@@ -358,4 +358,4 @@ def test_batch_gives_way_at_once_and_takes_only_what_was_long_idle() -> None:
     scene.ask("a")
     scene.run(1_500)
     assert scene.served["a"] == 11
-    assert kinds(scene, "bulk")[-2:] == ["Drain", "Stop"]
+    assert kinds(scene, "bulk")[:3] == ["Start", "Drain", "Stop"]
