@@ -21,6 +21,7 @@ KV_REQUESTS_MIN = 8
 KV_SLOWDOWN = 2.0  # decode beside others, against decode alone
 SLOTS_MAX = 256
 ACCELERATORS_MAX = 64
+FIRST_LOADS_MS = 1_800_000.0  # a fleet is met some time after its endpoints were applied, not in that very second
 DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
 Progress = Callable[[int], None]
 
@@ -95,6 +96,8 @@ def build_world(profile: FleetProfile, setup: "baselines.Setup", meter: Meter) -
         number += 1
     for deployment in setup.deployments:
         world.apply(deployment)
+    world.run_until(FIRST_LOADS_MS)
+    meter.forget_swaps()
     return world
 
 

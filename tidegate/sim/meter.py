@@ -91,6 +91,10 @@ class Meter:
             meter.attained += 1
             self.attained += 1
 
+    def forget_swaps(self) -> None:
+        """What happened before the first request is not counted."""
+        self.activations = self.starts = self.evictions = self.undone = 0
+
     def shares(self) -> dict[str, float]:
         """Attainment of each endpoint with enough requests to tell."""
         return {

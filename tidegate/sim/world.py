@@ -69,9 +69,12 @@ class World:
     def run(
         self, rows: Iterator[Row], progress: Callable[[int], None] | None = None, misses_max: float = NEVER
     ) -> None:
-        """Replay `rows`, then let what is under way end. Gives up early once more than `misses_max` requests missed."""
-        heap = self._heap
-        for at_ms, endpoint, input_tokens, output_tokens in rows:
+        """Replay `rows` from now on, then let what is under way end. Gives up once more than `misses_max` requests
+        missed.
+        """
+        heap, began_ms = self._heap, self.now_ms
+        for trace_ms, endpoint, input_tokens, output_tokens in rows:
+            at_ms = began_ms + trace_ms
             while heap and heap[0][0] <= at_ms:
                 self.now_ms, _, happening = heappop(heap)
                 happening()
