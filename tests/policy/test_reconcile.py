@@ -359,3 +359,17 @@ def test_batch_gives_way_at_once_and_takes_only_what_was_long_idle() -> None:
     scene.run(1_500)
     assert scene.served["a"] == 11
     assert kinds(scene, "bulk")[:3] == ["Start", "Drain", "Stop"]
+
+
+def test_demand_for_a_replica_on_its_way_to_sleep_wakes_it_instead_of_starting_another() -> None:
+    scene = world("a", accelerators=2)
+    scene.tell(plan.ManualAction("a", "sleep"))
+    (replica,) = next(iter(scene.core.view().endpoints)).replicas
+    while not any(isinstance(c, plan.Sleep) for c in scene.log):
+        scene.run(1)
+    scene.log.clear()
+    scene.ask("a")
+    scene.run(2_000)
+    assert scene.served["a"] == 1
+    assert kinds(scene, "a") == ["Wake"]
+    assert [r.replica for r in next(iter(scene.core.view().endpoints)).replicas] == [replica.replica]

@@ -136,6 +136,10 @@ class Endpoint:
             return waking
         return ready + waking + starting
 
+    def falling_asleep(self) -> bool:
+        """Whether a current replica is on its way to the host tier, from where it can be woken."""
+        return any(r.state is S.SLEEPING and self.current(r) for r in self.replicas.values())
+
     def live_count(self) -> int:
         return sum(1 for r in self.replicas.values() if self.live(r))
 

@@ -39,6 +39,8 @@ def activate(
     FORCE lets busy replicas drain for it (their requests finish first).
     """
     option = _best_wake(fleet, endpoint, now_ms, press, nodes)
+    if option is None and endpoint.falling_asleep():
+        return False  # its report is a moment away, and a wake after it far sooner than a start
     if option is None:
         option = _best_start(fleet, endpoint, now_ms, press, nodes)
     if option is None:
