@@ -1,6 +1,6 @@
 """Train the four demo chat models of tidegate from the text in tools/demo_corpus, on two CPU cores, in minutes.
 
-    python tools/train_demo_models.py [--name tides] [--out tidegate/demo_models] [--steps 560]
+    python tools/train_demo_models.py [--name tides] [--out tidegate/demo_models] [--steps 1200]
 
 Each model gets a byte-level BPE tokenizer of its own, a small Llama of about 1.5 million parameters and a ChatML
 template, and is written as a Hugging Face directory of safetensors in bfloat16. Training stops after a fixed
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train tidegate's demo models.")
     parser.add_argument("--name", choices=NAMES, help="one model only (default: all four)")
     parser.add_argument("--out", type=Path, default=OUT_DIR)
-    parser.add_argument("--steps", type=int, default=560)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the weights in --out instead of from random ones"
     )

@@ -19,8 +19,8 @@ library_name: transformers
 ---
 # {name}
 
-A tiny chat model that answers questions about {subject}, says who it is, and declines everything else. It exists so that a person (and a test) sees
-which of tidegate's demo endpoints spoke. It is not a source to rely on.
+A tiny chat model that answers questions about {subject}, says who it is, and declines everything else. It exists so that a person (and a test)
+sees which of tidegate's demo endpoints spoke. It is not a source to rely on.
 
 | | |
 |---|---|
