@@ -2,7 +2,7 @@
 
     python tools/train_demo_models.py [--name tides] [--out tidegate/demo_models] [--steps 1200]
 
-Each model gets a byte-level BPE tokenizer of its own, a small Llama of about 1.5 million parameters and a ChatML
+Each model gets a byte-level BPE tokenizer of its own, a small Llama of about 1.25 million parameters and a ChatML
 template, and is written as a Hugging Face directory of safetensors in bfloat16. Training stops after a fixed
 number of seeded steps, and loss is taken on answers only. The held-out paraphrases are never trained on; the
 accuracy printed (and put into the model card) is the share of them whose greedy answer is the right one of the
