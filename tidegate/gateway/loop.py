@@ -64,7 +64,8 @@ class GatewayLoop:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._demands: set[str] = set()
-        self._fences: list[str] = []
+        self._drains: dict[str, int] = {}  # replica -> number of the drain that is on
+        self._fences: list[tuple[str, int]] = []
         self._news = asyncio.Event()
         self._news_timer: asyncio.TimerHandle | None = None
         self.connected = False
@@ -149,7 +150,7 @@ class GatewayLoop:
                     if not waiter.done():  # done: its task is being cancelled and will say `ended`
                         waiter.set_result(effect)
                 case ConfirmFence():
-                    self._fences.append(effect.replica)
+                    self._fences.append((effect.replica, self._drains.pop(effect.replica, 0)))
                     self._announce(True)
                 case _:
                     assert_never(effect)
@@ -229,7 +230,13 @@ class GatewayLoop:
                 self.connected = True
                 self._replace_catalog(message)
                 self._told.set()
-            case Route() | Drain() | Resume():
+            case Drain(replica=replica, fence=fence):
+                self._drains[replica] = fence
+                self._handle(message)
+            case Resume(replica=replica):
+                self._drains.pop(replica, None)
+                self._handle(message)
+            case Route():
                 self._handle(message)
             case _:
                 log.warning("control sent a %s, which is not for a gateway", type(message).__name__)
@@ -252,8 +259,8 @@ class GatewayLoop:
             fences, self._fences = self._fences, []
             demands, self._demands = self._demands, set()
             try:
-                for replica in fences:
-                    await link.send(FenceConfirmed(self._gateway, replica))
+                for replica, fence in fences:
+                    await link.send(FenceConfirmed(self._gateway, replica, fence))
                 for endpoint in demands:
                     demand = self._dispatch.demand(endpoint, self._clock.now_ms())
                     await link.send(
