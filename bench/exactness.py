@@ -35,6 +35,8 @@ REPLICA_MEMORY = "48MiB"
 ACCELERATOR_MEMORY = "96MiB"  # holds two replicas
 PROMPTS = ("the water of the world", "how many people came", "two more days", "a name for the new place")
 TOKENS = (4, 12, 24)
+KILLS_MIN = 4
+REQUESTS_MAX = 20_000
 CONFIG = f"""
 demo = false
 [accelerators]
@@ -70,7 +72,7 @@ class Answer:
 
 @dataclass
 class Load:
-    """Bounded random traffic: `requests` of them, `concurrency` at once, from one seed."""
+    """Bounded random traffic from one seed: at least `requests`, on until `kills_min` kills, `concurrency` at once."""
 
     base_url: str
     key: str
@@ -78,19 +80,25 @@ class Load:
     requests: int
     concurrency: int
     seed: int
+    kills_min: int = 0
+    kills: int = 0
     answers: list[Answer] = field(default_factory=list)
 
     async def run(self) -> None:
         dice = random.Random(self.seed)
         kinds = sorted(self.truths)
-        plan = [(dice.choice(kinds), dice.random(), dice.random()) for _ in range(self.requests)]
-        queue = iter(plan)
+
+        def wanted() -> bool:
+            sent = len(self.answers)
+            return sent < self.requests or (self.kills < self.kills_min and sent < REQUESTS_MAX)
+
         limits = httpx.Limits(max_connections=self.concurrency)
         headers = {"authorization": f"Bearer {self.key}"}
         async with httpx.AsyncClient(base_url=self.base_url, headers=headers, limits=limits, timeout=120) as client:
 
             async def worker() -> None:
-                for (endpoint, prompt, tokens), stream, abort in queue:
+                while wanted():
+                    (endpoint, prompt, tokens), stream, abort = dice.choice(kinds), dice.random(), dice.random()
                     answer = Answer(endpoint, truth=self.truths[endpoint, prompt, tokens])
                     body = {
                         "model": endpoint,
@@ -198,28 +206,23 @@ def _state(platform: Platform, endpoint: str) -> str:
 Victims = Callable[[], list[psutil.Process]]
 
 
-async def _kill(load: Load, victims_of: Victims, every_s: float) -> int:
-    """SIGKILLs one of `victims_of()` again and again until cancelled; how often it did."""
+async def _kill(load: Load, victims_of: Victims, every_s: float) -> None:
+    """SIGKILLs one of `victims_of()` again and again until cancelled."""
     dice = random.Random(load.seed + 1)
-    killed = 0
-    try:
-        while True:
-            await asyncio.sleep(every_s * (0.5 + dice.random()))
-            if victims := victims_of():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    dice.choice(victims).send_signal(signal.SIGKILL)
-                    killed += 1
-    except asyncio.CancelledError:
-        return killed
+    while True:
+        await asyncio.sleep(every_s * (0.5 + dice.random()))
+        if victims := victims_of():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                dice.choice(victims).send_signal(signal.SIGKILL)
+                load.kills += 1
 
 
-async def _with_faults(load: Load, victims_of: Victims | None, every_s: float) -> int:
+async def _with_faults(load: Load, victims_of: Victims | None, every_s: float) -> None:
     killer = asyncio.create_task(_kill(load, victims_of, every_s)) if victims_of else None
     await load.run()
-    if killer is None:
-        return 0
-    killer.cancel()
-    return await killer
+    if killer is not None:
+        killer.cancel()
+        await asyncio.wait({killer})
 
 
 def ledger_rows(platform: Platform) -> list[dict[str, Any]]:
@@ -273,7 +276,7 @@ def judge(load: Load, platform: Platform) -> dict[str, Any]:
 
 
 def round_of(
-    fault: str, requests: int, concurrency: int, seed: int, directory: Path, every_s: float = 3.0
+    fault: str, requests: int, concurrency: int, seed: int, directory: Path, every_s: float = 2.0
 ) -> dict[str, Any]:
     """One round: `fault` is none | engine | gateway."""
     from tests import models as make
@@ -282,13 +285,13 @@ def round_of(
     said = truths(models)
     with running(directory, config=CONFIG) as platform:
         key = apply_endpoints(platform, models)
-        load = Load(platform.base_url, key, said, requests, concurrency, seed)
+        load = Load(platform.base_url, key, said, requests, concurrency, seed, KILLS_MIN if fault != "none" else 0)
         started = time.monotonic()
         victims_of = {"none": None, "engine": platform.engines, "gateway": platform.gateways}[fault]
-        killed = asyncio.run(_with_faults(load, victims_of, every_s))
+        asyncio.run(_with_faults(load, victims_of, every_s))
         return {
             "fault": fault,
-            "killed": killed,
+            "killed": load.kills,
             "seconds": round(time.monotonic() - started, 1),
             **judge(load, platform),
         }
