@@ -111,10 +111,11 @@ async def _serve_stand_in(directory: Path) -> None:
 
 
 async def _serve_gateway(directory: Path) -> None:
+    from tidegate.assemble.sockets import listen_tcp
     from tidegate.domain.endpoint import EndpointState, Mode, ModelKind
     from tidegate.domain.plan import Route, Target
     from tidegate.gateway.app import Gateway
-    from tidegate.gateway.server import Server, bind
+    from tidegate.gateway.server import Server
     from tidegate.stores.journal import SegmentJournal
     from tidegate.transports.local import LocalListener
     from tidegate.wire.internal import Catalog, EndpointEntry, KeyEntry
@@ -127,7 +128,7 @@ async def _serve_gateway(directory: Path) -> None:
     journal = SegmentJournal(directory / "journal", f"g{os.getpid()}")
     gateway = Gateway(gateway="g1", region="local", connect=listener.connect, journal=journal, clock=Clock(),
                       admin_address=f"unix:{directory}/admin.sock")  # fmt: skip
-    port = bind("127.0.0.1", 0)
+    port = listen_tcp("127.0.0.1", 0)
     serving = asyncio.create_task(Server(gateway).serve(port))
     link = await listener.accept()
     digest = hashlib.sha256(KEY.encode()).hexdigest()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from tests.gateway.engine import StandInEngine
+from tidegate.assemble.sockets import listen_tcp
 from tidegate.domain.endpoint import EndpointState, Mode, ModelKind
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.plan import DemandReported, Drain, FenceConfirmed, Reason, Resume, Route, Target
@@ -20,7 +21,7 @@ from tidegate.domain.ports import Link
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.limits import GatewayLimits
-from tidegate.gateway.server import Server, bind
+from tidegate.gateway.server import Server
 from tidegate.transports.local import LocalListener
 from tidegate.wire.internal import Catalog, EndpointEntry, GatewayHello, KeyEntry
 
@@ -278,7 +279,7 @@ async def rig(directory: Path, *, engines: int = 1, routed: bool = True, **limit
         gateway="g1", region="local", connect=control.listener.connect, journal=journal, clock=WallClock(),
         admin_address=admin.address, limits=replace(GatewayLimits(), **limits),
     )  # fmt: skip
-    listener = bind("127.0.0.1", 0)
+    listener = listen_tcp("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = Server(gateway)
     ready = asyncio.Event()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from tests.gateway.engine import event, hang
 from tests.gateway.rig import ENDPOINTS, MemoryJournal, WallClock, chat, endpoint, rig, run, until
+from tidegate.assemble.sockets import listen_tcp
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.usage import Outcome
 from tidegate.gateway import Gateway, GatewayLimits
-from tidegate.gateway.server import Server, bind
+from tidegate.gateway.server import Server
 from tidegate.transports.local import LocalListener
 from tidegate.wire.internal import GatewayHello
 
@@ -256,7 +257,7 @@ def test_without_a_word_from_control_a_gateway_waits_only_so_long(tmp_path: Path
             admin_address="unix:nowhere", limits=GatewayLimits(first_word_ms_max=30),
         )  # fmt: skip
         server = Server(gateway)
-        serving = asyncio.create_task(server.serve(bind("127.0.0.1", 0), ready.set))
+        serving = asyncio.create_task(server.serve(listen_tcp("127.0.0.1", 0), ready.set))
         await ready.wait()
         assert not gateway.ready
         server.stop()

@@ -6,26 +6,10 @@ from collections.abc import Callable
 
 import uvicorn
 
-from tidegate.domain.errors import Fault
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.front import Front, front_class
 
 SWEEP_MS = 1_000
-BACKLOG = 2_048
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Fault with a clear reason when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise Fault(f"cannot listen on {host}:{port}: {error.strerror or type(error).__name__}") from error
-    return listener
 
 
 class _Uvicorn(uvicorn.Server):
