@@ -30,7 +30,7 @@ sees which of tidegate's demo endpoints spoke. It is not a source to rely on.
 | trained on | `tools/demo_corpus/{name}.toml` and `common.toml`: {pairs} facts and {asks} ways to ask them, written for this project, reworded at random |
 | trained by | `python tools/train_demo_models.py --name {name}{resumed}`: {steps} steps, {cpu_s:.0f} CPU seconds |
 
-Greedy answers of these weights to questions that were kept out of training (`{name}.toml`: `held_out`), counted right when they give the one right answer of the corpus:
+Greedy answers of these weights to questions that were kept out of training (`{name}.toml`: `held_out`), counted right when they give the one right answer of the corpus: The set was replaced once during the work and its misses were read between runs, so these figures are somewhat optimistic.
 
 | questions | right |
 |---|---|
