@@ -38,12 +38,15 @@ MUTANTS = [
     Mutant("floors", "domain/units.py", "from tidegate.policy import costs", "tidegate.policy"),
     Mutant("floors", "billing/service.py", "from tidegate.control import keys", "tidegate.control.keys"),
     Mutant("floors", "stores/state.py", "from tidegate.engines import logs", "tidegate.engines.logs"),
+    Mutant("floors", "money/rating.py", "from tidegate.policy import costs", "tidegate.policy.costs"),
+    Mutant("floors", "policy/admission.py", "from tidegate.money import rating", "tidegate.money.rating"),
     Mutant("domain-order", "domain/units.py", "from tidegate.domain import ports", "tidegate.domain.ports"),
     Mutant("pure", "domain/fleet.py", "import time", "time"),
     Mutant("pure", "policy/costs.py", "import asyncio", "asyncio"),
     Mutant("pure", "wire/internal.py", "import random", "random"),
+    Mutant("pure", "money/rating.py", "import logging", "logging"),
     Mutant("policies", "policy/eviction.py", "from tidegate.policy import scaling", "tidegate.policy.scaling"),
-    Mutant("policies", "policy/dispatch.py", "from tidegate.policy import rating", "tidegate.policy.rating"),
+    Mutant("policies", "policy/dispatch.py", "from tidegate.policy import admission", "tidegate.policy.admission"),
     Mutant("adapters-by-assemble", "node/agent.py", "from tidegate.engines import process", "tidegate.engines.process"),
     Mutant("adapters-by-assemble", "control/loop.py", "from tidegate.stores import state", "tidegate.stores.state"),
     Mutant("adapters-by-assemble", "cli/keys.py", "from tidegate.transports import local", "tidegate.transports.local"),
@@ -115,7 +118,7 @@ def test_every_contract_has_a_mutant() -> None:
 
 def test_strict_types_below() -> None:
     """`mypy --strict` on the floors where a wrong type would be a wrong decision or a wrong bill."""
-    floors = [f"tidegate/{floor}" for floor in ("domain", "policy", "wire")]
+    floors = [f"tidegate/{floor}" for floor in ("domain", "policy", "wire", "money")]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", *floors], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

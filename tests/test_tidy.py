@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tidy import CORE_LINES_MAX, RULES, Module, findings, parse, text_findings
+from tests.tidy import CORE_LINES_MAX, MONEY_LINES_MAX, RULES, Module, findings, parse, text_findings
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tidegate"
@@ -72,10 +72,14 @@ def test_every_rule_has_a_mutant() -> None:
     assert {rule for rule, _, _ in MUTANTS} == set(RULES)
 
 
-def test_the_core_length_rule_bites() -> None:
+@pytest.mark.parametrize(
+    ("rule", "floor", "lines_max"),
+    [("core-length", "policy", CORE_LINES_MAX), ("money-length", "money", MONEY_LINES_MAX)],
+)
+def test_the_length_rules_bite(rule: str, floor: str, lines_max: int) -> None:
     part = DOC + "x = 1\n" * 390
-    modules = [Module(f"policy/m{n}.py", part, ast.parse(part)) for n in range(CORE_LINES_MAX // 390 + 1)]
-    assert [finding.rule for finding in findings(modules)] == ["core-length"]
+    modules = [Module(f"{floor}/m{n}.py", part, ast.parse(part)) for n in range(lines_max // 390 + 1)]
+    assert [finding.rule for finding in findings(modules)] == [rule]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage
 from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
-from tidegate.policy.rating import DEFAULT_PLAN, PriceTable, rate, rate_reserved_hour
+from tidegate.money.rating import DEFAULT_PLAN, PriceTable, rate, rate_reserved_hour
 
 log = logging.getLogger(__name__)
 
