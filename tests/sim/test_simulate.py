@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.sim import api, baselines, bound, profile, workload
+from tidegate.sim.plan import plan
 from tidegate.sim.compute import CHUNK_MS, Compute, Engine, Request
 from tidegate.sim.workload import Traffic
 
@@ -48,7 +49,7 @@ def test_the_policy_needs_fewer_swaps_than_lru_and_no_more_accelerators(tmp_path
 
 def test_plan_is_between_the_bound_and_dedicated(tmp_path: Path) -> None:
     trace = small_trace(tmp_path / "t.csv", endpoints=6, minutes=15.0)
-    result = api.plan(trace, attainment=0.9, slo_ttft_ms=5_000.0, policies=("tidegate", "dedicated"))
+    result = plan(trace, attainment=0.9, slo_ttft_ms=5_000.0, policies=("tidegate", "dedicated"))
     lowest = result["lower_bound"]["accelerators"]
     assert result["lower_bound"]["name"] == bound.NAME
     assert lowest <= result["policies"]["tidegate"] <= result["policies"]["dedicated"]

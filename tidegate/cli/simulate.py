@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
 Trace = Annotated[Path, typer.Option(help="CSV, CSV.gz or Parquet: t_s,endpoint,input_tokens,output_tokens")]
 Fleet = Annotated[Path | None, typer.Option(help="fleet and model profiles (TOML)")]
 Slo = Annotated[int, typer.Option("--slo-ttft-ms", min=1, help="TTFT target beyond the prefill itself")]
+Tell = Callable[[str, int, int], None]
 
 
 def simulate(
@@ -23,19 +24,30 @@ def simulate(
     fleet: Fleet = None,
     accelerators: Annotated[int | None, typer.Option(min=1, help="how many, instead of the fleet's own number")] = None,
     slo_ttft_ms: Slo = 2_000,
+    html: Annotated[Path | None, typer.Option(help="also write a page: who was where, latency, attainment")] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Replay a trace under one policy: attainment, TTFT, activations, accelerator-hours."""
-    if policy not in POLICIES:
-        raise Problem(f"policy {policy!r} is not one of {', '.join(POLICIES)}", exit_code=2)
+    _known(policy)
     from tidegate.sim import api
+    from tidegate.sim.timeline import Timeline
 
-    with _counting(output) as count:
-        result = _run(
-            lambda: api.simulate(
-                trace, policy=policy, fleet=fleet, accelerators=accelerators, slo_ttft_ms=slo_ttft_ms, progress=count
-            )
+    timeline = Timeline() if html is not None else None
+    with _bar(output) as tell, _refusals():
+        result = api.simulate(
+            trace,
+            policy=policy,
+            fleet=fleet,
+            accelerators=accelerators,
+            slo_ttft_ms=slo_ttft_ms,
+            progress=lambda done, total: tell(policy, done, total),
+            timeline=timeline,
         )
+    if html is not None and timeline is not None:
+        from tidegate.sim.page import render
+
+        with _refusals():
+            html.write_text(render(result, timeline, trace.name), encoding="utf-8")
     show(result, output, title=f"{policy} on {trace.name}")
 
 
@@ -44,32 +56,61 @@ def plan(
     fleet: Fleet = None,
     attainment: Annotated[float, typer.Option(min=0.5, max=1.0, help="share of requests within the target")] = 0.99,
     slo_ttft_ms: Slo = 2_000,
+    each_endpoint: Annotated[bool, typer.Option(help="ask it of every endpoint with 100 requests or more")] = False,
+    policy: Annotated[list[str] | None, typer.Option(help="only this policy (repeatable)")] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """The fewest accelerators that meet a target, by policy, beside a lower bound."""
-    from tidegate.sim import api
+    for name in policy or ():
+        _known(name)
+    from tidegate.sim.plan import plan as search
 
-    result = _run(lambda: api.plan(trace, fleet=fleet, attainment=attainment, slo_ttft_ms=slo_ttft_ms))
+    with _bar(output) as tell, _refusals():
+        result = search(
+            trace,
+            fleet=fleet,
+            attainment=attainment,
+            slo_ttft_ms=slo_ttft_ms,
+            each_endpoint=each_endpoint,
+            policies=tuple(policy) if policy else POLICIES,
+            progress=lambda name, tried, done, total: tell(f"{name} on {tried}", done, total),
+        )
     show(result, output, title=f"plan for {trace.name}")
 
 
+def _known(policy: str) -> None:
+    if policy.partition(":")[0] not in POLICIES:
+        raise Problem(f"policy {policy!r} is not one of {', '.join(POLICIES)}", exit_code=2)
+
+
 @contextmanager
-def _counting(output: Format) -> Iterator[Callable[[int], None] | None]:
-    """A counter of simulated requests for people who wait; nothing where a program reads."""
+def _bar(output: Format) -> Iterator[Tell]:
+    """A progress bar for people who wait; nothing where a program reads."""
     if output is Format.JSON or not sys.stderr.isatty():
-        yield None
+        yield lambda what, done, total: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Console(stderr=True).status("reading the trace") as status:
-        yield lambda done: status.update(f"{done:,} requests simulated")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading the trace", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            if not done:
+                progress.reset(task)
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield tell
 
 
-def _run(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the files are refused for, as one line."""
     from tidegate.domain.errors import Refusal
 
     try:
-        return work()
+        yield
     except Refusal as refusal:
         raise Problem(refusal.message, exit_code=2) from None
     except OSError as error:

@@ -1,6 +1,6 @@
-"""`simulate` and `plan`: from files to a verdict. Raises Refusal for bad input, OSError for an unreadable file."""
+"""`simulate`: from files to a verdict. Raises Refusal for bad input, OSError for an unreadable file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,10 +9,10 @@ from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, 
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import FleetCore
 from tidegate.sim import baselines, trace
-from tidegate.sim.bound import lower_bound
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import SimNode
 from tidegate.sim.profile import FleetProfile, ModelSpec, load
+from tidegate.sim.timeline import Timeline
 from tidegate.sim.world import World
 
 KV_TOKENS_MIN = 16_384
@@ -20,10 +20,9 @@ WORKSPACE_BYTES = 1_000_000_000  # activations of one chunk, and the process its
 KV_REQUESTS_MIN = 8
 KV_SLOWDOWN = 2.0  # decode beside others, against decode alone
 SLOTS_MAX = 256
-ACCELERATORS_MAX = 64
 FIRST_LOADS_MS = 1_800_000.0  # a fleet is met some time after its endpoints were applied, not in that very second
-DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
+"""(requests simulated, requests in the trace)"""
 
 
 def simulate(
@@ -34,70 +33,47 @@ def simulate(
     accelerators: int | None = None,
     slo_ttft_ms: float = 2_000.0,
     progress: Progress | None = None,
+    timeline: Timeline | None = None,
 ) -> dict[str, Any]:
-    """Replay a trace under one policy. The keys of the result are the public contract of `tidegate simulate`."""
+    """Replay a trace under one policy. The keys of the result are the public contract of `tidegate simulate`.
+
+    `timeline`, when given, is filled with what happened when.
+    """
     path = Path(trace_path)
     profile = load(Path(fleet) if fleet is not None else None)
     summary = trace.summarize(path)
     began = perf_counter()
     setup = baselines.prepare(policy, profile, deployments(profile, summary, slo_ttft_ms), accelerators, path)
     meter = Meter(slo_ttft_ms, profile.tpot_ms)
-    world = build_world(profile, setup, meter)
-    world.run(trace.rows(path), progress)
+    world = build_world(profile, setup, meter, timeline)
+    if timeline is not None:
+        timeline.open(world.now_ms, summary.span_ms)
+    tell = None if progress is None else (lambda done: progress(done, summary.requests))
+    world.run(trace.rows(path), tell)
+    if timeline is not None:
+        timeline.close(world.now_ms)
     return verdict(policy, world, setup.accelerators, summary.span_ms, perf_counter() - began)
 
 
-def plan(
-    trace_path: Path | str,
-    *,
-    fleet: Path | str | None = None,
-    attainment: float = 0.99,
-    slo_ttft_ms: float = 2_000.0,
-    policies: Sequence[str] = baselines.POLICIES,
-) -> dict[str, Any]:
-    """By policy the fewest accelerators that serve a share `attainment` of all requests within the SLO, and a bound.
-
-    None where not even `ACCELERATORS_MAX` do. Searched upwards from the lower bound; a run ends as soon as it has
-    missed too often.
-    """
-    path = Path(trace_path)
-    profile = load(Path(fleet) if fleet is not None else None)
-    summary = trace.summarize(path)
-    wanted = deployments(profile, summary, slo_ttft_ms)
-    bound = lower_bound(profile, path, attainment, slo_ttft_ms)
-    misses_max = summary.requests * (1.0 - attainment)
-    found: dict[str, int | None] = {}
-    for policy in policies:
-        found[policy] = None
-        # What dedicated needs follows from the trace: the share of its accelerators that the busiest minute may take.
-        counts = range(bound.accelerators, ACCELERATORS_MAX + 1)
-        tries = [(p, None) for p in DEDICATED] if policy == "dedicated" else [(policy, n) for n in counts]
-        for name, count in tries:
-            setup = baselines.prepare(name, profile, wanted, count, path)
-            meter = Meter(slo_ttft_ms, profile.tpot_ms)
-            build_world(profile, setup, meter).run(trace.rows(path), misses_max=misses_max)
-            if meter.requests - meter.attained <= misses_max:
-                found[policy] = setup.accelerators
-                break
-    return {
-        "attainment": attainment,
-        "slo_ttft_ms": slo_ttft_ms,
-        "policies": found,
-        "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
-    }
-
-
-def build_world(profile: FleetProfile, setup: "baselines.Setup", meter: Meter) -> World:
+def build_world(
+    profile: FleetProfile, setup: "baselines.Setup", meter: Meter, timeline: Timeline | None = None
+) -> World:
     world = World(profile, FleetCore(setup.settings), meter)
+    if timeline is not None:
+        world.timeline = timeline
+        world.watch.append(timeline.command)
     left, number = setup.accelerators, 0
     while left > 0:
-        world.add_node(SimNode(f"node-{number}", min(left, profile.node.accelerators), profile))
+        node = SimNode(f"node-{number}", min(left, profile.node.accelerators), profile)
+        if timeline is not None:
+            timeline.lanes_of(node.node)
+        world.add_node(node)
         left -= profile.node.accelerators
         number += 1
     for deployment in setup.deployments:
         world.apply(deployment)
     world.run_until(FIRST_LOADS_MS)
-    meter.forget_swaps()
+    meter.begin(world.now_ms)
     return world
 
 
@@ -179,11 +155,13 @@ def verdict(policy: str, world: World, accelerators: int, span_ms: float, wall_s
         "ttft_beyond_prefill_ms": {name: round(meter.beyond.quantile(q), 1) for name, q in QUANTILES},
         "starts": meter.starts,
         "evictions": meter.evictions,
-        "refused": meter.refused,
-        "too_late": meter.late,
-        "too_slow": meter.slow,
+        "refused": meter.misses.get("refused", 0),
+        "misses": dict(sorted(meter.misses.items())),
+        "missed_most": {name: dict(sorted(found.misses.items())) for name, found in meter.missed_most(MISSED_MOST)},
+        "missed_by_hour": {str(hour): meter.missed_by_hour[hour] for hour in sorted(meter.missed_by_hour)},
         "pooled_rest_attainment": round(meter.pooled_rest(), 6),
     }
 
 
+MISSED_MOST = 8
 QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))

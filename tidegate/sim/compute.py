@@ -33,9 +33,16 @@ class Request:
     arrived_ms: float
     input_tokens: int
     output_tokens: int
+    granted_ms: float = 0.0
+    begun_ms: float = 0.0
     first_ms: float = -1.0
     prefill_ms: float = 0.0
     activation_ms: int = 0
+
+    @property
+    def beyond_ms(self) -> float:
+        """TTFT beyond the request's own prefill."""
+        return self.first_ms - self.arrived_ms - self.prefill_ms
 
 
 class Engine:
@@ -68,7 +75,7 @@ class Engine:
             length += max(self.weight_ms + self.context * self.kv_ms, batch * self.flop_ms)
         return length
 
-    def take_next(self) -> None:
+    def take_next(self, now_ms: float) -> None:
         """Begin the next prefill if there is none and its KV fits; first come, first served."""
         if self.prefilling is None and self.queue:
             need = self.queue[0].input_tokens + self.queue[0].output_tokens
@@ -76,6 +83,7 @@ class Engine:
                 request = self.queue.popleft()
                 self.kv_free -= need
                 self.prefilling, self.left = request, float(request.input_tokens)
+                request.begun_ms = now_ms
 
     def requests(self) -> list[Request]:
         found = [request for _, _, request in self.decoding] + list(self.queue)
@@ -98,7 +106,7 @@ class Compute:
         engine = self.engines[replica]
         request.prefill_ms = request.input_tokens * engine.flop_ms
         engine.queue.append(request)
-        engine.take_next()
+        engine.take_next(now_ms)
         self.active[replica] = engine
         self._reckon()
 
@@ -146,7 +154,7 @@ class Compute:
                 finished.append(done)
                 engine.kv_free += done.input_tokens + done.output_tokens
                 engine.context -= done.input_tokens + done.output_tokens - 1
-            engine.take_next()
+            engine.take_next(now_ms)
             if not engine.decoding:
                 engine.context = 0.0
                 if engine.prefilling is None:

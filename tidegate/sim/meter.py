@@ -5,9 +5,12 @@ endpoint.
 from dataclasses import dataclass, field
 from math import exp, log
 
+from tidegate.sim.compute import Request
+
 BINS_PER_E = 50  # 2 % wide
 OFFSET_MS = 1.0
 ENDPOINT_REQUESTS_MIN = 100
+HOUR_MS = 3_600_000.0
 
 
 class Histogram:
@@ -37,6 +40,22 @@ class Histogram:
 class EndpointMeter:
     requests: int = 0
     attained: int = 0
+    misses: dict[str, int] = field(default_factory=dict)
+
+
+def _why_late(request: Request) -> str:
+    """The longest part of a late first token: no replica was up (`activation`); those that were had no free slot
+    (`slots`); its engine had others to prefill first, or no KV for it (`queue`); or the prefill shared its
+    accelerator (`prefill`).
+    """
+    held_ms = request.granted_ms - request.arrived_ms
+    parts = {
+        "activation": request.activation_ms,
+        "slots": held_ms - request.activation_ms,
+        "queue": request.begun_ms - request.granted_ms,
+        "prefill": request.first_ms - request.begun_ms - request.prefill_ms,
+    }
+    return max(parts, key=lambda part: parts[part])
 
 
 @dataclass(slots=True)
@@ -50,9 +69,9 @@ class Meter:
     endpoints: dict[str, EndpointMeter] = field(default_factory=dict)
     requests: int = 0
     attained: int = 0
-    late: int = 0
-    slow: int = 0
-    refused: int = 0
+    misses: dict[str, int] = field(default_factory=dict)
+    missed_by_hour: dict[int, int] = field(default_factory=dict)
+    began_ms: float = 0.0
     cold: int = 0
     output_tokens: int = 0
     activations: int = 0
@@ -61,38 +80,43 @@ class Meter:
     undone: int = 0
     batch_tokens: float = 0.0
 
-    def served(
-        self, endpoint: str, ttft_ms: float, prefill_ms: float, tpot_ms: float, tokens: int, activation_ms: int
-    ) -> None:
+    def served(self, request: Request, ended_ms: float) -> bool:
+        """True if within the SLO."""
         self.requests += 1
-        self.output_tokens += tokens
-        self.ttft.add(ttft_ms)
-        beyond = ttft_ms - prefill_ms
-        self.beyond.add(beyond)
-        if activation_ms > 0:
+        self.output_tokens += request.output_tokens
+        gaps = request.output_tokens - 1
+        tpot_ms = (ended_ms - request.first_ms) / gaps if gaps else 0.0
+        self.ttft.add(request.first_ms - request.arrived_ms)
+        self.beyond.add(request.beyond_ms)
+        if request.activation_ms > 0:
             self.cold += 1
-        if beyond > self.slo_ttft_ms:
-            self.late += 1
-        elif tpot_ms > self.slo_tpot_ms:
-            self.slow += 1
-        self._count(endpoint, beyond <= self.slo_ttft_ms and tpot_ms <= self.slo_tpot_ms)
+        if request.beyond_ms > self.slo_ttft_ms:
+            return self.count(request, _why_late(request))
+        return self.count(request, "decode" if tpot_ms > self.slo_tpot_ms else "")
 
-    def not_served(self, endpoint: str) -> None:
+    def not_served(self, request: Request) -> None:
         self.requests += 1
-        self.refused += 1
-        self._count(endpoint, False)
+        self.count(request, "refused")
 
-    def _count(self, endpoint: str, attained: bool) -> None:
-        meter = self.endpoints.get(endpoint)
+    def count(self, request: Request, missed: str) -> bool:
+        """One request has ended; `missed` says why it is outside its SLO, "" if it is not. True if within."""
+        meter = self.endpoints.get(request.endpoint)
         if meter is None:
-            meter = self.endpoints[endpoint] = EndpointMeter()
+            meter = self.endpoints[request.endpoint] = EndpointMeter()
         meter.requests += 1
-        if attained:
+        if not missed:
             meter.attained += 1
             self.attained += 1
+            return True
+        meter.misses[missed] = meter.misses.get(missed, 0) + 1
+        self.misses[missed] = self.misses.get(missed, 0) + 1
+        hour = int((request.arrived_ms - self.began_ms) // HOUR_MS)
+        self.missed_by_hour[hour] = self.missed_by_hour.get(hour, 0) + 1
+        return False
 
-    def forget_swaps(self) -> None:
-        """What happened before the first request is not counted."""
+    def begin(self, now_ms: float) -> None:
+        """The trace begins: what was swapped before is not counted."""
+        self.began_ms = now_ms
         self.activations = self.starts = self.evictions = self.undone = 0
 
     def shares(self) -> dict[str, float]:
@@ -106,3 +130,8 @@ class Meter:
         rest = [m for m in self.endpoints.values() if m.requests < ENDPOINT_REQUESTS_MIN]
         requests = sum(m.requests for m in rest)
         return sum(m.attained for m in rest) / requests if requests else 1.0
+
+    def missed_most(self, count: int) -> list[tuple[str, EndpointMeter]]:
+        """The endpoints with the most misses, most first."""
+        by_misses = sorted(self.endpoints.items(), key=lambda e: (e[1].attained - e[1].requests, e[0]))
+        return [(name, found) for name, found in by_misses[:count] if found.misses]

@@ -19,6 +19,7 @@ from tidegate.sim.compute import NEVER, Compute, Request
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import LawBroken, Process, SimNode
 from tidegate.sim.profile import FleetProfile
+from tidegate.sim.timeline import Timeline
 from tidegate.sim.trace import Row
 
 S = ReplicaState
@@ -45,6 +46,7 @@ class World:
         self.requests: dict[str, Request] = {}
         self.fences: dict[str, int] = {}
         self.watch: list[Callable[[Command, float], None]] = []
+        self.timeline: Timeline | None = None
         self._hold_ms_max = hold_ms_max
         self._where: dict[str, SimNode] = {}
         self._evicted: dict[str, float] = {}
@@ -67,11 +69,12 @@ class World:
     # --- the clock ----------------------------------------------------------------------------------------------------
 
     def run(
-        self, rows: Iterator[Row], progress: Callable[[int], None] | None = None, misses_max: float = NEVER
+        self,
+        rows: Iterator[Row],
+        progress: Callable[[int], None] | None = None,
+        give_up: Callable[[], bool] | None = None,
     ) -> None:
-        """Replay `rows` from now on, then let what is under way end. Gives up once more than `misses_max` requests
-        missed.
-        """
+        """Replay `rows` from now on, then let what is under way end; ends at once when `give_up` says so."""
         heap, began_ms = self._heap, self.now_ms
         for trace_ms, endpoint, input_tokens, output_tokens in rows:
             at_ms = began_ms + trace_ms
@@ -82,7 +85,7 @@ class World:
             self._arrive(endpoint, input_tokens, output_tokens)
             if progress is not None and self._next_id % 10_000 == 0:
                 progress(self._next_id)
-            if self.meter.requests - self.meter.attained > misses_max:
+            if give_up is not None and give_up():
                 return
         end_ms = self.now_ms + self._hold_ms_max + 3_600_000.0
         while self.requests and heap and heap[0][0] <= end_ms:
@@ -165,7 +168,10 @@ class World:
         self._give_back(lost)
 
     def report(self, node: SimNode, process: Process, reason: str = "") -> None:
-        self.tell(ReplicaChanged(node.status(process, self.now_ms, reason)))
+        status = node.status(process, self.now_ms, reason)
+        if self.timeline is not None:
+            self.timeline.replica(status, self.now_ms)
+        self.tell(ReplicaChanged(status))
 
     def crash(self, node: SimNode, process: Process) -> None:
         """The engine dies on its own."""
@@ -206,8 +212,7 @@ class World:
                     confirmed = FenceConfirmed(GATEWAY, replica, self.fences.get(replica, 0))
                     self.at(self.now_ms + MESSAGE_MS, lambda event=confirmed: self.tell(event))  # type: ignore[misc]
                 case Refuse():
-                    refused = self.requests.pop(effect.request)
-                    self.meter.not_served(refused.endpoint)
+                    self._not_served(self.requests.pop(effect.request))
                 case _:
                     assert_never(effect)
         deadline = self.room.next_deadline_ms()
@@ -225,7 +230,7 @@ class World:
 
     def _granted(self, grant: Grant) -> None:
         request = self.requests[grant.request]
-        request.activation_ms = grant.activation_ms
+        request.activation_ms, request.granted_ms = grant.activation_ms, self.now_ms
         replica = grant.target.replica
         node = self._where[replica]
         process = node.processes.get(replica)
@@ -244,7 +249,7 @@ class World:
             else:
                 del self.requests[request.id]
                 self._gateway(Ended(request.id))
-                self.meter.not_served(request.endpoint)
+                self._not_served(request)
 
     # --- compute ------------------------------------------------------------------------------------------------------
 
@@ -263,13 +268,16 @@ class World:
 
     def _served(self, request: Request) -> None:
         del self.requests[request.id]
-        ttft_ms = request.first_ms - request.arrived_ms
-        gaps = request.output_tokens - 1
-        tpot_ms = (self.now_ms - request.first_ms) / gaps if gaps else 0.0
-        self.meter.served(
-            request.endpoint, ttft_ms, request.prefill_ms, tpot_ms, request.output_tokens, request.activation_ms
-        )
+        attained = self.meter.served(request, self.now_ms)
+        if self.timeline is not None:
+            beyond_ms, cold = request.beyond_ms, request.activation_ms > 0
+            self.timeline.request(request.endpoint, request.arrived_ms, beyond_ms, attained, cold)
         self._gateway(Ended(request.id))
+
+    def _not_served(self, request: Request) -> None:
+        self.meter.not_served(request)
+        if self.timeline is not None:
+            self.timeline.request(request.endpoint, request.arrived_ms, None, False, request.activation_ms > 0)
 
     # --- counting -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,129 @@
+"""`plan`: by policy, the fewest accelerators that meet a target, beside a lower bound.
+
+Found by galloping upwards from the bound (steps of 1, 2, 4, …) and then halving, so a policy that needs 30
+accelerators costs about ten runs. A run ends as soon as it has missed too often, which the small fleets do early. Both
+steps take more accelerators to be no worse; near the threshold runs may differ from that by a few requests.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tidegate.domain.endpoint import Deployment
+from tidegate.sim import baselines, trace
+from tidegate.sim.api import build_world, deployments
+from tidegate.sim.bound import Bound, lower_bound
+from tidegate.sim.compute import Request
+from tidegate.sim.meter import ENDPOINT_REQUESTS_MIN, Meter
+from tidegate.sim.profile import FleetProfile, load
+
+ACCELERATORS_MAX = 64
+DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
+
+Progress = Callable[[str, int | None, int, int], None]
+"""(policy, accelerators being tried, requests simulated, requests in the trace)"""
+
+
+@dataclass(slots=True)
+class Judge(Meter):
+    """A meter that knows how many misses are allowed, of all requests or of each endpoint's, and when they are used up.
+
+    `allowed` by endpoint; endpoints that are not in it share what is allowed under the key "".
+    """
+
+    allowed: dict[str, float] = field(default_factory=dict)
+    broken: bool = False
+
+    def count(self, request: Request, missed: str) -> bool:
+        if missed:
+            key = request.endpoint if request.endpoint in self.allowed else ""
+            self.allowed[key] -= 1.0
+            self.broken = self.broken or self.allowed[key] < 0.0
+        return Meter.count(self, request, missed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What every try of one `plan` has in common."""
+
+    profile: FleetProfile
+    path: Path
+    summary: trace.TraceSummary
+    wanted: list[Deployment]
+    bound: Bound
+    attainment: float
+    each_endpoint: bool
+    slo_ttft_ms: float
+    progress: Progress | None
+
+    def allowed(self) -> dict[str, float]:
+        share = 1.0 - self.attainment
+        if not self.each_endpoint:
+            return {"": self.summary.requests * share}
+        totals = {name: t.requests for name, t in self.summary.endpoints.items()}
+        allowed = {name: count * share for name, count in totals.items() if count >= ENDPOINT_REQUESTS_MIN}
+        rest = sum(count for count in totals.values() if count < ENDPOINT_REQUESTS_MIN)
+        return {**allowed, "": rest * share}
+
+    def meets(self, policy: str, accelerators: int | None) -> int | None:
+        """How many accelerators the run had if it met the target, else None."""
+        setup = baselines.prepare(policy, self.profile, self.wanted, accelerators, self.path)
+        judge = Judge(self.slo_ttft_ms, self.profile.tpot_ms, allowed=self.allowed())
+        progress = self.progress
+
+        def tell(done: int) -> None:
+            if progress is not None:
+                progress(policy, setup.accelerators, done, self.summary.requests)
+
+        tell(0)
+        build_world(self.profile, setup, judge).run(trace.rows(self.path), tell, lambda: judge.broken)
+        return None if judge.broken else setup.accelerators
+
+    def fewest(self, policy: str) -> int | None:
+        if policy == "dedicated":  # how many it has follows from the share of them its busiest minute may take
+            return next((met for share in DEDICATED if (met := self.meets(share, None)) is not None), None)
+        failed, step = self.bound.accelerators - 1, 1
+        met = None
+        while met is None and failed < ACCELERATORS_MAX:
+            tried = min(failed + step, ACCELERATORS_MAX)
+            met = self.meets(policy, tried)
+            if met is None:
+                failed, step = tried, step * 2
+        while met is not None and met - failed > 1:
+            middle = (failed + met) // 2
+            if self.meets(policy, middle) is None:
+                failed = middle
+            else:
+                met = middle
+        return met
+
+
+def plan(
+    trace_path: Path | str,
+    *,
+    fleet: Path | str | None = None,
+    attainment: float = 0.99,
+    slo_ttft_ms: float = 2_000.0,
+    each_endpoint: bool = False,
+    policies: Sequence[str] = baselines.POLICIES,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """By policy the fewest accelerators that serve a share `attainment` of the requests within the SLO, and a bound.
+
+    `each_endpoint` asks it of every endpoint with 100 requests or more, and of the rest together. None where not even
+    `ACCELERATORS_MAX` do. Raises Refusal for bad input, OSError for an unreadable file.
+    """
+    path = Path(trace_path)
+    profile = load(Path(fleet) if fleet is not None else None)
+    summary = trace.summarize(path)
+    wanted = deployments(profile, summary, slo_ttft_ms)
+    bound = lower_bound(profile, path, attainment, slo_ttft_ms)
+    search = _Search(profile, path, summary, wanted, bound, attainment, each_endpoint, slo_ttft_ms, progress)
+    return {
+        "attainment": attainment,
+        "slo_ttft_ms": slo_ttft_ms,
+        "each_endpoint": each_endpoint,
+        "policies": {policy: search.fewest(policy) for policy in policies},
+        "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
+    }
