@@ -7,7 +7,7 @@ from typing import Any
 
 from tidegate.sim.timeline import BINS, Stay, Timeline, Totals
 
-LANE, ROW, LEFT, WIDTH, COLUMN = 44, 13, 118, BINS, 46
+LANE, ROW, LEFT, WIDTH, COLUMN = 44, 13, 118, BINS, 50
 TTFT_HEIGHT, TTFT_MS_MIN, TTFT_MS_MAX = 150, 10.0, 200_000.0
 
 STYLE = """
@@ -15,7 +15,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 74rem; padding: 1.5rem; font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: #fff; }
 h1 { font-size: 1.35rem; margin: 0; letter-spacing: -.01em; } h2 { font-size: 1rem; margin: 2rem 0 .2rem; }
 p { margin: .2rem 0 .7rem; color: var(--soft); max-width: 60rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
 dl div { border-top: 2px solid var(--water); padding-top: .35rem; } dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; } dd small { font-size: .8rem; color: var(--soft); }
 svg { display: block; width: 100%; height: auto; } svg text { font: 9px system-ui, sans-serif; fill: var(--soft); }
