@@ -34,6 +34,7 @@ REFUSALS: dict[str, tuple[int, str]] = {
     "endpoint_paused": (503, "server_error"),
     "capacity": (503, "server_error"),
     "not_ready": (503, "server_error"),
+    "source_unavailable": (503, "server_error"),
     "journal_unavailable": (503, "server_error"),
     "hold_expired": (503, "server_error"),
 }
@@ -87,6 +88,10 @@ class Fault(Exception):
 
 class EngineFault(Fault):
     """An engine process died, hung, answered nonsense or could not be started."""
+
+
+class WeightFault(Fault):
+    """A model's weights cannot be brought to this node: their source, their checksum or the disk."""
 
 
 class StoreFault(Fault):

@@ -24,7 +24,7 @@ ACCEPTED = (
 )
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Everything that changes what the model answers is part of its digest; weights by header, size, samples.
-_DESCRIBING = (".json", ".jinja", ".txt", ".model")
+DESCRIBING = (".json", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +168,17 @@ def read_header(path: Path) -> Tensors:
 
 def _sample(path: Path, size: int) -> bytes:
     """`SAMPLES` blocks spread evenly over the file: fine-tunes of one shape differ nearly everywhere."""
-    step = max(SAMPLE_BYTES, (size - SAMPLE_BYTES) // (SAMPLES - 1))
     with path.open("rb") as file:
         blocks = []
-        for offset in range(0, size, step):
+        for offset in sample_offsets(size):
             file.seek(offset)
             blocks.append(file.read(SAMPLE_BYTES))
     return b"".join(blocks)
+
+
+def sample_offsets(size: int) -> range:
+    """Where the sampled blocks of a file of `size` bytes begin."""
+    return range(0, size, max(SAMPLE_BYTES, (size - SAMPLE_BYTES) // (SAMPLES - 1)))
 
 
 def _product(shape: list[int]) -> int:
@@ -242,7 +246,7 @@ def _digest(directory: Path, weights: dict[str, Tensors]) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted((*directory.glob("*"), *directory.glob("*/config.json"))):
-        if path.suffix in _DESCRIBING and path.is_file() and path.stat().st_size <= JSON_BYTES_MAX:
+        if path.suffix in DESCRIBING and path.is_file() and path.stat().st_size <= JSON_BYTES_MAX:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(directory)}\0{content}\n".encode())
     for name, tensors in sorted(weights.items()):
