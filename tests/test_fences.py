@@ -54,6 +54,8 @@ MUTANTS = [
     Mutant("torch-engine-alone", "torch_engine/server.py", "from tidegate.policy import costs", "tidegate.policy"),
     Mutant("torch-engine-unimported", "engines/builtin.py", "import tidegate.torch_engine", "tidegate.torch_engine"),
     Mutant("sim-pure", "sim/world.py", "import asyncio", "asyncio"),
+    Mutant("advisor-pure", "advisor/read.py", "from tidegate.billing import periods", "tidegate.billing.periods"),
+    Mutant("advisor-pure", "advisor/traffic.py", "import asyncio", "asyncio"),
     Mutant("sql-in-stores", "billing/ingest.py", "import sqlalchemy", "sqlalchemy"),
     Mutant("torch-in-engine", "node/limits.py", "import torch", "torch"),
     Mutant("programs-in-process", "assemble/checks.py", "import subprocess", "subprocess"),
