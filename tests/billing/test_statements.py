@@ -16,7 +16,7 @@ from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
 from tidegate.domain.ports import Cursor
 from tidegate.domain.usage import Outcome, UsageRecord
-from tidegate.money.rating import PriceTable
+from tidegate.money.prices import PriceTable
 
 NOVEMBER = Period(NOVEMBER_MS, DECEMBER_MS)
 

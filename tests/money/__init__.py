@@ -6,7 +6,8 @@ from tidegate.domain.ledger import RatedUsage
 from tidegate.domain.ports import Cursor, LedgerPage
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import CountSource, Outcome, UsageRecord
-from tidegate.money.rating import PriceTable, rate
+from tidegate.money.prices import PriceTable
+from tidegate.money.rating import rate
 
 HOUR_MS = 3_600_000
 NOVEMBER_MS = 1_793_491_200_000  # 2026-11-01T00:00:00Z

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tests.money import HOUR_MS, NOVEMBER_MS, price, usage
 from tidegate.domain.ledger import NO_PRICE, EndpointFacts, Entry, FactsSpan
 from tidegate.domain.usage import Outcome
-from tidegate.money.rating import PriceTable, rate, rate_reserved_hour, reserved_pieces, token_cost_nano_usd
+from tidegate.money.prices import PriceTable
+from tidegate.money.rating import rate, rate_reserved_hour, reserved_pieces, token_cost_nano_usd
 
 TOKENS = st.integers(0, 2_000_000)
 UNITS = st.integers(0, 10**9)

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests import postgres
-from tidegate.stores import batch_tables  # noqa: F401  # declared with all others, whichever test looks at them
+from tidegate.stores import batch_tables, contract_tables  # noqa: F401  # declared with all, whichever test looks at them
 from tidegate.stores.database import migrate, open_database
 
 

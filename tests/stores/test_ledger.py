@@ -24,7 +24,8 @@ from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, ExportRow, FactsSpan, Posted, UsageKey, UsageSum
 from tidegate.domain.ports import Cursor, LedgerPage
 from tidegate.domain.usage import Outcome, UsageRecord
-from tidegate.money.rating import PriceTable, rate_reserved_hour
+from tidegate.money.prices import PriceTable
+from tidegate.money.rating import rate_reserved_hour
 from tidegate.stores.database import migrate, open_database
 from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.ledger_rows import rollup_rows

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tidegate.billing.metrics import BillingMetrics
-from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage
+from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage, StateSum, TimeReport
 from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
-from tidegate.money.rating import DEFAULT_PLAN, PriceTable, rate, rate_reserved_hour
+from tidegate.money.hours import rate_hour
+from tidegate.money.prices import DEFAULT_PLAN, PriceTable, Sold
+from tidegate.money.rating import rate
 
 log = logging.getLogger(__name__)
 
 PAGE_RECORDS_MAX = 2_000
 TURN_PAGES_MAX = 50
-TURN_HOURS_MAX = 24 * 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,12 @@ class Ingest:
         self._metrics = metrics
         self._observed: Mapping[str, EndpointFacts] | None = None
         self._spans: dict[str, list[FactsSpan]] = {}
+        self._charged_until_ms = 0
 
-    def turn(self, now_ms: int, facts: Mapping[str, EndpointFacts] | None) -> Turn:
+    def turn(self, now_ms: int, facts: Mapping[str, EndpointFacts] | None, time: TimeReport) -> Turn:
         """Brings the ledger up to date with the journals, or `TURN_PAGES_MAX` pages further. Raises StoreFault.
 
-        `facts` is what is known of every endpoint, None while nothing is known yet.
+        `facts` is what is known of every endpoint, None while nothing is known yet; `time` is what nodes reported.
         """
         self._observe(now_ms, facts)
         prices = PriceTable(self._prices.versions())
@@ -61,7 +62,9 @@ class Ingest:
                 if page.closed or page.next == cursor:
                     break
                 cursor = page.next
-        self._post_time(now_ms, prices)
+        for node_time in time.pages:
+            self._ledger.add_time(node_time)
+        self._post_time(time.settled_ms, prices)
         return Turn(records, pages >= TURN_PAGES_MAX)
 
     # --- usage ----------------------------------------------------------------------------------------------------
@@ -99,8 +102,9 @@ class Ingest:
         return posted.records
 
     def _rate(self, record: UsageRecord, prices: PriceTable) -> RatedUsage:
-        plan = _plan_at(self._spans.get(record.endpoint, []), record.arrived_ms)
-        return rate(record, prices.in_force(plan, record.arrived_ms))
+        plan = self._plan_at(record.endpoint, record.arrived_ms)
+        sold = Sold(record.tenant, record.endpoint, record.model, record.mode)
+        return rate(record, prices.in_force(plan, record.arrived_ms, sold))
 
     # --- endpoints and accelerator time ---------------------------------------------------------------------------
 
@@ -114,26 +118,20 @@ class Ingest:
         for span in self._ledger.spans():
             self._spans.setdefault(span.endpoint, []).append(span)
 
-    def _post_time(self, now_ms: int, prices: PriceTable) -> None:
-        """Charges dedicated endpoints for every finished hour not charged yet, an hour in one transaction."""
-        dedicated = [
-            span.start_ms
-            for spans in self._spans.values()
-            for span in spans
-            if span.facts is not None and span.facts.mode == Mode.DEDICATED
-        ]
-        if not dedicated:
+    def _post_time(self, settled_ms: int, prices: PriceTable) -> None:
+        """Charges every hour of which nothing more will be reported, once; an hour that is over costs what it cost."""
+        end_ms = settled_ms // MS_PER_HOUR * MS_PER_HOUR
+        if end_ms <= self._charged_until_ms:
             return
-        begin_ms = max(self._ledger.time_posted_until(), min(dedicated) // MS_PER_HOUR * MS_PER_HOUR)
-        end_ms = min(now_ms // MS_PER_HOUR * MS_PER_HOUR, begin_ms + TURN_HOURS_MAX * MS_PER_HOUR)
-        for hour_ms in range(begin_ms, end_ms, MS_PER_HOUR):
-            times = [
-                time
-                for endpoint, spans in sorted(self._spans.items())
-                for time in rate_reserved_hour(endpoint, hour_ms, spans, prices)
-            ]
-            if times:
-                self._ledger.post_time(times)
+        hours: dict[int, list[StateSum]] = {}
+        for found in self._ledger.state_sums(self._ledger.time_posted_until(), end_ms):
+            hours.setdefault(found.hour_ms, []).append(found)
+        for hour_ms, sums in hours.items():
+            self._ledger.post_time(rate_hour(hour_ms, sums, self._plan_at, prices))
+        self._charged_until_ms = end_ms
+
+    def _plan_at(self, endpoint: str, at_ms: int) -> str:
+        return plan_at(self._spans.get(endpoint, []), at_ms)
 
 
 def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[UsageRecord, ...]]:
@@ -148,7 +146,7 @@ def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[Us
     return list(final.values()), tuple(record for record in checkpoints.values() if record.id not in final)
 
 
-def _plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
+def plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
     """The endpoint's price plan at an instant; the nearest one known outside what was observed."""
     if len(spans) == 1 and spans[0].facts is not None:
         return spans[0].facts.price_plan

@@ -14,7 +14,8 @@ from tidegate.domain.ledger import NO_PRICE, ExportRow, FactsSpan, TimeSum, Usag
 from tidegate.domain.ports import Ledger, PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import NANO_USD_PER_USD, TOKENS_PER_MILLION, usd
-from tidegate.money.rating import PriceTable, reserved_pieces
+from tidegate.money.prices import PriceTable
+from tidegate.money.rating import reserved_pieces
 from tidegate.wire.billing import BalanceView, DedicatedLine, Invoice, InvoiceLine, UsageReport, UsageRow
 
 EXPORT_PAGE_ROWS_MAX = 5_000

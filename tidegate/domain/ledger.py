@@ -16,10 +16,19 @@ REVENUE_INPUT = "revenue/input"
 REVENUE_CACHED_INPUT = "revenue/cached_input"
 REVENUE_OUTPUT = "revenue/output"
 REVENUE_ACCELERATOR_TIME = "revenue/accelerator_time"
+REVENUE_MINIMUM = "revenue/minimum"
+REVENUE_DRAWDOWN = "revenue/drawdown"
+REVENUE_EXPIRED = "revenue/expired_commitments"
+CREDITS = "credits"
 
 
 def tenant_account(tenant: str) -> str:
     return f"tenant/{tenant}"
+
+
+def commitment_account(contract: str) -> str:
+    """What a tenant has prepaid and not yet used: negative; entries that draw it down carry the tokens."""
+    return f"commitment/{contract}"
 
 
 class Entry(NamedTuple):
@@ -82,6 +91,68 @@ class FactsSpan:
     facts: EndpointFacts | None
 
 
+class TimeState(StrEnum):
+    """What an accelerator's time went into. Of these a tenant can owe for BUSY and IDLE only: a replica stood ready."""
+
+    BUSY = auto()
+    IDLE = auto()
+    ACTIVATING = auto()
+    DRAINING = auto()
+    ASLEEP = auto()
+    FREE = auto()
+    UNREPORTED = auto()
+
+
+class TimeCell(NamedTuple):
+    """Accelerator time within one hour, in microseconds: `share_us` divides the accelerator among its replicas by their
+    bytes (all shares of an accelerator sum to wall time; 0 while asleep), `held_us` is undivided, a replica at a time.
+
+    `lender` is whose room was used, empty when nobody's; `endpoint` is empty when nobody used it.
+    """
+
+    hour_ms: int
+    node: str
+    accelerator: str
+    kind: str
+    endpoint: str
+    mode: str
+    state: TimeState
+    lender: str
+    held_us: int
+    share_us: int
+
+
+class StateSum(NamedTuple):
+    """`TimeCell`s of one hour added up over the accelerators of one kind."""
+
+    hour_ms: int
+    kind: str
+    endpoint: str
+    mode: str
+    state: TimeState
+    lender: str
+    held_us: int
+    share_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimePage:
+    """All time of one node in [start_ms, until_ms)."""
+
+    node: str
+    start_ms: int
+    until_ms: int
+    cells: tuple[TimeCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeReport:
+    """`settled_ms`: no time before it will be reported later, once `pages` are posted."""
+
+    pages: tuple[TimePage, ...]
+    settled_ms: int
+
+
 class UsageGroup(StrEnum):
     """What usage can be summed by."""
 
@@ -109,7 +180,8 @@ class UsageKey:
 @dataclass(frozen=True, slots=True)
 class UsageSum:
     """Sums over usage records and the tenant entries of their transactions. Tokens are all that were consumed;
-    `billed_*` and `*_nano_usd` are what was charged. `billed_input` does not include `billed_cached`.
+    `billed_*` and `*_nano_usd` are what was charged. `billed_input` does not include `billed_cached`. `drawn_*` was paid
+    from commitments instead.
     """
 
     requests: int = 0
@@ -124,10 +196,14 @@ class UsageSum:
     input_nano_usd: int = 0
     cached_nano_usd: int = 0
     output_nano_usd: int = 0
+    minimum_nano_usd: int = 0
+    drawn_tokens: int = 0
+    drawn_nano_usd: int = 0
 
     @property
     def total_nano_usd(self) -> int:
-        return self.input_nano_usd + self.cached_nano_usd + self.output_nano_usd
+        """What the tenant owes for it."""
+        return self.input_nano_usd + self.cached_nano_usd + self.output_nano_usd + self.minimum_nano_usd
 
 
 @dataclass(frozen=True, slots=True)

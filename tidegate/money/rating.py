@@ -2,12 +2,11 @@
 
 The rules (public): the price in force when the request *arrived* counts. Input tokens the engine found in its cache
 cost the cached price, the others the input price. Dedicated endpoints pay for accelerator time, not for tokens. Batch
-pays `batch_percent` of the plan's price; that is the one place where tokens need rounding, done a line at a time,
-half to even.
+pays `batch_percent` of the price; that is the one place where tokens need rounding, done a line at a time, half to
+even. Where a price has a minimum, what a request falls short of it is a line of its own.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from tidegate.domain.ledger import (
     REVENUE_ACCELERATOR_TIME,
     REVENUE_CACHED_INPUT,
     REVENUE_INPUT,
+    REVENUE_MINIMUM,
     REVENUE_OUTPUT,
     EndpointFacts,
     Entry,
@@ -28,41 +28,10 @@ from tidegate.domain.ledger import (
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import MS_PER_HOUR, accelerator_time_nano_usd
 from tidegate.domain.usage import UsageRecord
-
-DEFAULT_PLAN = "default"
+from tidegate.money.prices import PriceTable, Sold
 
 # Plain texts: a record's mode is one, and comparing two of them is what a million records can afford.
 _DEDICATED, _BATCH = Mode.DEDICATED.value, Mode.BATCH.value
-
-
-class PriceTable:
-    """The price book, arranged so that finding the version in force costs a binary search."""
-
-    def __init__(self, versions: Iterable[PriceVersion]) -> None:
-        self._plans: dict[str, tuple[list[int], list[PriceVersion]]] = {}
-        self._by_id: dict[int, PriceVersion] = {}
-        for version in sorted(versions, key=lambda v: (v.effective_ms, v.id)):
-            starts, ordered = self._plans.setdefault(version.plan, ([], []))
-            starts.append(version.effective_ms)
-            ordered.append(version)
-            self._by_id[version.id] = version
-
-    def in_force(self, plan: str, at_ms: int) -> PriceVersion | None:
-        """The newest version of `plan` effective at `at_ms`; of the default plan when that one has none by then."""
-        for name in (plan, DEFAULT_PLAN):
-            starts, ordered = self._plans.get(name, ([], []))
-            found = bisect_right(starts, at_ms)
-            if found:
-                return ordered[found - 1]
-        return None
-
-    def changes(self, plan: str, start_ms: int, end_ms: int) -> list[int]:
-        """Instants in (start_ms, end_ms) at which the price in force for `plan` may change, ascending."""
-        instants = {at for name in (plan, DEFAULT_PLAN) for at in self._plans.get(name, ([], []))[0]}
-        return sorted(at for at in instants if start_ms < at < end_ms)
-
-    def version(self, version_id: int) -> PriceVersion | None:
-        return self._by_id.get(version_id)
 
 
 def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
@@ -82,7 +51,11 @@ def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
         revenue.append(Entry(REVENUE_OUTPUT, output, -output * price.output_nano_usd))
     if record.mode == _BATCH:
         percent = price.batch_percent
-        revenue = [Entry(e.account, e.quantity, -_percent_half_even(-e.amount, percent)) for e in revenue]
+        revenue = [Entry(e.account, e.quantity, -percent_half_even(-e.amount, percent)) for e in revenue]
+    if price.minimum_nano_usd:
+        shortfall = price.minimum_nano_usd + sum(e.amount for e in revenue)
+        if shortfall > 0:
+            revenue.append(Entry(REVENUE_MINIMUM, 1, -shortfall))
     return RatedUsage(record, price.id, _with_tenant(record.tenant, revenue))
 
 
@@ -136,9 +109,10 @@ def reserved_pieces(spans: Sequence[FactsSpan], start_ms: int, end_ms: int, pric
         start, until = max(span.start_ms, start_ms), min(until, end_ms)
         if span.facts is None or start >= until:
             continue
-        cuts = [start, *prices.changes(span.facts.price_plan, start, until), until]
+        plan, sold = span.facts.price_plan, Sold(span.endpoint.partition("/")[0], span.endpoint, mode=_DEDICATED)
+        cuts = [start, *prices.changes(plan, start, until, sold), until]
         for begin, end in pairwise(cuts):
-            pieces.append(_piece(span.facts, end - begin, prices.in_force(span.facts.price_plan, begin)))
+            pieces.append(_piece(span.facts, end - begin, prices.in_force(plan, begin, sold)))
     return pieces
 
 
@@ -160,7 +134,7 @@ def _with_tenant(tenant: str, revenue: list[Entry]) -> tuple[Entry, ...]:
     return (Entry(tenant_account(tenant), 0, owed), *revenue)
 
 
-def _percent_half_even(amount: int, percent: int) -> int:
+def percent_half_even(amount: int, percent: int) -> int:
     """`amount` × `percent` / 100 in whole nano-USD, rounded half to even; exact at 100."""
     whole, rest = divmod(amount * percent, 100)
     if rest > 50 or (rest == 50 and whole % 2):

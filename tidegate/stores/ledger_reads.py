@@ -4,11 +4,15 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, and_, case, cast, 
 
 from tidegate.domain.ledger import (
     REVENUE_CACHED_INPUT,
+    REVENUE_DRAWDOWN,
     REVENUE_INPUT,
+    REVENUE_MINIMUM,
     REVENUE_OUTPUT,
     EndpointFacts,
     ExportRow,
     FactsSpan,
+    StateSum,
+    TimeState,
     TimeSum,
     UsageKey,
     UsageSum,
@@ -39,13 +43,14 @@ def fold(connection: Connection, start_ms: int, end_ms: int, tenant: str | None)
     if start_ms >= end_ms:
         return []
     u = tables.usage_records
-    owed, sold_input, sold_cached, sold_output = (tables.entries.alias() for _ in range(4))
+    sold_input, sold_cached, sold_output, minimum, drawn = (tables.entries.alias() for _ in range(5))
     source = u
     for entry, account in (
-        (owed, literal("tenant/") + u.c.tenant),
         (sold_input, literal(REVENUE_INPUT)),
         (sold_cached, literal(REVENUE_CACHED_INPUT)),
         (sold_output, literal(REVENUE_OUTPUT)),
+        (minimum, literal(REVENUE_MINIMUM)),
+        (drawn, literal(REVENUE_DRAWDOWN)),
     ):
         same = and_(entry.c.transaction_id == u.c.transaction_id, entry.c.account == account)
         source = source.outerjoin(entry, same)  # type: ignore[assignment]
@@ -54,11 +59,14 @@ def fold(connection: Connection, start_ms: int, end_ms: int, tenant: str | None)
     sold = (sold_input, sold_cached, sold_output)
     sums = [
         func.count(),
-        func.count(owed.c.amount),
+        func.count(func.coalesce(*(entry.c.amount for entry in (*sold, minimum, drawn)))),
         _total(case((u.c.outcome == Outcome.REFUSED.value, 1), else_=0)),
         *(_total(u.c[name]) for name in ("input_tokens", "cached_tokens", "output_tokens")),
         *(_total(entry.c.quantity) for entry in sold),
         *(-_total(entry.c.amount) for entry in sold),
+        -_total(minimum.c.amount),
+        _total(drawn.c.quantity),
+        -_total(drawn.c.amount),
     ]
     query = select(*keys, *sums).select_from(source).where(u.c.arrived_ms >= start_ms, u.c.arrived_ms < end_ms)
     if tenant is not None:
@@ -70,9 +78,18 @@ def time_sums(connection: Connection, start_ms: int, end_ms: int, tenant: str | 
     t = tables.accelerator_time.c
     keys = (t.endpoint, t.tenant, t.price_version)
     query = select(*keys, _total(t.duration_ms), _total(t.nano_usd)).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
+    query = query.where(t.tenant != "")  # the platform's own cost is nobody's bill
     if tenant is not None:
         query = query.where(t.tenant == tenant)
     return [TimeSum(*row) for row in connection.execute(query.group_by(*keys).order_by(*keys))]
+
+
+def state_sums(connection: Connection, start_ms: int, end_ms: int) -> list[StateSum]:
+    t = tables.accelerator_states.c
+    keys = (t.hour_ms, t.kind, t.endpoint, t.mode, t.state, t.lender)
+    query = select(*keys, _total(t.held_us), _total(t.share_us)).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
+    rows = connection.execute(query.group_by(*keys).order_by(*keys))
+    return [StateSum(*row[:4], TimeState(row[4]), *row[5:]) for row in rows]
 
 
 def time_posted_until(connection: Connection) -> int:

@@ -6,7 +6,9 @@ import msgspec
 
 from tidegate.domain.ledger import (
     REVENUE_CACHED_INPUT,
+    REVENUE_DRAWDOWN,
     REVENUE_INPUT,
+    REVENUE_MINIMUM,
     REVENUE_OUTPUT,
     Entry,
     FactsSpan,
@@ -23,9 +25,18 @@ SUM_FIELDS = UsageSum.__slots__
 Row = tuple[object, ...]  # in the order of the table's columns
 Cell = tuple[UsageKey, UsageSum]
 
-_BILLED = SUM_FIELDS.index("billed_input")
-_CHARGED = SUM_FIELDS.index("input_nano_usd")
-_SOLD = {REVENUE_INPUT: 0, REVENUE_CACHED_INPUT: 1, REVENUE_OUTPUT: 2}
+_NOWHERE = len(SUM_FIELDS)
+# Where the quantity and the amount of a revenue entry are added up.
+_SUMMED = {
+    account: tuple(SUM_FIELDS.index(name) if name else _NOWHERE for name in names)
+    for account, names in {
+        REVENUE_INPUT: ("billed_input", "input_nano_usd"),
+        REVENUE_CACHED_INPUT: ("billed_cached", "cached_nano_usd"),
+        REVENUE_OUTPUT: ("billed_output", "output_nano_usd"),
+        REVENUE_MINIMUM: ("", "minimum_nano_usd"),
+        REVENUE_DRAWDOWN: ("drawn_tokens", "drawn_nano_usd"),
+    }.items()
+}
 
 
 def usage_row(rated: RatedUsage, number: int) -> Row:
@@ -80,7 +91,7 @@ def rollup_rows(fresh: Iterable[RatedUsage]) -> list[Row]:
         key = (hour_ms, r.tenant, r.key, r.endpoint, r.model, r.mode, rated.price_version)
         cell = cells.get(key)
         if cell is None:
-            cell = cells[key] = [0] * len(SUM_FIELDS)
+            cell = cells[key] = [0] * (_NOWHERE + 1)
         cell[0] += 1
         cell[2] += r.outcome is Outcome.REFUSED
         cell[3] += r.input_tokens
@@ -88,11 +99,12 @@ def rollup_rows(fresh: Iterable[RatedUsage]) -> list[Row]:
         cell[5] += r.output_tokens
         if rated.entries:
             cell[1] += 1
-            for entry in rated.entries[1:]:
-                at = _SOLD[entry.account]
-                cell[_BILLED + at] += entry.quantity
-                cell[_CHARGED + at] -= entry.amount
-    return [(*key, *cell) for key, cell in sorted(cells.items())]
+            for account, quantity, amount in rated.entries:
+                summed = _SUMMED.get(account)
+                if summed is not None:
+                    cell[summed[0]] += quantity
+                    cell[summed[1]] -= amount
+    return [(*key, *cell[:_NOWHERE]) for key, cell in sorted(cells.items())]
 
 
 def time_row(time: RatedTime, number: int) -> Row:

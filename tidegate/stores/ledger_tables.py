@@ -1,4 +1,4 @@
-"""The money tables. What is here is what migration 0002 makes; every amount, token count and instant is a BIGINT.
+"""The money tables. What is here is what the migrations make; every amount, token count and instant is a BIGINT.
 
 Texts have no length limit: a journal must never hold a record that the ledger cannot take.
 """
@@ -77,6 +77,49 @@ accelerator_time = Table(
     UniqueConstraint("hour_ms", "endpoint", name="uq_accelerator_time_hour_ms"),
 )
 
+# Where every accelerator's time went, by hour: sums that grow with each page of a node's time.
+accelerator_states = Table(
+    "accelerator_states",
+    metadata,
+    Column("hour_ms", BigInteger, nullable=False),
+    Column("node", Text, nullable=False),
+    Column("accelerator", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("lender", Text, nullable=False),
+    Column("held_us", BigInteger, nullable=False),
+    Column("share_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint(
+        "hour_ms", "node", "accelerator", "kind", "endpoint", "mode", "state", "lender", name="pk_accelerator_states"
+    ),
+)
+
+# Up to which instant each node's time is in `accelerator_states`; moves in the transaction that adds it.
+time_marks = Table(
+    "time_marks",
+    metadata,
+    Column("node", Text, primary_key=True),
+    Column("until_ms", BigInteger, nullable=False),
+)
+
+# The last transaction each collector of usage events has taken.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("sink", Text, primary_key=True),
+    Column("delivered", BigInteger, nullable=False),
+)
+
+# One row: usage records of requests that arrived before this instant may be gone; rollups and entries stay.
+retention = Table(
+    "retention",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("records_from_ms", BigInteger, nullable=False),
+)
+
 # Append-only. The amounts of a transaction sum to zero.
 entries = Table(
     "entries",
@@ -112,6 +155,9 @@ usage_rollups = Table(
     Column("input_nano_usd", BigInteger, nullable=False),
     Column("cached_nano_usd", BigInteger, nullable=False),
     Column("output_nano_usd", BigInteger, nullable=False),
+    Column("minimum_nano_usd", BigInteger, nullable=False),
+    Column("drawn_tokens", BigInteger, nullable=False),
+    Column("drawn_nano_usd", BigInteger, nullable=False),
     PrimaryKeyConstraint(
         "hour_ms", "tenant", "key", "endpoint", "model", "mode", "price_version", name="pk_usage_rollups"
     ),
@@ -150,5 +196,14 @@ price_versions = Table(
     Column("accelerator_hour_nano_usd", BigInteger, nullable=False),
     Column("batch_percent", Integer, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    UniqueConstraint("plan", "effective_ms", name="uq_price_versions_plan"),
+    Column("tenant", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("minimum_nano_usd", BigInteger, nullable=False),
+    Column("accelerator_kinds", Text, nullable=False),
+    Column("ends", Integer, nullable=False),
+    UniqueConstraint(
+        "plan", "tenant", "endpoint", "model", "mode", "effective_ms", name="uq_price_versions_plan"
+    ),
 )

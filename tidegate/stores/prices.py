@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import msgspec
 from sqlalchemy import Engine, insert, select
 from sqlalchemy.exc import IntegrityError
 
@@ -22,16 +24,18 @@ class SqlPriceBook:
         self._engine = engine
 
     def add(self, price: PriceVersion) -> PriceVersion:
-        """Stores a version; its `id` is assigned. Refusal("conflict") when one of the plan begins at the same
+        """Stores a version; its `id` is assigned. Refusal("conflict") when one with its terms begins at the same
         instant.
         """
         row = {name: getattr(price, name) for name in _FIELDS}
+        row["accelerator_kinds"] = msgspec.json.encode(price.accelerator_kinds).decode()
+        row["ends"] = int(price.ends)
         with sql_faults("the price book cannot be written"):
             try:
                 with write(self._engine) as connection:
                     made = connection.execute(insert(price_versions).returning(price_versions.c.id), row).scalar_one()
             except IntegrityError as error:
-                message = f"plan {price.plan!r} already has a price effective at {price.effective_ms}: choose another"
+                message = f"these terms already have a price effective at {price.effective_ms}: choose another instant"
                 raise Refusal("conflict", message, param="effective") from error
         return replace(price, id=made)
 
@@ -41,4 +45,10 @@ class SqlPriceBook:
         if plan is not None:
             query = query.where(price_versions.c.plan == plan)
         with sql_faults("the price book cannot be read"), read(self._engine) as connection:
-            return [PriceVersion(**row) for row in connection.execute(query).mappings()]
+            return [_version(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _version(row: dict[str, Any]) -> PriceVersion:
+    row["accelerator_kinds"] = msgspec.json.decode(row["accelerator_kinds"], type=tuple[tuple[str, int], ...])
+    row["ends"] = bool(row["ends"])
+    return PriceVersion(**row)

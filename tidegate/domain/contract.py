@@ -1,0 +1,46 @@
+"""Prepaid token commitments."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """`tokens` bought for `price_nano_usd`, spendable by requests that arrive in [starts_ms, expires_ms) on any of
+    `models` and `modes` (empty: all).
+
+    Of several, the one with the lowest `priority` number is drawn down first, then the one that expires first, then the
+    oldest. Of what is unspent at expiry, `rollover_percent` stays spendable for `rollover_ms` more; the rest lapses, by an
+    entry that says so. What no commitment covers is charged at the plan `overage_plan`, or as without a contract when
+    that is empty. Alerts go to `alert_url`, signed with `alert_secret`.
+    """
+
+    id: str
+    tenant: str
+    tokens: int
+    price_nano_usd: int
+    starts_ms: int
+    expires_ms: int
+    created_ms: int = 0
+    priority: int = 100
+    models: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    rollover_percent: int = 0
+    rollover_ms: int = 0
+    overage_plan: str = ""
+    alert_url: str = ""
+    alert_secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Tokens taken from a contract by requests that arrived before its expiry (`used`), by later ones (`rolled`), and
+    lapsed.
+    """
+
+    used: int = 0
+    rolled: int = 0
+    lapsed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.used + self.rolled + self.lapsed
