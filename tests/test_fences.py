@@ -40,13 +40,15 @@ MUTANTS = [
     Mutant("floors", "stores/state.py", "from tidegate.engines import logs", "tidegate.engines.logs"),
     Mutant("floors", "money/rating.py", "from tidegate.policy import costs", "tidegate.policy.costs"),
     Mutant("floors", "policy/admission.py", "from tidegate.money import rating", "tidegate.money.rating"),
+    Mutant("floors", "dispatch/room.py", "from tidegate.policy import costs", "tidegate.policy.costs"),
     Mutant("domain-order", "domain/units.py", "from tidegate.domain import ports", "tidegate.domain.ports"),
     Mutant("pure", "domain/fleet.py", "import time", "time"),
     Mutant("pure", "policy/costs.py", "import asyncio", "asyncio"),
     Mutant("pure", "wire/internal.py", "import random", "random"),
     Mutant("pure", "money/rating.py", "import logging", "logging"),
+    Mutant("pure", "dispatch/room.py", "import asyncio", "asyncio"),
     Mutant("policies", "policy/eviction.py", "from tidegate.policy import scaling", "tidegate.policy.scaling"),
-    Mutant("policies", "policy/dispatch.py", "from tidegate.policy import admission", "tidegate.policy.admission"),
+    Mutant("policies", "policy/routing.py", "from tidegate.policy import admission", "tidegate.policy.admission"),
     Mutant("adapters-by-assemble", "node/agent.py", "from tidegate.engines import process", "tidegate.engines.process"),
     Mutant("adapters-by-assemble", "control/loop.py", "from tidegate.stores import state", "tidegate.stores.state"),
     Mutant("adapters-by-assemble", "cli/keys.py", "from tidegate.transports import local", "tidegate.transports.local"),
@@ -120,7 +122,7 @@ def test_every_contract_has_a_mutant() -> None:
 
 def test_strict_types_below() -> None:
     """`mypy --strict` on the floors where a wrong type would be a wrong decision or a wrong bill."""
-    floors = [f"tidegate/{floor}" for floor in ("domain", "policy", "wire", "money")]
+    floors = [f"tidegate/{floor}" for floor in ("domain", "policy", "wire", "money", "dispatch")]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", *floors], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

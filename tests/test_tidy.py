@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.tidy import CORE_LINES_MAX, MONEY_LINES_MAX, RULES, Module, findings, parse, text_findings
+from tests.tidy import (
+    CORE_LINES_MAX,
+    DISPATCH_LINES_MAX,
+    MONEY_LINES_MAX,
+    RULES,
+    Module,
+    findings,
+    parse,
+    text_findings,
+)
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tidegate"
@@ -74,7 +83,11 @@ def test_every_rule_has_a_mutant() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "floor", "lines_max"),
-    [("core-length", "policy", CORE_LINES_MAX), ("money-length", "money", MONEY_LINES_MAX)],
+    [
+        ("core-length", "policy", CORE_LINES_MAX),
+        ("money-length", "money", MONEY_LINES_MAX),
+        ("dispatch-length", "dispatch", DISPATCH_LINES_MAX),
+    ],
 )
 def test_the_length_rules_bite(rule: str, floor: str, lines_max: int) -> None:
     part = DOC + "x = 1\n" * 390

@@ -77,13 +77,27 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True)
+class Overflow:
+    """Where requests go that a busy endpoint should not serve itself. Exactly one threshold is set.
+
+    `above_concurrency`: more than so many requests held and in flight; `above_queue_ms`: held longer than this;
+    `above_ttft_ms`: expected to see its first token later than this. A gateway judges by what it sees itself.
+    """
+
+    to: str
+    above_concurrency: int | None = None
+    above_queue_ms: int | None = None
+    above_ttft_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """An endpoint's desired state. `regions` is the ordered allow-list, home first; each apply raises `generation`.
 
     `accelerator_bytes` is reserved on each of `accelerators_per_replica` accelerators for one replica: weights, KV and
     workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
     takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on
-    other accelerators of its node than those it slept on.
+    other accelerators of its node than those it slept on. `fallback`: the endpoint that serves what this one fails to.
     """
 
     endpoint: str
@@ -106,3 +120,5 @@ class Deployment:
     paused: bool = False
     created_ms: int = 0
     movable: bool = False
+    overflow: Overflow | None = None
+    fallback: str = ""

@@ -30,7 +30,9 @@ class UsageRecord:
 
     `input_tokens` includes `cached_tokens`. `output_tokens` is what the engine generated *and* the gateway sent on.
     Instants are epoch milliseconds; `queue_ms` and `activation_ms` are durations. `refusal` names the code when
-    `outcome` is REFUSED. `gateway` is the gateway's boot id: when it is dead, its OPEN records are final.
+    `outcome` is REFUSED. `gateway` is the gateway's boot id: when it is dead, its OPEN records are final. `endpoint`,
+    `model` and `mode` are of the endpoint that served it, whose price counts; where that is not the one the tenant
+    called, `overflow_from` is, and `overflow_reason` says why.
     """
 
     id: str
@@ -54,6 +56,8 @@ class UsageRecord:
     queue_ms: int
     activation_ms: int
     refusal: str = ""
+    overflow_from: str = ""
+    overflow_reason: str = ""
 
     @property
     def billable(self) -> bool:

@@ -10,11 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import assert_never
 
-from tidegate.domain.errors import LinkFault
-from tidegate.domain.plan import DemandReported, Drain, EndpointRemoved, FenceConfirmed, Resume, Route
-from tidegate.domain.ports import Clock, Connect, Link
-from tidegate.gateway.limits import GatewayLimits
-from tidegate.policy.dispatch import (
+from tidegate.dispatch import (
     Arrived,
     ConfirmFence,
     Deadline,
@@ -28,6 +24,10 @@ from tidegate.policy.dispatch import (
     Returned,
     SessionStarted,
 )
+from tidegate.domain.errors import LinkFault
+from tidegate.domain.plan import DemandReported, Drain, EndpointRemoved, FenceConfirmed, Resume, Route
+from tidegate.domain.ports import Clock, Connect, Link
+from tidegate.gateway.limits import GatewayLimits
 from tidegate.wire.internal import Catalog, EndpointEntry, GatewayHello, KeyEntry
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 import msgspec
 from msgspec import Struct
 
+from tidegate.dispatch import Refuse
 from tidegate.domain.errors import REFUSALS, Refusal
-from tidegate.policy.dispatch import Refuse
 from tidegate.wire.internal import EndpointEntry
 
 LEAST_MS = 1_000  # Retry-After counts whole seconds

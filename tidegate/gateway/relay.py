@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
+from tidegate.dispatch import Grant
 from tidegate.domain.errors import EngineFault, Refusal, StoreFault
 from tidegate.domain.ports import Clock, Journal
 from tidegate.domain.usage import Outcome, UsageRecord
@@ -24,7 +25,6 @@ from tidegate.gateway.metrics import Metrics
 from tidegate.gateway.refusals import code_of_answer, refusal_of
 from tidegate.gateway.replies import JSON, STREAM_HEADERS, Header, Send, reply, reply_refusal
 from tidegate.gateway.upstream import Pool
-from tidegate.policy.dispatch import Grant
 from tidegate.wire import openai
 
 log = logging.getLogger(__name__)

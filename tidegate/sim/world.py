@@ -1,4 +1,4 @@
-"""The simulated platform: one gateway running `policy.dispatch`, the capacity core, simulated nodes, one virtual clock.
+"""The simulated platform: one gateway running `dispatch`, the capacity core, simulated nodes, one virtual clock.
 
 Whatever happens goes through one heap ordered by (instant, order of planning); nothing reads a real clock or unseeded
 dice. The laws of the design are checked at each step, by what is true on the nodes and not by what the core believes.
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import assert_never
 
+from tidegate import dispatch
+from tidegate.dispatch import Arrived, ConfirmFence, Deadline, Ended, Grant, Refuse, ReportDemand, Returned
 from tidegate.domain import plan
 from tidegate.domain.endpoint import Deployment
 from tidegate.domain.plan import Command, DemandReported, FenceConfirmed, ReplicaChanged, Tick
 from tidegate.domain.replica import ReplicaState
-from tidegate.policy import dispatch
-from tidegate.policy.dispatch import Arrived, ConfirmFence, Deadline, Ended, Grant, Refuse, ReportDemand, Returned
 from tidegate.policy.reconcile import FleetCore
 from tidegate.sim.compute import NEVER, Compute, Request
 from tidegate.sim.meter import Meter

@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tidegate.domain.endpoint import EndpointState
-from tidegate.domain.plan import Drain, EndpointRemoved, Reason, Resume, Route, Target
-from tidegate.policy.dispatch import (
+from tidegate.dispatch import (
     Arrived,
     ConfirmFence,
     Deadline,
@@ -22,6 +20,8 @@ from tidegate.policy.dispatch import (
     Returned,
     SessionStarted,
 )
+from tidegate.domain.endpoint import EndpointState
+from tidegate.domain.plan import Drain, EndpointRemoved, Reason, Resume, Route, Target
 
 E = "acme/chat"
 WHY = Reason("test")
@@ -53,7 +53,7 @@ def play(*steps: tuple[int, Event]) -> tuple[Dispatch, list[list[Effect]]]:
 
 def test_granted_at_once_when_a_slot_is_free() -> None:
     _, said = play((0, route(1, target("r"))), (5, arrived("a")))
-    assert answers(said[1]) == [Grant("a", target("r"), 0, 0)]
+    assert answers(said[1]) == [Grant("a", target("r"), 0, 0, E)]
 
 
 def test_first_come_first_served_and_the_wait_is_told() -> None:
@@ -61,14 +61,14 @@ def test_first_come_first_served_and_the_wait_is_told() -> None:
         (0, route(1, target("r"))), (1, arrived("a")), (2, arrived("b")), (3, arrived("c")), (10, Ended("a")),
         (20, Ended("b")),
     )  # fmt: skip
-    assert answers(said[4]) == [Grant("b", target("r"), 8, 0)]
-    assert answers(said[5]) == [Grant("c", target("r"), 17, 0)]
+    assert answers(said[4]) == [Grant("b", target("r"), 8, 0, E)]
+    assert answers(said[5]) == [Grant("c", target("r"), 17, 0, E)]
 
 
 def test_activation_is_the_part_of_the_hold_without_a_replica() -> None:
     _, said = play((100, arrived("a")), (110, arrived("b")), (400, route(1, target("r"))), (450, Ended("a")))
-    assert answers(said[2]) == [Grant("a", target("r"), 300, 300)]
-    assert answers(said[3]) == [Grant("b", target("r"), 340, 290)]
+    assert answers(said[2]) == [Grant("a", target("r"), 300, 300, E)]
+    assert answers(said[3]) == [Grant("b", target("r"), 340, 290, E)]
 
 
 def test_least_loaded_in_the_own_region_first() -> None:
@@ -139,7 +139,7 @@ def test_a_drained_replica_is_fenced_when_its_last_request_is_over() -> None:
     assert not answers(said[3])
     assert ConfirmFence("r") in said[4]
     back = dispatch.handle(route(2, target("r", 2)), 9)
-    assert answers(back) == [Grant("b", target("r", 2), 7, 0)], "listed after the fence: it slept and is back"
+    assert answers(back) == [Grant("b", target("r", 2), 7, 0, E)], "listed after the fence: it slept and is back"
 
 
 def test_a_route_that_still_lists_it_does_not_undo_a_drain() -> None:
@@ -157,18 +157,18 @@ def test_an_unknown_replica_is_fenced_at_once_and_resume_calls_a_drain_off() -> 
         (0, route(1, target("r"))), (0, Drain("r", "n", E, WHY)), (1, arrived("a")), (2, Resume("r", "n", E, WHY))
     )
     assert said[1] == [ConfirmFence("r")]
-    assert answers(said[3]) == [Grant("a", target("r"), 1, 0)]
+    assert answers(said[3]) == [Grant("a", target("r"), 1, 0, E)]
 
 
 def test_a_lost_engine_is_replaced_once_and_left_alone_for_a_while() -> None:
     dispatch, said = play((0, route(1, target("r1"), target("r2"))), (0, arrived("a")), (1, Returned("a", lost=True)))
-    assert answers(said[2]) == [Grant("a", target("r2"), 1, 0)]
+    assert answers(said[2]) == [Grant("a", target("r2"), 1, 0, E)]
     assert [x.code for x in answers(dispatch.handle(Returned("a", lost=True), 2)) if isinstance(x, Refuse)] == [
         "engine_error"
     ]
     assert not answers(dispatch.handle(arrived("b", 5_000), 3)), "both are suspect"
     assert (dispatch.next_deadline_ms() or 9_999) <= 1_001
-    assert answers(dispatch.handle(Deadline(), 1_001)) == [Grant("b", target("r1"), 998, 0)]
+    assert answers(dispatch.handle(Deadline(), 1_001)) == [Grant("b", target("r1"), 998, 0, E)]
 
 
 def test_what_came_back_goes_before_what_waits() -> None:

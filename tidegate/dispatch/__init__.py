@@ -1,6 +1,7 @@
 """Who gets which replica, and who waits."""
 
-from tidegate.policy.dispatch.events import (
+from tidegate.dispatch.elsewhere import Elsewhere
+from tidegate.dispatch.events import (
     Arrived,
     ConfirmFence,
     Deadline,
@@ -14,7 +15,8 @@ from tidegate.policy.dispatch.events import (
     Returned,
     SessionStarted,
 )
-from tidegate.policy.dispatch.room import Dispatch
+from tidegate.dispatch.queue import served_tokens
+from tidegate.dispatch.room import Dispatch
 
 __all__ = [
     "Arrived",
@@ -23,6 +25,7 @@ __all__ = [
     "Demand",
     "Dispatch",
     "Effect",
+    "Elsewhere",
     "Ended",
     "Event",
     "Grant",
@@ -30,4 +33,5 @@ __all__ = [
     "ReportDemand",
     "Returned",
     "SessionStarted",
+    "served_tokens",
 ]

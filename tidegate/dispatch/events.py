@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tidegate.dispatch.elsewhere import Elsewhere
 from tidegate.domain.errors import LimitHit
 from tidegate.domain.plan import Drain, EndpointRemoved, Resume, Route, Target
 
@@ -10,19 +11,30 @@ from tidegate.domain.plan import Drain, EndpointRemoved, Resume, Route, Target
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request wants a replica. `deadline_ms` is the instant it gives up; not after now means it does not wait."""
+    """A request wants a replica. `deadline_ms` is the instant it gives up; not after now means it does not wait.
+
+    `tokens` is an estimate of what it will count for between `tenant` and the others (see `queue`).
+    """
 
     request: str
     endpoint: str
     deadline_ms: int
     queued_max: int
+    tenant: str = ""
+    tokens: int = 0
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The request is over, wherever it was: answered, or its client went away (held or running)."""
+    """The request is over, wherever it was: answered, or its client went away (held or running).
+
+    `first_byte_ms` is the instant its answer began, 0 if it never did; `tokens` what it counts for.
+    """
 
     request: str
+    first_byte_ms: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +64,17 @@ Event = Arrived | Ended | Returned | Route | Drain | Resume | EndpointRemoved | 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Send `request` to `target`. It waited `held_ms`, `activation_ms` of that without any replica."""
+    """Send `request` to `target`. It waited `held_ms`, `activation_ms` of that without any replica.
+
+    `endpoint` serves it; where that is not the one it was sent to, `reason` says why.
+    """
 
     request: str
     target: Target
     held_ms: int = 0
     activation_ms: int = 0
+    endpoint: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
