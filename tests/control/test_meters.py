@@ -3,7 +3,6 @@
 import pytest
 
 from tests.control.world import TIDES, S
-from tidegate.control.lending import LentTime
 from tidegate.control.meters import Meters, fleet_metrics
 from tidegate.domain import plan
 from tidegate.domain.endpoint import Deployment, EndpointState, Mode
@@ -101,24 +100,6 @@ def test_a_drain_called_off_is_no_eviction() -> None:
     assert meters.thrash_ratio() == 0
     start(meters, "ra2", "acme/a", 8)
     assert meters.thrash_ratio() == 0
-
-
-def test_lent_time_is_what_is_not_free_of_the_room_an_absent_owner_had() -> None:
-    lent = LentTime()
-    place = ("n1", "cpu-0")
-    lent.capacity(place, 100)
-    lent.resident("ra", "a", (place,), 60, 1_000)
-    lent.at_home("a", (place,), 60, 1_000)
-    lent.left("ra", 2_000)  # asleep, and nobody else is there: its room is free, nothing is lent
-    lent.resident("rb", "b", (place,), 70, 4_000)  # 30 free of the 60 it needs: 30 of 100 lent
-    lent.at_home("b", (place,), 70, 4_000)
-    assert lent.seconds(14_000) == {"a": pytest.approx(3.0)}
-    lent.left("rb", 14_000)  # both away and all free: nobody borrows
-    assert lent.seconds(24_000) == {"a": pytest.approx(3.0)}
-    lent.resident("rc", "c", (place,), 20, 24_000)  # 130 owned, 80 free, but only 20 are used: shared by size
-    assert lent.seconds(34_000) == {"a": pytest.approx(3.0 + 2.0 * 60 / 130), "b": pytest.approx(2.0 * 70 / 130)}
-    lent.forget("b", 34_000)  # 60 owned, 80 free
-    assert lent.seconds(99_000) == {"a": pytest.approx(3.0 + 2.0 * 60 / 130), "b": pytest.approx(2.0 * 70 / 130)}
 
 
 def test_a_lost_node_and_a_removed_endpoint_leave_nothing_behind() -> None:

@@ -3,7 +3,7 @@
 * activation: from the first request that found nothing ready (or the command, if none waited) to ready.
 * swap: from the drain of a victim to the readiness of the replica that got its place.
 * reclaim: an activation that had to make somebody leave; what "the owner takes it back" costs.
-* lent: accelerator-seconds of endpoints that are away from home while others use their room (`lending`).
+* lent: accelerator-seconds of endpoints that are away from home while others use their room (`money.accelerator_time`).
 * thrash ratio: share of the last evictions that were undone (the victim's endpoint activated again) within `thrash_ms`.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from tidegate.control.lending import LentTime, Place
 from tidegate.domain import plan
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.plan import Drain, Resume, Route, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
+from tidegate.money.accelerator_time import AcceleratorTime, Place
 from tidegate.policy.view import FleetView
 
 EVICTIONS_MAX = 1_000
@@ -46,13 +46,13 @@ class Eviction:
 class Meters:
     """Only the fleet loop writes to it; everybody may read."""
 
-    def __init__(self, thrash_ms: int) -> None:
+    def __init__(self, thrash_ms: int, time: AcceleratorTime | None = None) -> None:
+        self.time = time or AcceleratorTime(0)
         self.registry = CollectorRegistry()
         self.start_ms: dict[str, int] = {}  # model digest -> longest start measured
         self.activations: dict[str, int] = {}
         self.activation_ms_last: dict[str, int] = {}
         self._thrash_ms = thrash_ms
-        self._lent = LentTime()
         self._coming: dict[str, Coming] = {}
         self._ready: dict[str, set[str]] = {}
         self._ready_for: dict[str, str] = {}  # ready replica -> its endpoint
@@ -60,7 +60,6 @@ class Meters:
         self._drained: dict[str, tuple[tuple[Place, ...], int]] = {}  # victim -> its places, when its drain began
         self._freed: dict[Place, int] = {}  # place -> when the drain that freed it began
         self._places: dict[str, tuple[Place, ...]] = {}
-        self._reserved: dict[str, int] = {}  # replica -> bytes on each of its places; a report only knows those touched
         self._evictions: deque[Eviction] = deque(maxlen=EVICTIONS_MAX)
         own = self.registry
 
@@ -80,26 +79,26 @@ class Meters:
         return sum(e.undone for e in self._evictions) / len(self._evictions) if self._evictions else 0.0
 
     def event(self, event: plan.Event, now_ms: int) -> None:
+        self.time.event(event, now_ms)
         match event:
-            case plan.NodeJoined(node, replicas):
-                for accelerator in node.accelerators:
-                    self._lent.capacity((node.id, accelerator.id), accelerator.memory_bytes)
+            case plan.NodeJoined(_, replicas):
                 for status in replicas:
                     self._replica(status, now_ms)
             case plan.NodeLost(node_id):
                 for replica in [r for r, places in self._places.items() if places[:1] and places[0][0] == node_id]:
-                    self._gone(replica, now_ms)
+                    self._gone(replica)
             case plan.ReplicaChanged(status):
                 self._replica(status, now_ms)
             case plan.DemandReported():
                 self._demand(event, now_ms)
             case plan.EndpointRemoved(endpoint):
-                self._forget_endpoint(endpoint, now_ms)
+                self._forget_endpoint(endpoint)
             case _:
                 pass  # the rest moves no meter
 
     def command(self, command: plan.Command, endpoint: str, now_ms: int) -> None:
         """`endpoint` is the one the command is about."""
+        self.time.command(command)
         self._commands.labels(type(command).__name__.lower()).inc()
         match command:
             case Start() | Wake():
@@ -109,7 +108,6 @@ class Meters:
                 tier = "disk" if isinstance(command, Start) else "host"
                 self._coming[command.replica] = Coming(now_ms, tier, model, min(drains, default=None))
                 self._places[command.replica] = places
-                self._reserved[command.replica] = command.accelerator_bytes
                 self._undo(endpoint, now_ms)
             case Drain():
                 self._drained[command.replica] = (self._places.get(command.replica, ()), now_ms)
@@ -125,7 +123,7 @@ class Meters:
 
     def lent_seconds(self, now_ms: int) -> dict[str, float]:
         """Accelerator-seconds each owner has lent so far."""
-        return self._lent.seconds(now_ms)
+        return self.time.lent_seconds(now_ms)
 
     def _demand(self, event: plan.DemandReported, now_ms: int) -> None:
         if event.queued and not self._ready.get(event.endpoint):
@@ -136,28 +134,21 @@ class Meters:
     def _replica(self, status: plan.ReplicaStatus, now_ms: int) -> None:
         if status.accelerators:
             self._places[status.replica] = tuple((status.node, accelerator) for accelerator in status.accelerators)
-        places = self._places.get(status.replica, ())
-        nbytes = max(self._reserved.get(status.replica, 0), status.accelerator_bytes)
         match status.state:
             case ReplicaState.READY:
                 self._ready.setdefault(status.endpoint, set()).add(status.replica)
                 self._ready_for[status.replica] = status.endpoint
-                self._lent.resident(status.replica, status.endpoint, places, nbytes, now_ms)
-                self._lent.at_home(status.endpoint, places, nbytes, now_ms)
                 self._arrived(status, now_ms)
             case ReplicaState.STARTING | ReplicaState.WAKING:
-                self._lent.resident(status.replica, status.endpoint, places, nbytes, now_ms)
-            case ReplicaState.ASLEEP:
-                self._unready(status.replica)
-                self._lent.left(status.replica, now_ms)
+                pass
             case ReplicaState.FAILED:
                 self._failures.inc()
                 self._coming.pop(status.replica, None)
                 self._unready(status.replica)
             case ReplicaState.STOPPED:
                 self._unready(status.replica)
-                self._gone(status.replica, now_ms)
-            case ReplicaState.DRAINING | ReplicaState.SLEEPING | ReplicaState.STOPPING:
+                self._gone(status.replica)
+            case ReplicaState.DRAINING | ReplicaState.SLEEPING | ReplicaState.ASLEEP | ReplicaState.STOPPING:
                 self._unready(status.replica)
 
     def _arrived(self, status: plan.ReplicaStatus, now_ms: int) -> None:
@@ -188,16 +179,13 @@ class Meters:
     def _unready(self, replica: str) -> None:
         self._ready.get(self._ready_for.pop(replica, ""), set()).discard(replica)
 
-    def _gone(self, replica: str, now_ms: int) -> None:
-        self._lent.left(replica, now_ms)
+    def _gone(self, replica: str) -> None:
         self._coming.pop(replica, None)
         self._drained.pop(replica, None)
         self._places.pop(replica, None)
-        self._reserved.pop(replica, None)
         self._unready(replica)
 
-    def _forget_endpoint(self, endpoint: str, now_ms: int) -> None:
-        self._lent.forget(endpoint, now_ms)
+    def _forget_endpoint(self, endpoint: str) -> None:
         self._ready.pop(endpoint, None)
         self._waiting_since_ms.pop(endpoint, None)
         self.activations.pop(endpoint, None)

@@ -1,7 +1,7 @@
 """The control plane as one object: what the admin API and the assembly ask of it."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from tidegate.control import http, keys
@@ -17,6 +17,7 @@ from tidegate.domain.endpoint import ApiKey, Deployment, Tenant
 from tidegate.domain.errors import Refusal
 from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
 from tidegate.domain.ports import Change, Clock, Listener, ModelInspector, State, StateStore
+from tidegate.money.accelerator_time import AcceleratorTime
 from tidegate.policy.reconcile import FleetCore
 from tidegate.wire import admin
 
@@ -24,7 +25,8 @@ from tidegate.wire import admin
 class Control:
     """`run` serves until cancelled. The other methods may be called while it runs; `actor` goes to the audit log.
 
-    `price_plans` names the plans an endpoint may have (read in a worker thread with each apply).
+    `price_plans` names the plans an endpoint may have (read in a worker thread with each apply). `time_marks`: node →
+    the instant up to which its accelerator time is in the ledger.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class Control:
         clock: Clock,
         settings: ControlSettings,
         price_plans: Callable[[], Collection[str]] = lambda: ("default",),
+        time_marks: Mapping[str, int] | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self.meters = Meters(settings.thrash_ms)
+        self.meters = Meters(settings.thrash_ms, AcceleratorTime(clock.now_ms(), time_marks))
         self.activity = ActivityLog(store, clock)
         self.loop = FleetLoop(core, self.activity, self.meters, clock)
         self.desired = DesiredState(store, self._changed)

@@ -251,7 +251,8 @@ class Replica:
         reason: str | None = None,
     ) -> None:
         """Moves the state along one arrow and reports it."""
-        status = replace(self.status, state=step(self.status.state, event), took_ms=took_ms)
+        state, now_ms = step(self.status.state, event), self._clock.now_ms()
+        status = replace(self.status, state=state, took_ms=took_ms, since_ms=now_ms)
         if memory is not None:
             status = replace(status, accelerator_bytes=memory.accelerator_bytes, host_bytes=memory.host_bytes)
         if address is not None:
