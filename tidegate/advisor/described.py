@@ -26,14 +26,15 @@ def business_hours(count: int, dice: np.random.Generator) -> Floats:
     """Monday is day 0. A lunch dip and two humps between 8 and 18."""
     day = dice.choice(7, count, p=np.array([1, 1, 1, 1, 1, 0.1, 0.1]) / 5.2)
     hump = np.where(dice.random(count) < 0.5, 10.5, 15.0)
-    hour = np.clip(dice.normal(hump, 1.4), 8.0, 17.999)
+    drawn = dice.normal(hump, 1.4)
+    hour = np.where((drawn > 8.0) & (drawn < 18.0), drawn, dice.uniform(8.0, 18.0, count))
     return np.minimum(day * DAY_MS + hour * HOUR_MS + dice.uniform(0.0, 60_000.0, count), WEEK_MS - 1.0)
 
 
 def spiky(count: int, dice: np.random.Generator) -> Floats:
     bursts = max(1, round(count / BURST_MEAN))
     starts = dice.uniform(0.0, WEEK_MS - BURST_MS, bursts)
-    weights = dice.pareto(1.5, bursts) + 0.2
+    weights = dice.pareto(3.0, bursts) + 0.2
     which = dice.choice(bursts, count, p=weights / weights.sum())
     return starts[which] + dice.uniform(0.0, BURST_MS, count)
 
