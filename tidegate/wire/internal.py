@@ -34,11 +34,32 @@ class KeyEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteTarget:
+    """An OpenAI-compatible API elsewhere that serves an endpoint in place of replicas; no node, no accelerator.
+
+    `url` is the API's base (``https://host/v1``), `model` what it is called there. `key` says where a gateway finds the
+    secret, never the secret itself: ``env:NAME``, ``file:/PATH``, or empty where none is needed. At most
+    `concurrency_max` requests are there at once from one gateway.
+    """
+
+    provider: str
+    url: str
+    model: str
+    key: str = ""
+    concurrency_max: int = 16
+    connect_ms_max: int = 5_000
+    first_byte_ms_max: int = 60_000
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointEntry:
     """What a gateway needs to know of an endpoint besides its routes. `shared` endpoints serve every tenant.
 
-    `metering` says how delivered output tokens are counted: ``sse_id`` (events are numbered, built-in engine) or
-    ``usage_event`` (the engine sends OpenAI usage when asked).
+    `metering` says how delivered output tokens are counted: ``sse_id`` (events are numbered, built-in engine),
+    ``usage_continuous`` (every event carries OpenAI usage when asked: vLLM, SGLang), ``timings`` (every event carries
+    llama.cpp's own counts when asked) or ``usage_event`` (usage comes once, at the end). `cache_salt`: the engine
+    shares cached prefixes only within a salt, which the gateway sets to the tenant's. `remote` endpoints have no
+    replicas: a gateway routes to the target itself, like to a replica of `concurrency_max` slots that is always ready.
     """
 
     endpoint: str
@@ -53,6 +74,8 @@ class EndpointEntry:
     hold_ms_max: int = 120_000
     queued_max: int = 512
     metering: str = "sse_id"
+    remote: RemoteTarget | None = None
+    cache_salt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
