@@ -38,4 +38,6 @@ def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         hold_ms_max=settings.hold_ms_max,
         queued_max=settings.queued_max,
         metering=engine.metering,
+        overflow=deployment.overflow,
+        fallback=deployment.fallback,
     )

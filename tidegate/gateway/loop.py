@@ -16,6 +16,7 @@ from tidegate.dispatch import (
     Deadline,
     Dispatch,
     Effect,
+    Elsewhere,
     Ended,
     Event,
     Grant,
@@ -24,6 +25,7 @@ from tidegate.dispatch import (
     Returned,
     SessionStarted,
 )
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.plan import DemandReported, Drain, EndpointRemoved, FenceConfirmed, Resume, Route
 from tidegate.domain.ports import Clock, Connect, Link
@@ -58,6 +60,7 @@ class GatewayLoop:
         self._dispatch = Dispatch(region)
         self._keys: dict[str, KeyEntry] = {}
         self._endpoints: dict[str, EndpointEntry] = {}
+        self._elsewhere: dict[str, Elsewhere] = {}
         self._catalog_version = -1
         self._told = asyncio.Event()
         self._waiters: dict[str, Waiting] = {}
@@ -105,22 +108,28 @@ class GatewayLoop:
 
     # --- what relays tell it ------------------------------------------------------------------------------------------
 
-    def arrive(self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int) -> Answer | Waiting:
-        """A replica or a refusal now, or a future of one, None once `ended` was told, which must be told at the end."""
-        queued_max = min(entry.queued_max, self._limits.queued_max)
-        arrived = Arrived(request, entry.endpoint, arrived_ms + wait_ms, queued_max)
+    def arrive(
+        self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int, tenant: str, tokens: int
+    ) -> Answer | Waiting:
+        """A replica or a refusal now, or a future of one, None once `ended` was told, which must be told at the end.
+
+        `tokens` estimates what the request will count for in the turn between tenants.
+        """
+        queued_max, elsewhere = min(entry.queued_max, self._limits.queued_max), self._elsewhere.get(entry.endpoint)
+        deadline_ms = arrived_ms + wait_ms
+        arrived = Arrived(request, entry.endpoint, deadline_ms, queued_max, tenant, tokens, elsewhere)
         return self._ask(request, arrived, arrived_ms)
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
         """Its replica did not serve it: where now?"""
         return self._ask(request, Returned(request, lost), self._clock.now_ms())
 
-    def ended(self, request: str) -> None:
-        """It is over; harmless for a request that was refused."""
+    def ended(self, request: str, first_byte_ms: int, tokens: int) -> None:
+        """It is over; harmless for a request that was refused. See `dispatch.Ended`."""
         waiter = self._waiters.pop(request, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        self._carry_out(self._dispatch.handle(Ended(request), self._clock.now_ms()))
+        self._carry_out(self._dispatch.handle(Ended(request, first_byte_ms, tokens), self._clock.now_ms()))
 
     def _ask(self, request: str, event: Event, now_ms: int) -> Answer | Waiting:
         effects = self._dispatch.handle(event, now_ms)
@@ -247,6 +256,11 @@ class GatewayLoop:
         self._catalog_version = catalog.version
         self._keys = {key.digest: key for key in catalog.keys}
         before, self._endpoints = self._endpoints, {entry.endpoint: entry for entry in catalog.endpoints}
+        self._elsewhere = {
+            entry.endpoint: Elsewhere(entry.overflow, entry.fallback, entry.mode is Mode.DEDICATED)
+            for entry in catalog.endpoints
+            if entry.overflow or entry.fallback
+        }
         for gone in before.keys() - self._endpoints.keys():
             self._handle(EndpointRemoved(gone))
             self._on_removed(gone)

@@ -56,6 +56,7 @@ class Metrics:
     def __init__(self) -> None:
         self._endpoints: dict[str, EndpointMetrics] = {}
         self._refusals: dict[str, int] = {}
+        self._overflows: dict[tuple[str, str, str], int] = {}
 
     def endpoint(self, name: str) -> EndpointMetrics:
         found = self._endpoints.get(name)
@@ -66,9 +67,14 @@ class Metrics:
     def refused(self, code: str) -> None:
         self._refusals[code] = self._refusals.get(code, 0) + 1
 
+    def overflowed(self, endpoint: str, to: str, reason: str) -> None:
+        key = (endpoint, to, reason)
+        self._overflows[key] = self._overflows.get(key, 0) + 1
+
     def forget(self, endpoint: str) -> None:
         """The endpoint is gone from the catalog."""
         self._endpoints.pop(endpoint, None)
+        self._overflows = {key: count for key, count in self._overflows.items() if endpoint not in key[:2]}
 
     def text(self, gauges: Iterable[Family]) -> str:
         """Everything, and `gauges` behind it."""
@@ -95,6 +101,13 @@ class Metrics:
             "tidegate_refusals_total", "counter", "Refusals by code, before and after admission.",
             ((f'{{code="{code}"}}', count) for code, count in self._refusals.items()),
         )  # fmt: skip
+        yield (
+            "tidegate_overflow_requests_total", "counter", "Requests another endpoint was asked to serve, and why.",
+            (
+                (f'{{{_label(endpoint)},{_label(to, "to")},reason="{reason}"}}', count)
+                for (endpoint, to, reason), count in self._overflows.items()
+            ),
+        )  # fmt: skip
         yield "tidegate_hold_seconds", "histogram", "How long granted requests were held.", self._all(lambda c: c.hold)
         yield "tidegate_ttft_seconds", "histogram", "Arrival to first byte of an answer.", self._all(lambda c: c.ttft)
 
@@ -106,9 +119,9 @@ def per_endpoint(values: Iterable[tuple[str, int]]) -> Iterable[Sample]:
     return ((f"{{{_label(name)}}}", value) for name, value in values)
 
 
-def _label(endpoint: str) -> str:
+def _label(endpoint: str, name: str = "endpoint") -> str:
     escaped = endpoint.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'endpoint="{escaped}"'
+    return f'{name}="{escaped}"'
 
 
 def _lines(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterable[str]:

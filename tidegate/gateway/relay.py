@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from tidegate.dispatch import Grant
+from tidegate.dispatch import Grant, served_tokens
 from tidegate.domain.errors import EngineFault, Refusal, StoreFault
 from tidegate.domain.ports import Clock, Journal
 from tidegate.domain.usage import Outcome, UsageRecord
@@ -28,6 +28,8 @@ from tidegate.gateway.upstream import Pool
 from tidegate.wire import openai
 
 log = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN = 4  # of a request, envelope included: an estimate for the turn between tenants, never for a bill
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,13 @@ class Parts:
 
 class Relay:
     __slots__ = (
-        "_call", "_checkpointed", "_exchange", "_first_ms", "_gone", "_grant", "_head_sent", "_held_ms", "_left",
-        "_meter", "_metrics", "_parts", "_peer", "_recorded", "_send", "_tokens",
+        "_call", "_called", "_checkpointed", "_exchange", "_first_ms", "_gone", "_grant", "_head_sent", "_held_ms",
+        "_left", "_meter", "_metrics", "_parts", "_peer", "_recorded", "_send", "_tokens",
     )  # fmt: skip
 
     def __init__(self, call: Call, parts: Parts, send: Send, peer: Peer | Cycle) -> None:
         self._call = call
+        self._called = call.entry
         self._parts = parts
         self._metrics = parts.metrics.endpoint(call.entry.endpoint)
         self._send = send
@@ -107,13 +110,16 @@ class Relay:
         """Gives up the place in the waiting room, or on the replica."""
         if not self._left:
             self._left = True
-            self._parts.loop.ended(self._call.id)
+            tokens = self._meter.tokens() if self._meter is not None else self._tokens
+            self._parts.loop.ended(self._call.id, self._first_ms, served_tokens(tokens.input, tokens.output))
 
     # --- place --------------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         call, loop = self._call, self._parts.loop
-        answer = loop.arrive(call.id, call.entry, call.arrived_ms, call.wait_ms)
+        answer = loop.arrive(
+            call.id, call.entry, call.arrived_ms, call.wait_ms, call.tenant, len(call.body) // BYTES_PER_TOKEN
+        )
         while True:
             grant = self._place(await self._hold(answer) if isinstance(answer, asyncio.Future) else answer)
             try:
@@ -141,10 +147,23 @@ class Relay:
             raise ClientGone
         self._held_ms = decided.held_ms
         if not isinstance(decided, Grant):
-            raise refusal_of(decided, self._call.entry)
+            call = self._call
+            call.entry = self._called
+            raise refusal_of(decided, call.entry)
         self._grant = decided
         self._metrics.hold.observe(decided.held_ms)
+        self._serve_by(decided)
         return decided
+
+    def _serve_by(self, grant: Grant) -> None:
+        """The endpoint that serves it decides how it is counted, rated and called: from here on it is the call's."""
+        call, called = self._call, self._called
+        served = self._parts.loop.endpoints.get(grant.endpoint) if grant.reason else called
+        if served is None:  # removed in the instant between the decision and this line
+            raise Refusal("model_not_found", f"no such model: {called.endpoint}", param="model")
+        call.entry = served
+        if grant.reason:
+            self._parts.metrics.overflowed(called.endpoint, served.endpoint, grant.reason)
 
     async def _hold(self, waiter: Waiting) -> Answer | None:
         """Waits. A stream is kept open: after a quiet while its head is sent, then comments that clients ignore."""
@@ -282,6 +301,8 @@ class Relay:
             queue_ms=self._held_ms,
             activation_ms=grant.activation_ms if grant else 0,
             refusal=refusal,
+            overflow_from=self._called.endpoint if grant and grant.reason else "",
+            overflow_reason=grant.reason if grant else "",
         )
 
     # --- heads --------------------------------------------------------------------------------------------------------
@@ -304,6 +325,8 @@ class Relay:
             (b"x-tidegate-queue-ms", b"%d" % grant.held_ms),
             (b"x-tidegate-activation-ms", b"%d" % grant.activation_ms),
         ]
+        if grant.reason:
+            headers.append((b"x-tidegate-overflow", f"{call.entry.endpoint}; reason={grant.reason}".encode()))
         return headers
 
     # --- the sweep, about once a second -------------------------------------------------------------------------------

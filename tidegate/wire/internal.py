@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tidegate.domain import plan
-from tidegate.domain.endpoint import Mode, ModelKind
+from tidegate.domain.endpoint import Mode, ModelKind, Overflow
 from tidegate.domain.errors import LinkFault
 
 MESSAGE_BYTES_MAX = 64 << 20
@@ -76,6 +76,8 @@ class EndpointEntry:
     metering: str = "sse_id"
     remote: RemoteTarget | None = None
     cache_salt: bool = False
+    overflow: Overflow | None = None
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
