@@ -36,6 +36,25 @@ def llama(*, chat_template: bool = True, **shape: Any) -> Path:
     return _decoder("llama", chat_template, shape)
 
 
+def llama_of_words(**shape: Any) -> Path:
+    """A `LlamaForCausalLM` directory in which every token is a word (``word0`` …): there is text at every step."""
+    source = llama(**shape)
+
+    def make(folder: Path) -> None:
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import WhitespaceSplit
+        from transformers import PreTrainedTokenizerFast
+
+        words = Tokenizer(WordLevel({f"word{i}": i for i in range(shape["vocab"])}, unk_token="word0"))
+        words.pre_tokenizer = WhitespaceSplit()
+        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(source / name, folder / name)
+
+    return _cached("llama-words", shape, make)
+
+
 def qwen2(*, chat_template: bool = True, **shape: Any) -> Path:
     """A `Qwen2ForCausalLM` directory; same `shape` as `llama`."""
     return _decoder("qwen2", chat_template, shape)
