@@ -1,4 +1,4 @@
-"""The live platform and the simulator on the same five minutes of traffic: how far is what is simulated from what happens?
+"""The live platform and the simulator on the same five minutes of traffic: how far is the one from the other?
 
 Run: ``python -m bench.calibrate [--seconds N] [--seed N]``. Six private endpoints (30M random weights each) on two CPU
 accelerators that hold two replicas each; on-off traffic, so endpoints fall quiet, are evicted and come back.
@@ -10,8 +10,8 @@ accelerators that hold two replicas each; on-off traffic, so endpoints fall quie
 3. The same requests, at the instants they were really sent and with the tokens really used, go through the simulator:
    same core, same settings, same deployments.
 
-TTFT is as the client sees it. The fixed cost (HTTP, tokenizing, the first sampling) is not part of the simulator's model,
-so it is added to its TTFT; it is one measured number.
+TTFT is as the client sees it. The fixed cost (HTTP, tokenizing, the first sampling) is not part of the simulator's
+model, so it is added to its TTFT; it is one measured number.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tidegate.domain.endpoint import Deployment
 from tidegate.domain.fleet import Accelerator
 from tidegate.policy.reconcile import FleetCore
 from tidegate.sim import workload
-from tidegate.sim.meter import Histogram, Meter
+from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import SimNode
 from tidegate.sim.profile import AcceleratorProfile, FleetProfile, ModelSpec, NodeProfile
 from tidegate.sim.trace import Row
@@ -146,9 +146,7 @@ async def _measure(client: httpx.AsyncClient, admin: httpx.Client) -> Measured:
     long = [await _ask(client, "cal/e0", 616, 2, began) for _ in range(9)]
     woken = []
     for _ in range(9):
-        admin.post("/api/v1/endpoints/cal/e0/sleep").raise_for_status()
-        asleep = "asleep"
-        wait_until(lambda: admin.get("/api/v1/endpoints/cal/e0").json()["state"] == asleep, "e0 asleep")
+        _put_to_sleep(admin)
         woken.append(await _ask(client, "cal/e0", 16, 2, began))
     short_ms, long_ms = (statistics.median(s.ttft_ms for s in some) for some in (short, long))
     tokens = statistics.median(s.input_tokens for s in long) - statistics.median(s.input_tokens for s in short)
@@ -159,6 +157,11 @@ async def _measure(client: httpx.AsyncClient, admin: httpx.Client) -> Measured:
         decode_ms=statistics.median(s.tpot_ms for s in short),
         wake_ms=statistics.median(s.ttft_ms for s in woken) - short_ms,
     )
+
+
+def _put_to_sleep(admin: httpx.Client) -> None:
+    admin.post("/api/v1/endpoints/cal/e0/sleep").raise_for_status()
+    wait_until(lambda: admin.get("/api/v1/endpoints/cal/e0").json()["state"] == "asleep", "e0 asleep")
 
 
 async def _replay(client: httpx.AsyncClient, seconds: float, seed: int) -> list[Seen]:
@@ -181,8 +184,8 @@ def _trace(seconds: float, seed: int) -> Iterator[Row]:
 async def _ask(client: httpx.AsyncClient, endpoint: str, input_tokens: int, output_tokens: int, began: float) -> Seen:
     seen = Seen(endpoint, (time.perf_counter() - began) * 1000.0)
     body = {
-        "model": endpoint, "prompt": "word1 " * input_tokens, "max_tokens": output_tokens, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True}, "ignore_eos": True,
+        "model": endpoint, "prompt": "word1 " * input_tokens, "max_tokens": output_tokens, "temperature": 0,
+        "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
     }  # fmt: skip
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
@@ -248,17 +251,13 @@ def _simulate(
     world.run_until(SETTLE_MS)
     meter.begin(world.now_ms)
     world.run((s.sent_ms, s.endpoint, s.input_tokens, max(s.output_tokens, 1)) for s in seen)
-    figures = {name: _quantile(meter.ttft, q) + measured.fixed_ms for name, q in (("p50", 0.5), ("p95", 0.95))}
+    figures = {name: meter.ttft.quantile(q) + measured.fixed_ms for name, q in (("p50", 0.5), ("p95", 0.95))}
     return {
         "ttft_p50_ms": round(figures["p50"], 1),
         "ttft_p95_ms": round(figures["p95"], 1),
         "activations": meter.activations,
         "attainment": round(meter.attained / max(meter.requests, 1), 4),
     }
-
-
-def _quantile(histogram: Histogram, q: float) -> float:
-    return histogram.quantile(q)
 
 
 def _figures(ttft_ms: list[float], attainment: float, activations: int) -> dict[str, Any]:
@@ -284,11 +283,11 @@ def page(figures: dict[str, Any]) -> str:
     ]
     return (
         "# bench calibrate\n\n"
-        f"{figures['requests']} requests in {figures['seconds']:.0f} s, {ENDPOINTS} endpoints on 2 CPU accelerators that "
-        f"hold two replicas each, load average {figures['load_average']}. Measured beforehand and given to the simulator: "
-        f"prefill {measured['prefill_tokens_per_ms']} tokens/ms, decode {measured['decode_ms']} ms a token, sleep to first "
-        f"token {measured['wake_ms']} ms, fixed {measured['fixed_ms']} ms a request. Aim: within 20 %. "
-        "`python -m bench.calibrate` writes this page.\n\n"
+        f"{figures['requests']} requests in {figures['seconds']:.0f} s, {ENDPOINTS} endpoints on 2 CPU accelerators "
+        f"that hold two replicas each, load average {figures['load_average']}. Measured beforehand and given to the "
+        f"simulator: prefill {measured['prefill_tokens_per_ms']} tokens/ms, decode {measured['decode_ms']} ms a token, "
+        f"sleep to first token {measured['wake_ms']} ms, fixed {measured['fixed_ms']} ms a request. Aim: within 20 %. "
+        "`python -m bench.calibrate --write` writes this page.\n\n"
         "| | live | simulated | simulated ÷ live |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
