@@ -12,15 +12,16 @@ from random import Random
 
 import pytest
 
-from tests.billing.world import CHAT, GOLD, World
+from tests.billing.world import CHAT, GOLD, NODE, World
 from tests.loop import on_loop
 from tests.money import HOUR_MS, NOVEMBER_MS, price, usage
 from tidegate.billing import ingest
 from tidegate.billing.periods import Period
-from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import Posted, UsageGroup
+from tidegate.domain.plan import NodeJoined, ReplicaStatus
 from tidegate.domain.ports import LedgerPage
+from tidegate.domain.replica import ReplicaState
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.stores.journal_format import segment_path
 from tidegate.stores.journal_reader import SegmentJournalReader
@@ -127,16 +128,75 @@ async def test_endpoints_not_known_yet_are_not_taken_for_deleted(world: World) -
 
 
 @on_loop
-async def test_dedicated_endpoints_pay_for_every_finished_hour_once(world: World) -> None:
-    dedicated = replace(GOLD, mode=Mode.DEDICATED.value, created_ms=NOVEMBER_MS + HOUR_MS // 2)
-    world.facts = {"acme/own": dedicated, "acme/chat": CHAT}
+async def test_dedicated_endpoints_pay_for_every_finished_hour_in_which_they_stood_ready(world: World) -> None:
+    world.facts = {"acme/own": replace(GOLD, mode="dedicated"), "acme/chat": CHAT}
+    world.node_joins(NOVEMBER_MS)
+    world.replica(NOVEMBER_MS, "acme/own", "dedicated", ReplicaState.STARTING)
+    world.replica(NOVEMBER_MS + HOUR_MS // 2, "acme/own", "dedicated", ReplicaState.READY)
     world.clock.at_ms = NOVEMBER_MS + 3 * HOUR_MS + 1
     await world.billing.drain()
-    assert _owed(world) == 2 * 3_600_000_000 * 5 // 2
+    assert _owed(world) == 2 * 3_600_000_000 * 5 // 2, "two accelerators, two and a half hours; its start was free"
     await world.start_billing().drain()
     world.clock.at_ms += HOUR_MS
     await world.billing.drain()
     assert _owed(world) == 2 * 3_600_000_000 * 7 // 2
+    assert sum(world.ledger.balances().values()) == 0
+    assert world.ledger.balances()["platform/boot"] == 2 * 3_600_000_000 // 2
+
+
+@on_loop
+async def test_nobody_pays_while_the_node_is_down(world: World) -> None:
+    world.facts = {"acme/own": replace(GOLD, mode="dedicated")}
+    world.node_joins(NOVEMBER_MS)
+    world.replica(NOVEMBER_MS, "acme/own", "dedicated", ReplicaState.READY)
+    world.node_is_lost(NOVEMBER_MS + HOUR_MS // 4)
+    world.clock.at_ms = NOVEMBER_MS + 2 * HOUR_MS
+    await world.billing.drain()
+    assert _owed(world) == 2 * 3_600_000_000 // 4
+    world.node_joins(world.clock.at_ms)
+    world.clock.at_ms += HOUR_MS
+    await world.billing.drain()
+    unreported = [found.share_us for found in world.ledger.state_sums(0, EVER) if found.state == "unreported"]
+    assert sum(unreported) == 2 * HOUR_MS * 1_000 * 7 // 4
+    assert _owed(world) == 2 * 3_600_000_000 // 4
+
+
+@on_loop
+async def test_an_hour_is_charged_only_once_nothing_more_of_it_can_be_reported(world: World) -> None:
+    """The node was out of sight over the end of the hour, and says on its return that all went well."""
+    world.facts = {"acme/own": replace(GOLD, mode="dedicated")}
+    world.node_joins(NOVEMBER_MS)
+    world.replica(NOVEMBER_MS, "acme/own", "dedicated", ReplicaState.READY)
+    world.node_is_lost(NOVEMBER_MS + HOUR_MS - 5_000)
+    world.clock.at_ms = NOVEMBER_MS + HOUR_MS + 10_000
+    await world.billing.drain()
+    assert _owed(world) == 0
+    status = ReplicaStatus(
+        "acme/own-1",
+        "acme/own",
+        "n1",
+        1,
+        ReplicaState.READY,
+        ("gpu-0", "gpu-1"),
+        since_ms=NOVEMBER_MS,
+    )
+    world.time.event(NodeJoined(NODE, (status,)), world.clock.at_ms + 1)
+    world.clock.at_ms += 20_000
+    await world.billing.drain()
+    assert _owed(world) == 2 * 3_600_000_000
+
+
+@on_loop
+async def test_time_offered_twice_is_added_once(world: World) -> None:
+    """The commit went through and its answer was lost: the page comes again, also after a restart."""
+    world.node_joins(NOVEMBER_MS)
+    (page,) = world.time.report(NOVEMBER_MS + HOUR_MS).pages
+    for _ in range(2):
+        world.ledger.add_time(page)
+    assert sum(found.share_us for found in world.ledger.state_sums(0, EVER)) == 2 * HOUR_MS * 1_000
+    assert world.ledger.time_marks() == {"n1": NOVEMBER_MS + HOUR_MS}
+    with pytest.raises(StoreFault, match="another process"):
+        world.ledger.add_time(replace(page, until_ms=page.until_ms + 1))
 
 
 @on_loop

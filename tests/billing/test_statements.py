@@ -15,6 +15,7 @@ from tidegate.billing.periods import Period, iso, parse_instant, parse_period
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
 from tidegate.domain.ports import Cursor
+from tidegate.domain.replica import ReplicaState
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.money.prices import PriceTable
 
@@ -133,6 +134,8 @@ async def test_invoices_of_everybody_add_up_to_the_ledger(world: World) -> None:
 @on_loop
 async def test_dedicated_endpoints_pay_for_time_and_save_nothing(world: World) -> None:
     world.facts = {"birch/x": replace(GOLD, mode="dedicated")}
+    world.node_joins(NOVEMBER_MS)
+    world.replica(NOVEMBER_MS, "birch/x", "dedicated", ReplicaState.READY)
     await world.write(usage("a", tenant="birch", endpoint="birch/x", mode="dedicated"))
     await world.billing.drain()
     invoice = world.billing.statements.invoice("birch", NOVEMBER, world.clock.now_ms())

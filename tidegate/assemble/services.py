@@ -85,7 +85,7 @@ class Services:
         self.admin.stop()
         await self._end("billing")
         try:
-            await self.billing.drain()
+            await self.billing.drain(checkpoint=True)
         except StoreFault as fault:
             log.warning("usage records wait in the journal for the next start: %s", fault.reason)
         await self._end("control plane")
@@ -128,6 +128,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         clock=clock,
         settings=control_settings(config, accelerators),
         price_plans=lambda: {version.plan for version in ground.prices.versions()},
+        time_marks=await asyncio.to_thread(ground.ledger.time_marks),
     )
     billing = Billing(
         reader=ground.journal_reader,
@@ -135,6 +136,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         prices=ground.prices,
         clock=clock,
         endpoint_facts=lambda: endpoint_facts(control),
+        time=control.meters.time,
     )
     control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))

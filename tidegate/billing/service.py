@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from tidegate.billing.ingest import Ingest
 from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.statements import Statements
 from tidegate.domain.errors import StoreFault
-from tidegate.domain.ledger import EndpointFacts
-from tidegate.domain.ports import Clock, JournalReader, Ledger, PriceBook
+from tidegate.domain.ledger import EndpointFacts, TimeReport
+from tidegate.domain.ports import Clock, JournalReader, Ledger, PriceBook, TimeSource
+from tidegate.domain.price import PriceVersion
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ class Billing:
     """`endpoint_facts` tells what is known of every endpoint now, None while the control plane has not loaded its
     state.
 
-    It is called on the event loop.
+    It is called on the event loop. `time` is where accelerator time comes from; without it, none is charged.
+    `on_prices` is told the whole price book after each change to it.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class Billing:
         prices: PriceBook,
         clock: Clock,
         endpoint_facts: Callable[[], Mapping[str, EndpointFacts] | None],
+        time: TimeSource | None = None,
+        on_prices: Callable[[Sequence[PriceVersion]], Awaitable[None]] | None = None,
     ) -> None:
         self.ledger = ledger
         self.prices = prices
@@ -40,6 +44,8 @@ class Billing:
         self.metrics = BillingMetrics(self._lag_s)
         self._ingest = Ingest(reader, ledger, prices, self.metrics)
         self._endpoint_facts = endpoint_facts
+        self._time = time
+        self._on_prices = on_prices
         self._turn = asyncio.Lock()
         self._caught_up_ms = clock.now_ms()
 
@@ -55,16 +61,35 @@ class Billing:
                 retry_ms = min(retry_ms * 2, RETRY_MS_MAX)
             await asyncio.sleep(retry_ms / 1000)
 
-    async def drain(self) -> int:
-        """Posts everything that is in the journals now; how many records that were. Raises StoreFault."""
+    async def add_price(self, version: PriceVersion) -> PriceVersion:
+        """Raises Refusal conflict when a version with the same terms begins at the same instant, StoreFault."""
+        added = await asyncio.to_thread(self.prices.add, version)
+        if self._on_prices is not None:
+            await self._on_prices(await asyncio.to_thread(self.prices.versions))
+        return added
+
+    async def drain(self, *, checkpoint: bool = False) -> int:
+        """Posts everything that is in the journals now; how many records that were. Raises StoreFault.
+
+        `checkpoint`: also accelerator time up to this instant, instead of once in a while.
+        """
         records, more = 0, True
         while more:
             async with self._turn:
                 now_ms = self.clock.now_ms()
-                turn = await asyncio.to_thread(self._ingest.turn, now_ms, self._endpoint_facts())
+                time = self._reported(now_ms, checkpoint=checkpoint)
+                turn = await asyncio.to_thread(self._ingest.turn, now_ms, self._endpoint_facts(), time)
+                if self._time is not None:
+                    for page in time.pages:
+                        self._time.confirm(page)
             records, more = records + turn.records, turn.more
         self._caught_up_ms = now_ms
         return records
+
+    def _reported(self, now_ms: int, *, checkpoint: bool) -> TimeReport:
+        if self._time is None:
+            return TimeReport((), 0)
+        return self._time.report(now_ms, checkpoint_ms=0) if checkpoint else self._time.report(now_ms)
 
     def _lag_s(self) -> float:
         return max(0, self.clock.now_ms() - self._caught_up_ms) / 1000

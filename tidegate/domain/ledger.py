@@ -180,8 +180,8 @@ class UsageKey:
 @dataclass(frozen=True, slots=True)
 class UsageSum:
     """Sums over usage records and the tenant entries of their transactions. Tokens are all that were consumed;
-    `billed_*` and `*_nano_usd` are what was charged. `billed_input` does not include `billed_cached`. `drawn_*` was paid
-    from commitments instead.
+    `billed_*` and `*_nano_usd` are what was charged. `billed_input` does not include `billed_cached`. `drawn_*` was
+    paid from commitments instead.
     """
 
     requests: int = 0

@@ -18,6 +18,9 @@ from tidegate.domain.ledger import (
     Posted,
     RatedTime,
     RatedUsage,
+    StateSum,
+    TimePage,
+    TimeReport,
     TimeSum,
     UsageKey,
     UsageSum,
@@ -271,6 +274,18 @@ class Ledger(Protocol):
         """Posts accelerator time; an (endpoint, hour) already posted is ignored. How many were new."""
         ...
 
+    def time_marks(self) -> Mapping[str, int]:
+        """Node → the instant up to which its accelerator time was added."""
+        ...
+
+    def add_time(self, page: TimePage) -> None:
+        """Adds a node's time. A page already added is ignored, one that overlaps is a StoreFault."""
+        ...
+
+    def state_sums(self, start_ms: int, end_ms: int) -> Sequence[StateSum]:
+        """Where accelerator time went in the hours that begin in [start_ms, end_ms), an hour at a time."""
+        ...
+
     def observe(self, now_ms: int, facts: Mapping[str, EndpointFacts]) -> None:
         """Remembers what changed since the last call: new, altered and vanished endpoints."""
         ...
@@ -303,6 +318,18 @@ class Ledger(Protocol):
         self, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
     ) -> Sequence[ExportRow]:
         """Requests the engine answered, by arrival, after the (arrived_ms, number) of a previous row; first (-1, 0)."""
+        ...
+
+
+class TimeSource(Protocol):
+    """Where accelerator time comes from. Called on the event loop; never waits."""
+
+    def report(self, now_ms: int, *, checkpoint_ms: int = ...) -> TimeReport:
+        """Pages not yet confirmed, of nodes that have `checkpoint_ms` or more to tell."""
+        ...
+
+    def confirm(self, page: TimePage) -> None:
+        """The ledger has it: it need not be offered again."""
         ...
 
 

@@ -22,6 +22,8 @@ from tidegate.domain.ledger import (
     Posted,
     RatedTime,
     RatedUsage,
+    StateSum,
+    TimePage,
     TimeSum,
     UsageKey,
     UsageSum,
@@ -33,6 +35,7 @@ from tidegate.stores import ledger_reads, ledger_rows
 from tidegate.stores.database import read, write
 from tidegate.stores.faults import sql_faults
 from tidegate.stores.ledger_tables import (
+    accelerator_states,
     accelerator_time,
     balances,
     cursors,
@@ -40,6 +43,7 @@ from tidegate.stores.ledger_tables import (
     entries,
     ledger_state,
     open_records,
+    time_marks,
     usage_records,
     usage_rollups,
 )
@@ -94,6 +98,27 @@ class SqlLedger:
             _insert_entries(connection, [time.entries for time in fresh], number)
             _set_numbers(connection, number + len(fresh))
         return len(fresh)
+
+    def time_marks(self) -> Mapping[str, int]:
+        with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
+            return {row.node: row.until_ms for row in connection.execute(select(time_marks))}
+
+    def add_time(self, page: TimePage) -> None:
+        with sql_faults("accelerator time cannot be written"), write(self._engine) as connection:
+            _lock_numbers(connection)
+            of_node = time_marks.c.node == page.node
+            until_ms = connection.execute(select(time_marks.c.until_ms).where(of_node)).scalar_one_or_none()
+            if until_ms is not None and until_ms >= page.until_ms:
+                return
+            if until_ms is not None and until_ms > page.start_ms:
+                raise StoreFault(f"another process adds the time of node {page.node!r}")
+            _add(connection, accelerator_states, [(*cell[:6], cell.state.value, *cell[7:]) for cell in page.cells])
+            connection.execute(delete(time_marks).where(of_node))
+            connection.execute(insert(time_marks), {"node": page.node, "until_ms": page.until_ms})
+
+    def state_sums(self, start_ms: int, end_ms: int) -> Sequence[StateSum]:
+        with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
+            return ledger_reads.state_sums(connection, start_ms, end_ms)
 
     # --- endpoints ------------------------------------------------------------------------------------------------
 
