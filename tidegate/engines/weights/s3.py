@@ -74,7 +74,7 @@ class S3Model:
     def _note(self, found: Any, prefix: str) -> None:
         name = str(found["path"]).removeprefix(prefix).lstrip("/")
         if safe(name) and len(self.files) < FILES_MAX:
-            self.files[name] = RemoteFile(name, int(found["size"]))
+            self.files[name] = RemoteFile(name, int(found["size"]), f"etag:{found['e_tag'] or ''}")
             self._tags[name] = str(found["e_tag"] or "")
 
 

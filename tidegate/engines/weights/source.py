@@ -25,7 +25,9 @@ ACCEPTED = "accepted are hf://org/name@revision, s3://bucket/prefix, file:///dir
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """`check` is what the source says of its contents: ``sha256:HEX``, ``git:HEX`` (a git blob's SHA-1), or empty."""
+    """`check` is what the source says of its contents: ``sha256:HEX``, ``git:HEX`` (a git blob's SHA-1), ``etag:…``
+    (comparable with another listing's only), or empty.
+    """
 
     name: str
     size: int
