@@ -174,6 +174,7 @@ class Gateway:
             wants_usage=options is not None and options.get("include_usage") is True,
             arrived_ms=arrived_ms,
             wait_ms=hold_ms(head, entry, self.limits),
+            wants_each_usage=options is not None and options.get("continuous_usage_stats") is True,
         )
 
     def _authenticate(self, head: Head, now_ms: int) -> KeyEntry:

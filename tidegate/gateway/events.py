@@ -1,13 +1,11 @@
 """Server-sent events on their way through: whole events only, counted without being parsed.
 
 The built-in engine numbers each event with the completion tokens generated so far (``id: N``), so the number on the
-last event that was sent on is exactly what was delivered. An engine that sends OpenAI usage instead is asked for it,
-and the usage event is taken out again where the client did not ask.
+last event that was sent on is exactly what was delivered. Other engines: `gateway.metering`.
 """
 
 from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 
 from tidegate.domain.errors import EngineFault
@@ -16,7 +14,6 @@ from tidegate.wire.openai import SSE_DONE
 
 _ID = b"id: "
 _ID_INSIDE = b"\nid: "
-_USAGE = b'"usage":'
 
 
 class Tokens(Struct, frozen=True):
@@ -92,83 +89,3 @@ class NumberedEvents:
         number = last[start : last.find(b"\n", start)]
         output = int(number) if number.isdigit() else 0
         return Tokens(self._input, self._cached, output, CountSource.DELIVERED_EVENT if output else CountSource.NONE)
-
-
-class _PromptDetails(Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-
-class _Answer(Struct):
-    usage: _Usage | None = None
-
-
-class _Chunk(Struct):
-    usage: _Usage | None = None
-    choices: list[object] = []
-
-
-_answers = msgspec.json.Decoder(_Answer)
-_chunks = msgspec.json.Decoder(_Chunk)
-
-
-class UsageEvents(NumberedEvents):
-    """Meter of ``usage_event`` engines. Events that mention usage are looked into, all others are passed on unseen.
-    `show` is False when the client did not ask for the usage event, which is then taken out.
-    """
-
-    __slots__ = ("_show", "_usage")
-
-    def __init__(self, show: bool, bytes_max: int) -> None:
-        super().__init__(0, 0, bytes_max)
-        self._show = show
-        self._usage = Tokens()
-
-    def pass_on(self, piece: bytes) -> bytes:
-        whole = super().pass_on(piece)
-        if _USAGE not in whole:
-            return whole
-        return b"".join(event + b"\n\n" for event in whole.split(b"\n\n")[:-1] if not self._is_taken_out(event))
-
-    def _is_taken_out(self, event: bytes) -> bool:
-        if _USAGE not in event or not event.startswith(b"data: "):
-            return False
-        try:
-            chunk = _chunks.decode(event[6:])
-        except msgspec.DecodeError:
-            return False
-        if chunk.usage is None:
-            return False
-        self._usage = _tokens(chunk.usage)
-        return not self._show and not chunk.choices
-
-    def tokens(self) -> Tokens:
-        return self._usage
-
-
-def usage_of(answer: bytes) -> Tokens:
-    """What a unary answer says it used. EngineFault when it is not JSON or its usage is not OpenAI's."""
-    try:
-        usage = _answers.decode(answer).usage
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineFault("the engine's answer is not JSON") from error
-    return Tokens() if usage is None else _tokens(usage)
-
-
-def _tokens(usage: _Usage) -> Tokens:
-    details = usage.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details else 0
-    return Tokens(usage.prompt_tokens, cached, usage.completion_tokens or 0, CountSource.ENGINE_USAGE)
-
-
-def ask_for_usage(body: bytes) -> bytes:
-    """`body` with ``stream_options.include_usage``; everything else keeps its exact bytes."""
-    request = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    options = msgspec.json.decode(request.get("stream_options", msgspec.Raw(b"null"))) or {}
-    request["stream_options"] = msgspec.Raw(msgspec.json.encode({**options, "include_usage": True}))
-    return msgspec.json.encode(request)

@@ -1,9 +1,9 @@
 """The engine's side of one request: sending it, what comes back, and how long the engine may say nothing."""
 
 from tidegate.domain.errors import EngineFault
-from tidegate.gateway.events import ask_for_usage
 from tidegate.gateway.intake import Call
 from tidegate.gateway.limits import GatewayLimits
+from tidegate.gateway.metering import for_engine
 from tidegate.gateway.upstream import Connection, Pool
 
 SMALL_BODY_BYTES = 64 << 10  # below this, one write beats two
@@ -114,7 +114,7 @@ class Exchange:
         self._quiet_since_ms = 0
         if self._given_up:
             self.give_up(self._given_up)
-        body = ask_for_usage(call.body) if call.stream and call.entry.metering == "usage_event" else call.body
+        body = call.body if call.entry.metering == "sse_id" else for_engine(call)
         head = _HEAD % (call.api.encode(), call.id.encode(), len(body))
         if len(body) <= SMALL_BODY_BYTES:
             connection.start(head + body)

@@ -28,6 +28,7 @@ class Call:
     wants_usage: bool
     arrived_ms: int
     wait_ms: int
+    wants_each_usage: bool = False
 
     @property
     def mode(self) -> Mode:

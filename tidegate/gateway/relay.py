@@ -15,12 +15,13 @@ from tidegate.domain.errors import EngineFault, Refusal, StoreFault
 from tidegate.domain.ports import Clock, Journal
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.gateway.cycle import Cycle
-from tidegate.gateway.events import Meter, NumberedEvents, Tokens, UsageEvents, usage_of
+from tidegate.gateway.events import Meter, NumberedEvents, Tokens
 from tidegate.gateway.exchange import Exchange, NotServed
 from tidegate.gateway.front import Peer
 from tidegate.gateway.intake import Call, ClientGone
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import Answer, GatewayLoop, Waiting
+from tidegate.gateway.metering import meter_of, usage_of
 from tidegate.gateway.metrics import Metrics
 from tidegate.gateway.refusals import code_of_answer, refusal_of
 from tidegate.gateway.replies import JSON, STREAM_HEADERS, Header, Send, reply, reply_refusal
@@ -212,8 +213,8 @@ class Relay:
 
     def _new_meter(self) -> Meter:
         bytes_max = self._parts.limits.event_bytes_max
-        if self._call.entry.metering == "usage_event":
-            return UsageEvents(self._call.wants_usage, bytes_max)
+        if self._call.entry.metering != "sse_id":
+            return meter_of(self._call, bytes_max)
         return NumberedEvents(
             self._exchange.number(b"x-tidegate-prompt-tokens"),
             self._exchange.number(b"x-tidegate-cached-tokens"),
