@@ -68,6 +68,8 @@ CONTRADICTIONS: list[tuple[str, str, str]] = [
         "prices.default.output_usd_per_million_tokens",
         "finite",
     ),
+    ("[[price_terms]]\nmodel = 'm'\n[[price_terms]]\nmodel = 'm'", "price_terms.1", "declared twice"),
+    ("[[price_terms]]\nminimum_usd = '1'", "price_terms.0", "names nothing"),
     ("[prices.x]\ncached_input_usd_per_million_tokens = '9'", "prices.x.cached_input_usd_per_million_tokens", "dearer"),
     ("[[endpoints]]\nname = 'a/b'\nmodel = 'm'", "endpoints.0.name", "not declared"),
     ("[[tenants]]\nid = 'a'\n[[tenants]]\nid = 'a'", "tenants", "twice"),
@@ -160,10 +162,11 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def test_every_key_is_documented() -> None:
     documented = set(re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE))
-    sections = {"accelerators", "engine", "gateway", "capacity", "prices", "tenants", "endpoints"}
+    sections = {"accelerators", "engine", "gateway", "capacity", "prices", "price_terms", "tenants", "endpoints"}
     expected = set(_keys(Config)) - sections
     for section in ("AcceleratorsConfig", "EngineConfig", "GatewayConfig", "CapacityConfig", "PriceConfig"):
         expected |= set(_keys(getattr(module, section)))
+    assert set(_keys(module.PriceTermsConfig)) - expected == {"tenant", "endpoint", "model", "mode"}
     expected |= {f"tenants.{key}" for key in _keys(module.TenantConfig)} | {
         f"endpoints.{key}" for key in _keys(module.EndpointConfig)
     }

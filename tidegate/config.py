@@ -99,7 +99,22 @@ class PriceConfig(Section):
     cached_input_usd_per_million_tokens: UsdPerMillionTokens = "0.10"
     output_usd_per_million_tokens: UsdPerMillionTokens = "0.60"
     accelerator_hour_usd: UsdPerHour = "2.50"
+    accelerator_hours_usd: dict[str, UsdPerHour] = Field(default_factory=dict)
+    minimum_usd: UsdPerHour = "0"
     batch_percent: int = Field(default=50, ge=0, le=100)
+
+
+class PriceTermsConfig(PriceConfig):
+    """A price for what its terms name, ahead of every plan; at least one of them is given."""
+
+    tenant: Name | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    mode: Mode | None = None
+
+    @property
+    def terms(self) -> tuple[str, str, str, str]:
+        return (self.endpoint or "", self.tenant or "", self.model or "", self.mode.value if self.mode else "")
 
 
 class TenantConfig(Section):
@@ -147,6 +162,7 @@ class Config(BaseSettings):
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
     prices: dict[str, PriceConfig] = Field(default_factory=lambda: {"default": PriceConfig()})
+    price_terms: tuple[PriceTermsConfig, ...] = ()
     tenants: tuple[TenantConfig, ...] = ()
     endpoints: tuple[EndpointConfig, ...] = ()
 
@@ -237,13 +253,26 @@ def _contradicting_timeouts(config: Config) -> list[tuple[str, str]]:
 
 
 def _contradicting_prices(config: Config) -> list[tuple[str, str]]:
-    return [
+    terms = [price.terms for price in config.price_terms]
+    named = [(f"prices.{plan}", price) for plan, price in config.prices.items()]
+    named += [(f"price_terms.{index}", price) for index, price in enumerate(config.price_terms)]
+    problems = [
+        (f"price_terms.{index}", "names nothing; accepted: any of tenant, endpoint, model, mode (or [prices.<plan>])")
+        for index, names in enumerate(terms)
+        if not any(names)
+    ]
+    problems += [
+        (f"price_terms.{index}", "the same terms are declared twice")
+        for index, names in enumerate(terms)
+        if names in terms[:index]
+    ]
+    return problems + [
         (
-            f"prices.{plan}.cached_input_usd_per_million_tokens",
+            f"{key}.cached_input_usd_per_million_tokens",
             f"{price.cached_input_usd_per_million_tokens} is dearer than the input price "
             f"{price.input_usd_per_million_tokens}; cached tokens cost at most what fresh ones do",
         )
-        for plan, price in config.prices.items()
+        for key, price in named
         if nano_usd_per_token(price.cached_input_usd_per_million_tokens)
         > nano_usd_per_token(price.input_usd_per_million_tokens)
     ]

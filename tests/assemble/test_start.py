@@ -211,6 +211,18 @@ def test_a_changed_price_is_a_new_version(ground: Ground, tmp_path: Path) -> Non
     assert len(ground.prices.versions("night")) == 1
 
 
+def test_declared_terms_are_added_once_and_an_ended_default_stays_ended(ground: Ground, tmp_path: Path) -> None:
+    toml = "[[price_terms]]\ntenant = 'acme'\nmodel = 'm'\naccelerator_hours_usd = { h200 = '3.5' }\nminimum_usd = '1'\n"
+    for now_ms in (NOW_MS, NOW_MS + 5):
+        set_prices(ground.prices, configured(tmp_path, toml), now_ms)
+    (agreed, first) = ground.prices.versions()
+    assert (agreed.tenant, agreed.model, agreed.plan, agreed.effective_ms) == ("acme", "m", "", NOW_MS)
+    assert (agreed.hour_nano_usd("h200"), agreed.hour_nano_usd("a100")) == (3_500_000_000, 2_500_000_000)
+    ground.prices.add(replace(first, effective_ms=NOW_MS + 6, ends=True))
+    set_prices(ground.prices, configured(tmp_path, toml), NOW_MS + 9)
+    assert len(ground.prices.versions()) == 3
+
+
 # --- settings -----------------------------------------------------------------------------------------------------
 
 

@@ -116,7 +116,9 @@ async def test_a_new_price_counts_from_its_instant(client: Client) -> None:
     added = await client.post("prices", PRICE | {"effective": str(now_ms + HOUR_MS), "plan": "default"})
     assert added.status_code == 201
     assert added.json() | {"id": 2} == {
-        "id": 2, "plan": "default", "effective_ms": now_ms + HOUR_MS, "effective": "2026-11-01T11:00:00.000Z",
+        "id": 2, "plan": "default", "tenant": "", "endpoint": "", "model": "", "mode": "", "ends": False,
+        "currency": "USD", "accelerator_hours_usd": {}, "minimum_usd": "0.000000000",
+        "effective_ms": now_ms + HOUR_MS, "effective": "2026-11-01T11:00:00.000Z",
         "input_usd_per_million": "0.200000000", "cached_input_usd_per_million": "0.200000000",
         "output_usd_per_million": "0.800000000", "accelerator_hour_usd": "3.990000000", "batch_percent": 50,
         "created_ms": now_ms,
@@ -146,9 +148,14 @@ async def test_a_new_price_counts_from_its_instant(client: Client) -> None:
         ({"batch_percent": -1}, "batch_percent"),
         ({"batch_percent": 0.5}, "batch_percent"),
         ({"plan": "No Spaces"}, "plan"),
+        ({"plan": "gold", "tenant": "acme"}, "plan"),
+        ({"mode": "gratis"}, "mode"),
+        ({"currency": "EUR"}, "currency"),
+        ({"minimum_usd": "-1"}, "minimum_usd"),
+        ({"accelerator_hours_usd": {"h200": "NaN"}}, "accelerator_hours_usd.h200"),
+        ({"ends": True}, "input_usd_per_million"),
         ({"effective": "2020-01-01"}, "effective"),
         ({"effective": "soon"}, "effective"),
-        ({"currency": "EUR"}, "currency"),
     ],
 )
 def test_bad_prices_are_refused_by_field_and_change_nothing(
@@ -199,3 +206,29 @@ async def test_a_tenant_nobody_knows_has_an_empty_invoice(client: Client) -> Non
 async def test_a_body_that_is_too_large_or_not_json(client: Client) -> None:
     assert (await client.post("prices", {"plan": "x" * 70_000})).status_code == 413
     assert (await client.post("prices", ["not", "a", "price"])).status_code == 400
+
+
+@on_loop
+async def test_prices_have_terms_and_end(client: Client) -> None:
+    async def charged(record: str) -> int:
+        at = client.world.clock.at_ms
+        await client.world.write(usage(record, arrived_ms=at, ended_ms=at + 9), boot=f"boot-{record}")
+        return (await client.get("usage", period="2026-11")).json()["total"]["nano_usd"]
+
+    assert await charged("a") == 6_000
+    agreed = {"tenant": "acme", "input_usd_per_million": "0", "output_usd_per_million": "1", "minimum_usd": "0.00001"}
+    added = await client.post("prices", agreed | {"accelerator_hour_usd": "1", "accelerator_hours_usd": {"h200": "9"}})
+    assert (added.status_code, added.json()["accelerator_hours_usd"]) == (201, {"h200": "9.000000000"})
+    assert await charged("b") == 6_000 + 10_000, "5,000 for the tokens, and what is missing to the minimum"
+    client.world.clock.at_ms += 1
+    assert (await client.post("prices", {"tenant": "acme", "ends": True})).status_code == 201
+    assert await charged("c") == 16_000 + 6_000
+    assert [p["tenant"] for p in (await client.get("prices", "birch")).json()["data"]] == [""]
+    assert len((await client.get("prices", "acme")).json()["data"]) == 3
+
+
+@on_loop
+async def test_a_price_in_the_past_is_said_to_be_one(client: Client) -> None:
+    past = PRICE | {"effective": str(NOVEMBER_MS)}
+    assert (await client.post("prices", past)).json()["param"] == "effective"
+    assert (await client.post("prices", past | {"retroactive": True})).status_code == 201

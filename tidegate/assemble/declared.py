@@ -1,54 +1,59 @@
 """What the configuration declares, put into the stores at start: prices and endpoints. Idempotent."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tidegate.config import Config, EndpointConfig, PriceConfig
+from tidegate.config import Config, EndpointConfig, PriceConfig, PriceTermsConfig
 from tidegate.control.service import Control
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import nano_usd, nano_usd_per_token
+from tidegate.money.prices import PriceTable, terms_of
 from tidegate.wire.admin import EndpointApply
 
 ACTOR = "configuration"
 
 
 def set_prices(book: PriceBook, config: Config, now_ms: int) -> None:
-    """A new version of each plan whose configured price differs from the one in force.
+    """A new version of each plan, and of each of the declared terms, whose price differs from the one in force.
 
     Prices nobody configured only fill an empty book, so that a default never undoes `tidegate prices set`.
     """
     configured = "prices" in config.model_fields_set
-    for plan, price in config.prices.items():
-        versions = book.versions(plan)
-        in_force = max((v for v in versions if v.effective_ms <= now_ms), key=lambda v: v.effective_ms, default=None)
-        if in_force is None:
-            book.add(_version(plan, price, 0, now_ms))
-        elif configured and _amounts(_version(plan, price, now_ms, now_ms)) != _amounts(in_force):
-            book.add(_version(plan, price, now_ms, now_ms))
+    versions = book.versions()
+    table, known = PriceTable(versions), {terms_of(version) for version in versions}
+    declared = [(_version(price, plan=plan), configured) for plan, price in config.prices.items()]
+    declared += [(_version(price, **_terms(price)), True) for price in config.price_terms]
+    for version, insisted in declared:
+        terms = terms_of(version)
+        if terms not in known:
+            book.add(replace(version, effective_ms=0 if version.plan else now_ms, created_ms=now_ms))
+        elif insisted and not _same(version, table.newest(terms, now_ms)):
+            book.add(replace(version, effective_ms=now_ms, created_ms=now_ms))
 
 
-def _version(plan: str, price: PriceConfig, effective_ms: int, now_ms: int) -> PriceVersion:
+def _same(version: PriceVersion, in_force: PriceVersion | None) -> bool:
+    return in_force is not None and version == replace(in_force, id=0, effective_ms=0, created_ms=0)
+
+
+def _terms(price: PriceTermsConfig) -> dict[str, str]:
+    endpoint, tenant, model, mode = price.terms
+    return {"plan": "", "endpoint": endpoint, "tenant": tenant, "model": model, "mode": mode}
+
+
+def _version(price: PriceConfig, **terms: str) -> PriceVersion:
     return PriceVersion(
         id=0,
-        plan=plan,
-        effective_ms=effective_ms,
+        effective_ms=0,
         input_nano_usd=nano_usd_per_token(price.input_usd_per_million_tokens),
         cached_input_nano_usd=nano_usd_per_token(price.cached_input_usd_per_million_tokens),
         output_nano_usd=nano_usd_per_token(price.output_usd_per_million_tokens),
         accelerator_hour_nano_usd=nano_usd(price.accelerator_hour_usd),
+        accelerator_kinds=tuple((kind, nano_usd(text)) for kind, text in sorted(price.accelerator_hours_usd.items())),
+        minimum_nano_usd=nano_usd(price.minimum_usd),
         batch_percent=price.batch_percent,
-        created_ms=now_ms,
-    )
-
-
-def _amounts(price: PriceVersion) -> tuple[int, ...]:
-    return (
-        price.input_nano_usd,
-        price.cached_input_nano_usd,
-        price.output_nano_usd,
-        price.accelerator_hour_nano_usd,
-        price.batch_percent,
+        **terms,
     )
 
 

@@ -5,19 +5,33 @@ from typing import Annotated
 import typer
 
 from tidegate.cli.client import Api, Key, Url
-from tidegate.cli.output import Format, Output, show
+from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="The price book.", no_args_is_help=True)
 COLUMNS = (
     "id",
     "plan",
+    "tenant",
+    "endpoint",
+    "model",
+    "mode",
     "effective",
+    "ends",
     "input_usd_per_million",
     "cached_input_usd_per_million",
     "output_usd_per_million",
     "accelerator_hour_usd",
+    "accelerator_hours_usd",
+    "minimum_usd",
     "batch_percent",
 )
+
+Plan = Annotated[str | None, typer.Option(help="price plan; `default` when no terms are named")]
+Tenant = Annotated[str | None, typer.Option(help="only for this tenant")]
+Endpoint = Annotated[str | None, typer.Option(help="only for this endpoint")]
+Model = Annotated[str | None, typer.Option(help="only for this model")]
+Mode = Annotated[str | None, typer.Option(help="only in this mode")]
+Effective = Annotated[str | None, typer.Option(help="from when on (ISO 8601); without it: now")]
 
 
 @app.command("list")
@@ -37,22 +51,63 @@ def set_(
     output_usd: Annotated[str, typer.Option("--output-tokens", help="USD per million generated tokens")],
     accelerator_hour: Annotated[str, typer.Option(help="USD per accelerator-hour")],
     cached_input: Annotated[str | None, typer.Option(help="USD per million cached prompt tokens")] = None,
-    plan: Annotated[str, typer.Option(help="price plan")] = "default",
-    effective: Annotated[str | None, typer.Option(help="from when on (ISO 8601); without it: now")] = None,
+    accelerator_kind: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=USD", help="an hour of this kind of accelerator; may be repeated")
+    ] = None,
+    minimum: Annotated[str | None, typer.Option(help="least a billable request costs, in USD")] = None,
+    plan: Plan = None,
+    tenant: Tenant = None,
+    endpoint: Endpoint = None,
+    model: Model = None,
+    mode: Mode = None,
+    effective: Effective = None,
+    retroactive: Annotated[bool, typer.Option("--retroactive", help="may begin in the past, for `rerate`")] = False,
     batch_percent: Annotated[int, typer.Option(help="price of batch work in percent")] = 50,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Add a price version."""
+    """Add a price version. Terms that name an endpoint come first, then tenant, model, mode, then plans."""
     body = {
-        "plan": plan,
-        "effective": effective,
+        **_terms(plan, tenant, endpoint, model, mode, effective),
+        "retroactive": retroactive or None,
         "input_usd_per_million": input_usd,
         "output_usd_per_million": output_usd,
         "cached_input_usd_per_million": cached_input,
         "accelerator_hour_usd": accelerator_hour,
+        "accelerator_hours_usd": _kinds(accelerator_kind) or None,
+        "minimum_usd": minimum,
         "batch_percent": batch_percent,
     }
-    answer = Api(url, key).post("prices", {name: value for name, value in body.items() if value is not None})
-    show(answer, output, title=f"plan {plan}")
+    show(Api(url, key).post("prices", {k: v for k, v in body.items() if v is not None}), output, title="price")
+
+
+@app.command()
+def end(
+    plan: Plan = None,
+    tenant: Tenant = None,
+    endpoint: Endpoint = None,
+    model: Model = None,
+    mode: Mode = None,
+    effective: Effective = None,
+    output: Output = Format.TABLE,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """From an instant on, these terms price nothing: the next ones in precedence do."""
+    body = {**_terms(plan, tenant, endpoint, model, mode, effective), "ends": True}
+    show(Api(url, key).post("prices", {k: v for k, v in body.items() if v is not None}), output, title="price")
+
+
+def _terms(*values: str | None) -> dict[str, object]:
+    return dict(zip(("plan", "tenant", "endpoint", "model", "mode", "effective"), values, strict=True))
+
+
+def _kinds(given: list[str] | None) -> dict[str, str]:
+    kinds = {}
+    for text in given or []:
+        kind, equals, amount = text.partition("=")
+        if not (kind and equals and amount):
+            raise Problem(f"--accelerator-kind: {text!r}; accepted: KIND=USD, e.g. h200=3.50", exit_code=2)
+        kinds[kind] = amount
+    return kinds

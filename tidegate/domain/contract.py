@@ -8,10 +8,10 @@ class Contract:
     """`tokens` bought for `price_nano_usd`, spendable by requests that arrive in [starts_ms, expires_ms) on any of
     `models` and `modes` (empty: all).
 
-    Of several, the one with the lowest `priority` number is drawn down first, then the one that expires first, then the
-    oldest. Of what is unspent at expiry, `rollover_percent` stays spendable for `rollover_ms` more; the rest lapses, by an
-    entry that says so. What no commitment covers is charged at the plan `overage_plan`, or as without a contract when
-    that is empty. Alerts go to `alert_url`, signed with `alert_secret`.
+    Of several, the lowest `priority` number is drawn down first, then the one that expires first, then the oldest. Of
+    what is unspent at expiry, `rollover_percent` stays spendable for `rollover_ms` more; the rest lapses, by an entry
+    that says so. What no commitment covers is charged at the plan `overage_plan`, or as without a contract when that
+    is empty. Alerts go to `alert_url`, signed with `alert_secret`.
     """
 
     id: str

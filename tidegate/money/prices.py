@@ -50,7 +50,7 @@ class PriceTable:
     def in_force(self, plan: str, at_ms: int, sold: Sold = PLAN_ONLY) -> PriceVersion | None:
         """The version that prices `sold`, of an endpoint with that plan, at `at_ms`."""
         for terms in self._candidates(plan, sold):
-            if (version := self._newest(terms, at_ms)) is not None:
+            if (version := self.newest(terms, at_ms)) is not None:
                 return version
         return None
 
@@ -69,7 +69,8 @@ class PriceTable:
         tenant, endpoint, model, mode = sold
         return [*(("", endpoint * e, tenant * t, model * m, mode * o) for e, t, m, o in self._shapes), *plans]
 
-    def _newest(self, terms: Terms, at_ms: int) -> PriceVersion | None:
+    def newest(self, terms: Terms, at_ms: int) -> PriceVersion | None:
+        """The version with exactly these terms at that instant, if they have not ended."""
         starts, ordered = self._chains.get(terms, ([], []))
         found = bisect_right(starts, at_ms)
         if not found or ordered[found - 1].ends:

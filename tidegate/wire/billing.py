@@ -8,38 +8,59 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from tidegate.domain.endpoint import Mode
 from tidegate.wire.admin import Name, Request
 
 PriceText = Annotated[str, Meta(min_length=1, max_length=40)]
 
 
 class PriceCreate(Request, frozen=True, kw_only=True):
-    """A new version of a plan's prices, as decimal text: USD per million tokens, USD per accelerator-hour.
+    """A new version of a price, as decimal text: USD per million tokens, USD per accelerator-hour.
 
-    `effective` is an instant not in the past (ISO 8601 or epoch milliseconds as text); left out: now. Cached input
-    costs what input costs unless given.
+    Its terms are a `plan` (``default`` when nothing is named), or any of `tenant`, `endpoint`, `model` and `mode`.
+    `effective` is an instant not in the past (ISO 8601 or epoch milliseconds as text); left out: now. In the past it
+    needs `retroactive`, and then counts for what is rated from now on and for `prices rerate` only. Cached input costs
+    what input costs unless given. `accelerator_hours_usd` are kinds of accelerator that differ; `minimum_usd` is the
+    least a billable request costs. `ends`: from then on these terms price nothing; amounts are left out.
     """
 
-    plan: Name = "default"
+    plan: Name | None = None
+    tenant: Name | None = None
+    endpoint: Annotated[str, Meta(min_length=1, max_length=160)] | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=160)] | None = None
+    mode: Mode | None = None
+    currency: str = "USD"
     effective: Annotated[str, Meta(max_length=40)] | None = None
-    input_usd_per_million: PriceText
-    output_usd_per_million: PriceText
+    retroactive: bool = False
+    ends: bool = False
+    input_usd_per_million: PriceText | None = None
+    output_usd_per_million: PriceText | None = None
     cached_input_usd_per_million: PriceText | None = None
-    accelerator_hour_usd: PriceText
+    accelerator_hour_usd: PriceText | None = None
+    accelerator_hours_usd: Annotated[dict[str, PriceText], Meta(max_length=64)] = {}
+    minimum_usd: PriceText = "0"
     batch_percent: Annotated[int, Meta(ge=0, le=100)] = 50
 
 
 class PriceView(Struct, frozen=True, kw_only=True):
-    """One line of the price book; in force from `effective_ms` until the next version of the same plan."""
+    """One line of the price book; in force from `effective_ms` until the next version with the same terms."""
 
     id: int
     plan: str
+    tenant: str
+    endpoint: str
+    model: str
+    mode: str
     effective_ms: int
     effective: str
+    ends: bool
+    currency: str
     input_usd_per_million: str
     cached_input_usd_per_million: str
     output_usd_per_million: str
     accelerator_hour_usd: str
+    accelerator_hours_usd: dict[str, str]
+    minimum_usd: str
     batch_percent: int
     created_ms: int
 

@@ -1,0 +1,69 @@
+"""What the handlers of the billing API share: who asks, bounded bodies, named parameters, answers."""
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from functools import wraps
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tidegate.domain.errors import Refusal
+from tidegate.wire.admin import Identity, decode
+
+# `authorize(request, admin)`: who asks. Raises Refusal when the key is not good, or is a tenant's and `admin` is
+# true.
+Authorize = Callable[[Request, bool], Awaitable[Identity] | Identity]
+Handler = Callable[[Request, Identity], Awaitable[Response]]
+Guarded = Callable[..., Callable[[Request], Awaitable[Response]]]
+E = TypeVar("E", bound=StrEnum)
+B = TypeVar("B", bound=msgspec.Struct)
+
+BODY_BYTES_MAX = 64 << 10
+
+
+def guard(authorize: Authorize) -> Guarded:
+    """Handlers that know who asks; `admin`: only an administrator may."""
+
+    def guarded(handler: Handler, *, admin: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        @wraps(handler)  # the OpenAPI document shows the handler's name and docstring
+        async def endpoint(request: Request) -> Response:
+            identity = authorize(request, admin)
+            return await handler(request, identity if isinstance(identity, Identity) else await identity)
+
+        return endpoint
+
+    return guarded
+
+
+def known(request: Request, *names: str) -> None:
+    for name in request.query_params:
+        if name not in names:
+            accepted = ", ".join(names)
+            raise Refusal(
+                "invalid_request", f"`{name[:40]}` is not a parameter (accepted: {accepted})", param=name[:40]
+            )
+
+
+def choice(request: Request, name: str, kind: type[E], default: E) -> E:
+    text = request.query_params.get(name, default.value)
+    try:
+        return kind(text)
+    except ValueError:
+        accepted = ", ".join(member.value for member in kind)
+        raise Refusal("invalid_request", f"`{name}`: {text[:40]!r} (accepted: {accepted})", param=name) from None
+
+
+async def body_as(request: Request, kind: type[B]) -> B:
+    """The body as a `kind`. Raises Refusal naming what is wrong with it."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            raise Refusal("body_too_large", f"the body is over {BODY_BYTES_MAX} bytes")
+    return decode(bytes(body), kind)
+
+
+def answer(thing: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(thing), status, media_type="application/json")
