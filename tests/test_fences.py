@@ -37,6 +37,7 @@ class Mutant:
 MUTANTS = [
     Mutant("floors", "domain/units.py", "from tidegate.policy import costs", "tidegate.policy"),
     Mutant("floors", "billing/service.py", "from tidegate.control import keys", "tidegate.control.keys"),
+    Mutant("floors", "batch/job.py", "from tidegate.gateway import limits", "tidegate.gateway.limits"),
     Mutant("floors", "stores/state.py", "from tidegate.engines import logs", "tidegate.engines.logs"),
     Mutant("floors", "money/rating.py", "from tidegate.policy import costs", "tidegate.policy.costs"),
     Mutant("floors", "policy/admission.py", "from tidegate.money import rating", "tidegate.money.rating"),

@@ -74,8 +74,11 @@ class Notice(StrEnum):
 
 
 class StoredBatch(Struct, frozen=True, kw_only=True):
-    """One batch as last written. `url` is the API path its lines call, `model` the endpoint (``tenant/name``) they
-    name, empty until validation has seen it; `key` is the id of the API key that created it. Counts are of lines.
+    """One batch as last written.
+
+    `url` is the API path its lines call, `model` the endpoint (``tenant/name``) they name, empty until validation has
+    seen it; `key` is the id of the API key that created it. Counts are of lines. `verdict` is how it will have ended,
+    while it is finalizing.
     """
 
     id: str
@@ -103,6 +106,7 @@ class StoredBatch(Struct, frozen=True, kw_only=True):
     cancelling_ms: int | None = None
     finalizing_ms: int | None = None
     ended_ms: int | None = None
+    verdict: Status | None = None
     notice: Notice = Notice.NONE
 
 
