@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from tidegate.control.settings import ControlSettings, EngineTraits
-from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Slo
+from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.domain.units import GIB, MIB
 from tidegate.wire.admin import NAME_PATTERN, EndpointApply
@@ -56,6 +56,7 @@ def deployment(
     _check_accelerators(body, traits, regions, facts)
     slots, accelerator_bytes = _footprint(body, model, regions, facts, settings)
     _check_times(model, facts, settings)
+    overflow = _overflow(body)
     return Deployment(
         endpoint=endpoint,
         tenant=tenant,
@@ -76,6 +77,8 @@ def deployment(
         paused=body.paused,
         created_ms=now_ms,
         movable=traits.movable,
+        overflow=overflow,
+        fallback=body.fallback.to if body.fallback else overflow.to if overflow else "",
     )
 
 
@@ -104,6 +107,18 @@ def _engine(body: EndpointApply, settings: ControlSettings) -> EngineTraits:
         if name not in traits.arguments:
             raise _wrong(f"engine_args.{name}", body.engine_args[name], f"arguments {_words(traits.arguments)}")
     return traits
+
+
+def _overflow(body: EndpointApply) -> Overflow | None:
+    if body.overflow is None:
+        return None
+    wanted = body.overflow
+    thresholds = (wanted.above_concurrency, wanted.above_queue_ms, wanted.above_ttft_ms)
+    given = sum(threshold is not None for threshold in thresholds)
+    if given != 1:
+        accepted = "exactly one of above_concurrency, above_queue_ms, above_ttft_ms"
+        raise _wrong("overflow", f"{given or 'no'} threshold{'s' * (given != 1)}", accepted)
+    return Overflow(wanted.to, *thresholds)
 
 
 def _check_regions(regions: tuple[str, ...], facts: Facts) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from tidegate.control import http, keys
+from tidegate.control import elsewhere, http, keys
 from tidegate.control.activity import ActivityLog
 from tidegate.control.catalog import catalog, model_name
 from tidegate.control.deployments import Facts, deployment, split_name, succeed
@@ -153,10 +153,17 @@ class Control:
                 raise Refusal("invalid_configuration", text, param="name")
             previous = next((d for d in state.deployments if d.endpoint == endpoint), None)
             wanted = succeed(previous, deployment(endpoint, body, model, facts, self.settings, self.clock.now_ms()))
+            elsewhere.check(wanted, {d.endpoint: d for d in state.deployments if d is not previous})
             return None if wanted is previous else Change(put=(wanted,))
 
         before = self.desired.state.version
-        state = await self.desired.change(build)
+        try:
+            state = await self.desired.change(build)
+        except Refusal as refusal:
+            if refusal.code == "residency_denied":
+                self.meters.residency_denied(endpoint)
+                self.activity.note(actor, "residency_denied", endpoint, refusal.message)
+            raise
         wanted = next(d for d in state.deployments if d.endpoint == endpoint)
         if state.version != before:
             reason = f"generation={wanted.generation} mode={wanted.mode.value} model={model_name(wanted.model)}"
@@ -170,6 +177,10 @@ class Control:
         def build(state: State) -> Change:
             if not any(d.endpoint == endpoint for d in state.deployments):
                 raise no_endpoint(endpoint)
+            if users := elsewhere.users(endpoint, {d.endpoint: d for d in state.deployments}):
+                raise Refusal(
+                    "conflict", f"{', '.join(users)} overflow or fall back to it: change them first"
+                )
             return Change(remove_deployments=(endpoint,))
 
         await self.desired.change(build)

@@ -88,6 +88,8 @@ def endpoint_view(
         price_plan=wanted.price_plan,
         paused=wanted.paused,
         created_ms=wanted.created_ms,
+        overflow=_overflow(wanted),
+        fallback=admin.FallbackBody(to=wanted.fallback) if wanted.fallback else None,
         limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, model.context_tokens_max),
         replicas=[_replica(replica) for replica in seen.replicas] if seen else [],
         queued=seen.queued if seen else 0,
@@ -96,6 +98,17 @@ def endpoint_view(
         activations=meters.activations.get(name, 0),
         activation_ms_last=meters.activation_ms_last.get(name),
     )  # fmt: skip
+
+
+def _overflow(wanted: Deployment) -> admin.OverflowBody | None:
+    if (overflow := wanted.overflow) is None:
+        return None
+    return admin.OverflowBody(
+        to=overflow.to,
+        above_concurrency=overflow.above_concurrency,
+        above_queue_ms=overflow.above_queue_ms,
+        above_ttft_ms=overflow.above_ttft_ms,
+    )
 
 
 def node_view(node: Node, joined_ms: int, fleet: core.FleetView) -> admin.NodeView:

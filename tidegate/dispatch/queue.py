@@ -73,8 +73,9 @@ class FairQueue(Generic[R]):
         self._turn = counter
         request.charged = max(request.tokens, 1)
         self._served[tenant] = counter + request.charged
-        if len(self._served) > COUNTERS_MAX:  # a counter that is not ahead is what a tenant without one has
-            self._served = {t: tokens for t, tokens in self._served.items() if tokens > self._turn}
+        if len(self._served) > COUNTERS_MAX:  # those least ahead are forgiven: without one a tenant starts at the turn
+            ahead = sorted(self._served.items(), key=lambda item: -item[1])
+            self._served = dict(ahead[: COUNTERS_MAX // 2])
         self.remove(request)
         return request
 

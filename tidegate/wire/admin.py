@@ -64,6 +64,21 @@ class SloBody(Request, frozen=True):
     percentile: Annotated[int, Meta(ge=50, le=99)] = 99
 
 
+class OverflowBody(Request, frozen=True):
+    """Where requests go that find this endpoint busy; exactly one threshold. `to` is an endpoint, ``tenant/name``."""
+
+    to: Annotated[str, Meta(min_length=3, max_length=130)]
+    above_concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    above_queue_ms: Annotated[int, Meta(ge=0, le=3_600_000)] | None = None
+    above_ttft_ms: Annotated[int, Meta(ge=1, le=3_600_000)] | None = None
+
+
+class FallbackBody(Request, frozen=True):
+    """The endpoint that serves what this one fails to; where left out, the one of `overflow` does."""
+
+    to: Annotated[str, Meta(min_length=3, max_length=130)]
+
+
 class EndpointApply(Request, frozen=True):
     """An endpoint's whole desired state: what is left out gets its default, not its previous value.
 
@@ -87,6 +102,8 @@ class EndpointApply(Request, frozen=True):
     engine_args: dict[str, str] = {}
     price_plan: Name = "default"
     paused: bool = False
+    overflow: OverflowBody | None = None
+    fallback: FallbackBody | None = None
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -178,6 +195,8 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     price_plan: str
     paused: bool
     created_ms: int
+    overflow: OverflowBody | None = None
+    fallback: FallbackBody | None = None
     limits: LimitsView
     replicas: list[ReplicaView]
     queued: int
