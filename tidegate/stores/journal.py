@@ -1,8 +1,10 @@
 """The gateway's write-ahead log of usage records: append-only segments, one writer thread, group fsync.
 
 `append` returns at once with a future that resolves when the record is on disk. While the thread waits for one fsync,
-the records that arrive gather and share the next one, so the added latency is at most two fsyncs and the number of
-fsyncs is bounded by the disk, not by the traffic. Futures of a batch are resolved by one callback on the event loop.
+the records that arrive gather and share the next one; when one fsync follows another they gather for `gather_ms` more.
+So a lone record waits for one fsync, one in a crowd for two and `gather_ms`, and the number of fsyncs (each costs CPU,
+and two hand-overs between threads) is bounded by time, not by the traffic. Futures of a batch are resolved by one
+callback on the event loop.
 
 When the disk is full, the ballast (space reserved beforehand) is given up so that requests already running can still
 be recorded, and `healthy` turns False so that new ones are refused. It turns True again once ballast could be
@@ -19,6 +21,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.usage import UsageRecord
@@ -33,6 +36,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 class JournalLimits:
     """Bounds of one journal. `pending_records_max` is how many may wait for the disk before `append` fails at once."""
 
+    gather_ms: float = 1.0
     segment_bytes_max: int = 16 << 20
     ballast_bytes: int = 1 << 20
     pending_records_max: int = 65_536
@@ -63,6 +67,7 @@ class SegmentJournal:
         self._has_ballast = False
         self._segment: _Segment | None = None
         self._next_number = 1
+        self._synced_s = 0.0
         try:
             self._reserve()
         except OSError as error:
@@ -120,6 +125,9 @@ class SegmentJournal:
 
     def _next_batch(self) -> list[Pending] | None:
         """Everything pending. Waits for something; empty when it is time to probe a disk that failed; None to end."""
+        gather_s = self._limits.gather_ms / 1000
+        if monotonic() - self._synced_s < gather_s:
+            sleep(gather_s)  # records come faster than this: the next fsync is for all that come meanwhile
         with self._changed:
             if not self._pending and not self._closing:
                 self._waiting = True
@@ -136,6 +144,7 @@ class SegmentJournal:
         for _attempt in range(2):
             try:
                 self._writable_segment().write_durably(data)
+                self._synced_s = monotonic()
                 return None
             except OSError as error:
                 self._healthy = False
