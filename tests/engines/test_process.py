@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ import uvloop
 
 from tidegate.domain.errors import EngineFault
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Child, Lifeline, Process, Restart, memory_of
+from tidegate.engines.process import Child, Lifeline, Process, Restart, held_by_session, memory_of
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SLEEPER = (*PYTHON, "import time; time.sleep(60)")
@@ -201,5 +202,39 @@ def test_memory_is_the_kernels_count(tmp_path: Path) -> None:
         assert 0 < seen[1].private < seen[1].resident
         with pytest.raises(EngineFault, match="gone"):
             memory_of(child.pid)
+
+    asyncio.run(main())
+
+
+FAMILY = (
+    "import subprocess, sys, time\n"
+    "code = 'import time; held = bytearray(b\"x\" * (8 << 20)); time.sleep(60)'\n"
+    "child = subprocess.Popen([sys.executable, '-I', '-S', '-c', code])\n"
+    "open(sys.argv[1], 'w').write(str(child.pid)); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped", "lifeline"])
+def test_a_foreign_program_and_all_it_started_end_with_it_and_with_us(tmp_path: Path, end: str) -> None:
+    """It knows no lifeline: a guard kills its whole group when we are gone, or when it alone is."""
+
+    async def main() -> None:
+        lifeline, pid_file = Lifeline(), tmp_path / "pid"
+        process = Process.start([*PYTHON, FAMILY, str(pid_file)], lifeline=lifeline)
+        await until(lambda: pid_file.exists() and pid_file.read_text() != "")
+        child = os.pidfd_open(int(pid_file.read_text()))
+        await until(lambda: held_by_session(process.pid) > 8 << 20)
+        assert pid_file.stat().st_mode & 0o077 == 0
+        match end:
+            case "killed":
+                process.send(signal.SIGKILL)
+            case "stopped":
+                await process.stop(grace_ms_max=5_000)
+            case _:
+                lifeline.close()
+        await asyncio.wait_for(process.exited(), 20)
+        await until(lambda: bool(select.select([child], [], [], 0)[0]))
+        os.close(child)
+        lifeline.close()
 
     asyncio.run(main())

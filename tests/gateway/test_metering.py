@@ -1,6 +1,7 @@
 """Counting the streams of foreign engines: exact wherever they are cut, and nothing shown that was not asked for."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from tidegate.wire.internal import RemoteTarget
 BYTES_MAX = 1 << 20
 
 
-def call(body: bytes = b"{}", *, stream: bool = True, tenant: str = "acme", **entry: object) -> Call:
+def call(body: bytes = b"{}", *, stream: bool = True, tenant: str = "acme", **entry: Any) -> Call:
     return Call("r", "chat/completions", "k", tenant, endpoint(**entry), body, stream, False, 0, 0)
 
 

@@ -26,12 +26,17 @@ class LogRing:
         self._file = path.open("ab", buffering=0)
         os.chmod(path, 0o600)
         self._readers: dict[int, bytes] = {}  # pipe → the line it has begun
+        self._tails: dict[int, deque[str]] = {}
 
-    def open_pipe(self) -> int:
-        """A descriptor for a child to write to. The caller closes its copy once the child has it."""
+    def open_pipe(self, tail: deque[str] | None = None) -> int:
+        """A descriptor for a child to write to; its lines go to `tail` too. The caller closes its copy once the child
+        has it.
+        """
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         self._readers[reader] = b""
+        if tail is not None:
+            self._tails[reader] = tail
         asyncio.get_running_loop().add_reader(reader, self._readable, reader)
         return writer
 
@@ -60,7 +65,10 @@ class LogRing:
             log.warning("cannot write %s: %s", self._path.name, error.strerror)
         *whole, begun = (self._readers[reader] + chunk).split(b"\n")
         self._readers[reader] = begun[:_LINE_BYTES_MAX]
-        self._lines.extend(line[:_LINE_BYTES_MAX].decode(errors="replace") for line in whole)
+        lines = [line[:_LINE_BYTES_MAX].decode(errors="replace") for line in whole]
+        self._lines.extend(lines)
+        if reader in self._tails:
+            self._tails[reader].extend(lines)
 
     def _rotate(self) -> None:
         self._file.close()
@@ -70,5 +78,6 @@ class LogRing:
 
     def _forget(self, reader: int) -> None:
         del self._readers[reader]
+        self._tails.pop(reader, None)
         asyncio.get_running_loop().remove_reader(reader)
         os.close(reader)

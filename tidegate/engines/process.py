@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,17 @@ class Lifeline:
 class Process:
     """One running process: a program started here, or one adopted by pid. The sole owner of its pidfd."""
 
-    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        pidfd: int,
+        child: subprocess.Popen[bytes] | None,
+        guard: subprocess.Popen[bytes] | None = None,
+    ) -> None:
         self.pid = pid
         self._pidfd = pidfd
         self._child = child
+        self._guard = guard
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pidfd, self._ended)
 
@@ -69,12 +77,16 @@ class Process:
         logs: LogRing | None = None,
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        lifeline: Lifeline | None = None,
+        tail: deque[str] | None = None,
     ) -> "Process":
         """Starts `argv` in a session of its own, so that Ctrl-C reaches only us and we end things in order.
 
-        Output goes to `logs`. Raises EngineFault when the program cannot be started.
+        Output goes to `logs`, and its lines to `tail`. With a `lifeline` the program knows nothing of ours: it and all
+        it started are killed when we are gone, and what it leaves behind when it ends is killed with it. What it
+        creates is this user's only. Raises EngineFault when the program cannot be started.
         """
-        output = logs.open_pipe() if logs is not None else subprocess.DEVNULL
+        output = logs.open_pipe(tail) if logs is not None else subprocess.DEVNULL
         try:
             child = subprocess.Popen(
                 list(argv),
@@ -84,13 +96,15 @@ class Process:
                 env=dict(environment) if environment is not None else None,
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
+                umask=-1 if lifeline is None else 0o077,
             )
         except OSError as error:
             raise EngineFault(f"cannot start {Path(argv[0]).name}: {error.strerror}") from error
         finally:
             if output >= 0:
                 os.close(output)
-        return cls(child.pid, os.pidfd_open(child.pid), child)
+        guard = None if lifeline is None else _guard(child.pid, lifeline)
+        return cls(child.pid, os.pidfd_open(child.pid), child, guard)
 
     @classmethod
     def adopt(cls, pid: int) -> "Process":
@@ -132,9 +146,26 @@ class Process:
 
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
+        if self._guard is not None:
+            # Before the leader is reaped, so that its number cannot be another group's yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._guard.kill()
+            self._guard.wait()
         code = self._child.wait() if self._child is not None else _reap(self._pidfd)
         os.close(self._pidfd)
         self._exit.set_result(Exit(code))
+
+
+def _guard(group: int, lifeline: Lifeline) -> subprocess.Popen[bytes]:
+    """A shell that waits for the end of the lifeline, then kills the group. It sleeps in a read until then."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "tidegate-guard", str(group)],
+        stdin=lifeline.read_fd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _reap(pidfd: int) -> int | None:
@@ -267,3 +298,37 @@ def _read(pid: int, what: str) -> bytes:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise EngineFault("the process is gone") from error
         raise EngineFault(f"cannot measure the process: {error.strerror}") from error
+
+
+# The rollup of one process: anonymous and shared memory as its share of what is there (`man proc_pid_smaps`).
+_ROLLUP = re.compile(rb"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.M)
+
+
+def held_by_session(leader: int, files: Iterable[Path] = ()) -> int:
+    """Bytes held by all processes of the session `leader` began: anonymous, shared, and resident pages of `files`.
+
+    Program text is left out: it is the same for every engine on the machine. EngineFault when the leader is gone.
+    """
+    files = tuple(files)
+    held = _held(leader, files)
+    for pid in _session(leader):
+        with contextlib.suppress(EngineFault):  # a worker that ended while we looked holds nothing
+            held += _held(pid, files)
+    return held
+
+
+def _held(pid: int, files: tuple[Path, ...]) -> int:
+    own = sum(int(kib) for kib in _ROLLUP.findall(_read(pid, "smaps_rollup"))) * 1024
+    return own + (memory_of(pid, files).of_files if files else 0)
+
+
+def _session(leader: int) -> list[int]:
+    """Everybody of the session but its leader."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and int(entry.name) != leader:
+            with contextlib.suppress(OSError):  # gone between the two looks
+                stat = Path(entry.path, "stat").read_bytes()
+                if int(stat[stat.rfind(b")") + 2 :].split()[3]) == leader:
+                    found.append(int(entry.name))
+    return found

@@ -57,9 +57,10 @@ _timings = msgspec.json.Decoder(_Timings)
 
 
 class UsageEvents(NumberedEvents):
-    """Meter of ``usage_event`` engines: usage comes once, in the last event. `show` is False when the client did not
-    ask for that event, which is then taken out. A stream cut off before it is counted by the pieces of text that were sent:
-    each holds a token at least, so this is never too much, and the prompt, which nobody told, is not billed.
+    """Meter of ``usage_event`` engines: usage comes once, in the last event, which is taken out unless `show`.
+
+    A stream cut off before it is counted by the pieces of text that were sent: each holds a token at least, so this is
+    never too much, and the prompt, which nobody told, is not billed.
     """
 
     __slots__ = ("_pieces", "_show", "_usage")
