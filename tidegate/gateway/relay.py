@@ -30,6 +30,9 @@ from tidegate.wire import openai
 
 log = logging.getLogger(__name__)
 
+# When an endpoint that only helps out answers one of these, it is about its own key, limits or model, not about the
+# request, which goes back to the endpoint it was sent to.
+NOT_THE_CLIENTS = frozenset({401, 402, 403, 404, 408, 429})
 BYTES_PER_TOKEN = 4  # of a request, envelope included: an estimate for the turn between tenants, never for a bill
 
 
@@ -129,6 +132,9 @@ class Relay:
                 if self._gone:
                     raise ClientGone from None
                 answer = loop.returned(call.id, why.lost)
+                continue
+            if grant.reason and (status in NOT_THE_CLIENTS or status >= 500):
+                answer = loop.returned(call.id, status >= 500)
                 continue
             break
         if self._gone:
@@ -281,11 +287,12 @@ class Relay:
         call, grant = self._call, self._grant
         tokens = self._meter.tokens() if self._meter is not None else self._tokens
         return UsageRecord(
-            id=call.id,
+            # A line is billed once: tries that came to nothing leave its id to the one that does.
+            id=call.line if call.line and outcome is Outcome.COMPLETED else call.id,
             gateway=self._parts.gateway,
             tenant=call.tenant,
             key=call.key,
-            endpoint=call.entry.endpoint,
+            endpoint=call.entry.serves or call.entry.endpoint,
             model=call.entry.model,
             mode=call.entry.mode,
             region=grant.target.region if grant else self._parts.region,

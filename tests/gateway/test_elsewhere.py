@@ -1,0 +1,116 @@
+"""Overflow and fallback on real sockets: who served what, what it is called, counted and billed as, nothing lost."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.engine import Behaviour, die, refuse
+from tests.gateway.rig import Rig, chat, endpoint, rig, run, until
+from tidegate.domain.endpoint import EndpointState, Mode, Overflow
+from tidegate.domain.usage import Outcome
+
+POOL = endpoint("acme/pool", mode=Mode.SERVERLESS, model="pool-model")
+
+
+async def hybrid(r: Rig, *, slots: int = 1, overflow: Overflow | None = None, **more: Any) -> None:
+    """acme/chat on the first engine, dedicated; acme/pool on the second."""
+    base = endpoint(mode=Mode.DEDICATED, overflow=overflow, fallback="acme/pool", **more)
+    r.control.endpoints = (base, POOL)
+    await r.control.publish()
+    await r.control.route(r.target(0, slots))
+    await r.control.route(r.target(1, 8), name="acme/pool")
+    await until(lambda: "acme/pool" in r.gateway.parts.loop.endpoints, "the catalog")
+    await asyncio.sleep(0.01)
+
+
+def test_above_the_threshold_another_endpoint_serves_and_says_so_everywhere(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r:
+            await hybrid(r, slots=4, overflow=Overflow("acme/pool", above_concurrency=1))
+            first = await r.client()
+            await first.post("/v1/chat/completions", chat(stream=True, max_tokens=3, pause=0.2))
+            await first.head()
+            second = await r.ask(chat())
+            assert second.status == 200
+            assert second.headers["x-tidegate-overflow"] == "acme/pool; reason=concurrency"
+            assert (second.headers["x-tidegate-mode"], second.headers["x-tidegate-replica"]) == ("serverless", "r1")
+            while await first.chunk():
+                continue
+            await until(lambda: len(r.journal.final) == 2, "both records")
+            away, home = r.journal.final
+            assert (away.endpoint, away.model, away.mode) == ("acme/pool", "pool-model", "serverless")
+            assert (away.tenant, away.overflow_from, away.overflow_reason) == ("acme", "acme/chat", "concurrency")
+            assert (home.endpoint, home.mode, home.overflow_from) == ("acme/chat", "dedicated", "")
+            metrics = (await r.get("/metrics")).body.decode()
+            line = 'tidegate_overflow_requests_total{endpoint="acme/chat",to="acme/pool",reason="concurrency"} 1'
+            assert line in metrics
+
+    run(main())
+
+
+def test_a_dead_base_falls_back_at_once_and_returns_when_it_is_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r:
+            await hybrid(r)
+            await r.control.route(state=EndpointState.LOADING)
+            await until(lambda: not r.gateway.parts.loop.in_flight, "the route")
+            replies = [await r.ask(chat()) for _ in range(3)]
+            assert [reply.headers["x-tidegate-overflow"] for reply in replies] == ["acme/pool; reason=no_replica"] * 3
+            await r.control.route(r.target())
+            await until(lambda: r.control.demand(), "the route")
+            back = await r.ask(chat())
+            assert (back.status, back.headers["x-tidegate-replica"]) == (200, "r0")
+            assert "x-tidegate-overflow" not in back.headers
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", [die, refuse(429, "rate_limit_exceeded"), refuse(401, "bad_key"), refuse(500, "x")])
+def test_what_the_target_does_not_serve_comes_home(tmp_path: Path, trouble: Behaviour) -> None:
+    """A remote that answers 429, has another key, or is dead: the tenant never sees it."""
+
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r:
+            await hybrid(r, overflow=Overflow("acme/pool", above_concurrency=1))
+            first = await r.client()
+            await first.post("/v1/chat/completions", chat(stream=True, max_tokens=2, pause=0.2))
+            await first.head()
+            r.engines[1].script.append(trouble)
+            second = await r.ask(chat())
+            assert (second.status, second.headers["x-tidegate-replica"]) == (200, "r0"), "served at home after its turn"
+            assert "x-tidegate-overflow" not in second.headers
+            while await first.chunk():
+                continue
+            await until(lambda: len(r.journal.final) == 2, "both records")
+            assert [record.endpoint for record in r.journal.final] == ["acme/chat", "acme/chat"]
+            assert {record.outcome for record in r.journal.final} == {Outcome.COMPLETED}
+            assert len(r.engines[1].exchanges) == 1
+
+    run(main())
+
+
+def test_an_engine_that_dies_twice_before_the_first_byte_is_replaced_by_the_fallback(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r:
+            await hybrid(r, slots=4, hold_ms_max=5_000)
+            r.engine.script.extend([die, die])
+            reply = await r.ask(chat())
+            assert reply.status == 200
+            assert reply.headers["x-tidegate-overflow"] == "acme/pool; reason=engine_error"
+            assert (await r.record()).overflow_reason == "engine_error"
+
+    run(main())
+
+
+def test_a_clients_own_mistake_is_not_tried_elsewhere(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r:
+            await hybrid(r, overflow=Overflow("acme/pool", above_concurrency=1))
+            r.engine.script.append(refuse(400, "invalid_request"))
+            reply = await r.ask(chat())
+            assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+            assert not r.engines[1].exchanges
+
+    run(main())
