@@ -107,6 +107,17 @@ def test_a_page_read_from_elsewhere_than_the_cursor_is_not_posted(sql_engine: En
     assert _everything(sql_engine) == before
 
 
+def test_what_another_endpoint_served_is_summed_by_why_and_what_it_cost(sql_engine: Engine) -> None:
+    ledger = SqlLedger(sql_engine)
+    away = {"endpoint": "acme/pool", "overflow_from": "acme/chat", "overflow_reason": "concurrency"}
+    ledger.post(page(START, usage("a"), usage("b", **away), usage("c", **away), usage("d", arrived_ms=5, **away)))
+    (found,) = ledger.overflow_sums(6, EVER, "acme")
+    assert (found.called, found.endpoint, found.reason) == ("acme/chat", "acme/pool", "concurrency")
+    assert (found.requests, found.nano_usd) == (2, 12_000)
+    assert ledger.overflow_sums(0, EVER)[0].requests == 3
+    assert ledger.overflow_sums(0, EVER, "birch") == []
+
+
 def test_usage_without_a_price_is_kept_and_counted(sql_engine: Engine) -> None:
     ledger = SqlLedger(sql_engine)
     posted = ledger.post(page(START, usage("a"), usage("b", outcome=Outcome.REFUSED), prices=PriceTable([])))

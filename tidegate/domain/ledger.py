@@ -218,6 +218,18 @@ class TimeSum:
 
 
 @dataclass(frozen=True, slots=True)
+class OverflowSum:
+    """Requests a tenant sent to `called` that `endpoint` served, by reason, and what they were charged there."""
+
+    tenant: str
+    called: str
+    endpoint: str
+    reason: str
+    requests: int
+    nano_usd: int
+
+
+@dataclass(frozen=True, slots=True)
 class ExportRow:
     """One request as a trace: what `usage export` writes and `simulate` reads. `number` is its transaction."""
 

@@ -15,6 +15,7 @@ from tidegate.domain.ledger import (
     EndpointFacts,
     ExportRow,
     FactsSpan,
+    OverflowSum,
     Posted,
     RatedTime,
     RatedUsage,
@@ -117,6 +118,27 @@ class Engine(Protocol):
 
     async def exited(self) -> str:
         """Waits for the process to end, however that happens; the reason, safe to show."""
+        ...
+
+
+class HeldWeights(Protocol):
+    """A model's files on this node, kept from eviction until `release` (idempotent). `path` is their directory."""
+
+    @property
+    def path(self) -> str: ...
+
+    def release(self) -> None: ...
+
+
+class Weights(Protocol):
+    """The weights of one node: its disk cache and what is read in place."""
+
+    async def hold(self, model: ModelProfile, progress: Callable[[int], None]) -> HeldWeights:
+        """Brings them here if they are not, telling `progress` in percent; verified. WeightFault when it cannot."""
+        ...
+
+    def present(self) -> tuple[str, ...]:
+        """Digests of all fetched models that are here whole. Reads a directory."""
         ...
 
 
@@ -304,6 +326,10 @@ class Ledger(Protocol):
 
     def time_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[TimeSum]:
         """Accelerator time billed for the hours that begin in [start_ms, end_ms), by endpoint and price version."""
+        ...
+
+    def overflow_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[OverflowSum]:
+        """Requests that arrived in [start_ms, end_ms) and were not served by the endpoint they were sent to."""
         ...
 
     def time_posted_until(self) -> int:

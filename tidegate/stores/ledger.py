@@ -19,6 +19,7 @@ from tidegate.domain.ledger import (
     Entry,
     ExportRow,
     FactsSpan,
+    OverflowSum,
     Posted,
     RatedTime,
     RatedUsage,
@@ -172,6 +173,10 @@ class SqlLedger:
     def time_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[TimeSum]:
         with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
             return ledger_reads.time_sums(connection, start_ms, end_ms, tenant)
+
+    def overflow_sums(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[OverflowSum]:
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return ledger_reads.overflow_sums(connection, start_ms, end_ms, tenant)
 
     def time_posted_until(self) -> int:
         with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:

@@ -11,6 +11,7 @@ from tidegate.domain.ledger import (
     EndpointFacts,
     ExportRow,
     FactsSpan,
+    OverflowSum,
     StateSum,
     TimeState,
     TimeSum,
@@ -90,6 +91,17 @@ def state_sums(connection: Connection, start_ms: int, end_ms: int) -> list[State
     query = select(*keys, _total(t.held_us), _total(t.share_us)).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
     rows = connection.execute(query.group_by(*keys).order_by(*keys))
     return [StateSum(*row[:4], TimeState(row[4]), *row[5:]) for row in rows]
+
+
+def overflow_sums(connection: Connection, start_ms: int, end_ms: int, tenant: str | None) -> list[OverflowSum]:
+    u, paid = tables.usage_records, tables.entries
+    owed = and_(paid.c.transaction_id == u.c.transaction_id, paid.c.account == literal("tenant/") + u.c.tenant)
+    keys = (u.c.tenant, u.c.overflow_from, u.c.endpoint, u.c.overflow_reason)
+    query = select(*keys, func.count(), _total(paid.c.amount)).select_from(u.outerjoin(paid, owed))
+    query = query.where(tables.AWAY, u.c.arrived_ms >= start_ms, u.c.arrived_ms < end_ms)
+    if tenant is not None:
+        query = query.where(u.c.tenant == tenant)
+    return [OverflowSum(*row) for row in connection.execute(query.group_by(*keys).order_by(*keys))]
 
 
 def time_posted_until(connection: Connection) -> int:

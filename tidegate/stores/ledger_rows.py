@@ -65,6 +65,8 @@ def usage_row(rated: RatedUsage, number: int) -> Row:
         r.activation_ms,
         r.refusal,
         rated.price_version,
+        r.overflow_from,
+        r.overflow_reason,
     )
 
 

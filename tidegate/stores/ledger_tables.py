@@ -3,7 +3,7 @@
 Texts have no length limit: a journal must never hold a record that the ledger cannot take.
 """
 
-from sqlalchemy import BigInteger, Column, Index, Integer, PrimaryKeyConstraint, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, Integer, PrimaryKeyConstraint, Table, Text, UniqueConstraint, text
 
 from tidegate.stores.schema import RowId, metadata
 
@@ -23,6 +23,8 @@ cursors = Table(
     Column("segment", BigInteger, nullable=False),
     Column("offset", BigInteger, nullable=False),
 )
+
+AWAY = text("overflow_from <> ''")  # served by another endpoint than the one called
 
 # One row a request, never updated. `transaction_id` numbers the transaction whose entries pay for it.
 usage_records = Table(
@@ -51,7 +53,10 @@ usage_records = Table(
     Column("activation_ms", BigInteger, nullable=False),
     Column("refusal", Text, nullable=False),
     Column("price_version", BigInteger, nullable=False),
+    Column("overflow_from", Text, nullable=False, server_default=""),
+    Column("overflow_reason", Text, nullable=False, server_default=""),
     Index("ix_usage_records_arrived_ms", "arrived_ms", "transaction_id"),
+    Index("ix_usage_records_overflow", "arrived_ms", sqlite_where=AWAY, postgresql_where=AWAY),
 )
 
 # Newest checkpoint of each stream still running: the record as JSON.
