@@ -15,7 +15,7 @@ from tidegate.control.meters import Meters
 from tidegate.domain import plan
 from tidegate.domain.errors import LinkFault, Refusal
 from tidegate.domain.fleet import Node
-from tidegate.domain.plan import Drain, Resume, Route, Sleep, Start, Stop, Wake
+from tidegate.domain.plan import Drain, Prefetch, Resume, Route, Sleep, Start, Stop, Wake
 from tidegate.domain.ports import Clock, Link
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.reconcile import FleetCore
@@ -227,6 +227,8 @@ class FleetLoop:
                 return command.endpoint
             case Wake() | Sleep() | Stop():
                 return self._owners.get(command.replica, "")
+            case Prefetch():
+                return ""  # weights may serve several endpoints
             case _:
                 assert_never(command)
 
@@ -234,6 +236,10 @@ class FleetLoop:
         match command:
             case Start() | Wake() | Sleep() | Stop():
                 self._note(command)
+                if (session := self._nodes.get(command.node)) is not None:
+                    await self._send(session, command)
+            case Prefetch():
+                self._activity.note("core", "prefetch", command.node, f"{command.reason} model={command.model.source}")
                 if (session := self._nodes.get(command.node)) is not None:
                     await self._send(session, command)
             case Drain() | Resume():

@@ -71,6 +71,8 @@ def _allowed(session: Session, message: object) -> plan.Event:
             return message
         case NodeSession(), plan.ReplicaChanged() if message.status.node == session.node.id:
             return message
+        case NodeSession(), plan.WeightsChanged() if message.node == session.node.id:
+            return message
         case _:
             raise LinkFault(f"{_who(session)} may not send {type(message).__name__}")
 

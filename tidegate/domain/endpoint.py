@@ -66,6 +66,11 @@ class ModelProfile:
     context_tokens_max: int
     params: int = 0
 
+    @property
+    def remote(self) -> bool:
+        """Whether its weights must be fetched before a node has them on its disk."""
+        return self.source.startswith(("hf://", "s3://"))
+
 
 @dataclass(frozen=True, slots=True)
 class Slo:

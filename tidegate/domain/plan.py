@@ -6,7 +6,7 @@ virtual clock. Events are absolute (counts so far, not deltas), so a lost or dou
 
 from dataclasses import dataclass
 
-from tidegate.domain.endpoint import Deployment, EndpointState
+from tidegate.domain.endpoint import Deployment, EndpointState, ModelProfile
 from tidegate.domain.fleet import Node
 from tidegate.domain.replica import ReplicaState
 
@@ -101,6 +101,14 @@ class ReplicaChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsChanged:
+    """Digests of all remote models that `node` has whole on its disk now."""
+
+    node: str
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ManualAction:
     """An operator's word: `action` is ``wake`` or ``sleep``."""
 
@@ -123,6 +131,7 @@ Event = (
     | DemandReported
     | FenceConfirmed
     | ReplicaChanged
+    | WeightsChanged
     | ManualAction
     | Tick
 )
@@ -210,6 +219,15 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Node: bring these weights from their source to the disk (tier `remote` → `disk`). Answered by WeightsChanged."""
+
+    node: str
+    model: ModelProfile
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A replica that takes traffic: up to `slots` requests at once."""
 
@@ -235,5 +253,5 @@ class Route:
     reason: str = ""
 
 
-Command = Start | Wake | Drain | Resume | Sleep | Stop | Route
+Command = Start | Wake | Drain | Resume | Sleep | Stop | Prefetch | Route
 NodeCommand = Start | Wake | Sleep | Stop

@@ -111,7 +111,13 @@ class AcceleratorTime:
             case plan.GatewayLost(gateway):
                 for endpoint in [e for e, gateways in self._in_flight.items() if gateway in gateways]:
                     self._demand(endpoint, gateway, 0, now_ms)
-            case plan.GatewayJoined() | plan.FenceConfirmed() | plan.ManualAction() | plan.Tick():
+            case (
+                plan.GatewayJoined()
+                | plan.FenceConfirmed()
+                | plan.WeightsChanged()
+                | plan.ManualAction()
+                | plan.Tick()
+            ):
                 pass  # moves no accelerator
 
     def command(self, command: plan.Command) -> None:

@@ -129,6 +129,8 @@ class World:
                 self._count_eviction(command)
                 self.fences[command.replica] = command.fence
                 self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(command))
+            case plan.Prefetch():
+                pass  # simulated models are on every node's disk: nothing is remote here
             case plan.Start():
                 self.meter.starts += 1
                 self._count_activation(command.deployment.endpoint, command.reason.rule)

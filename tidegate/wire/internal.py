@@ -103,12 +103,14 @@ Message = (
     | plan.Drain
     | plan.Resume
     | plan.Route
+    | plan.WeightsChanged
 )
 
 _TYPES: dict[str, type] = {t.__name__: t for t in Message.__args__}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Message]] = {
     name.encode(): msgspec.json.Decoder(kind) for name, kind in _TYPES.items()
 }
+    | plan.Prefetch
 _encode = msgspec.json.Encoder().encode
 
 

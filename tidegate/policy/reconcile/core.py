@@ -8,7 +8,7 @@ from typing import assert_never
 
 from tidegate.domain import plan
 from tidegate.domain.endpoint import Deployment
-from tidegate.domain.fleet import Node
+from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Event, ReplicaStatus
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.reconcile import lifecycle, routes, serving, steering
@@ -55,6 +55,8 @@ class FleetCore:
                 fleet.gateways[gateway] = region
             case plan.GatewayLost(gateway):
                 self._gateway_lost(gateway, now_ms)
+            case plan.WeightsChanged(node_id, digests):
+                self._weights_changed(node_id, digests)
             case plan.ManualAction(name, action):
                 self._manual(name, action, now_ms)
             case _:
@@ -113,7 +115,29 @@ class FleetCore:
             endpoint.failures, endpoint.retry_ms, endpoint.failed_reason = 0, 0, ""
         endpoint.removed = False
         endpoint.redeploy(deployment)
+        self._prefetch(deployment)
         fleet.touch(deployment.endpoint)
+
+    def _prefetch(self, deployment: Deployment) -> None:
+        """One node of the home region fetches a remote model ahead of its first demand: the one with the fewest. The
+        others fetch it only when a replica is started on them, so a source never meets the whole fleet at once.
+        """
+        fleet, model = self._fleet, deployment.model
+        nodes = [node for node in fleet.region_nodes.get(deployment.regions[0], ()) if node in fleet.on_disk]
+        if nodes and fleet.cold_tier(model, *fleet.nodes) is Tier.REMOTE:
+            node = min(nodes, key=lambda name: len(fleet.on_disk[name]))
+            fleet.fetching[model.digest] = node
+            fleet.out.append(plan.Prefetch(node, model, plan.Reason("prefetch", (("endpoint", deployment.endpoint),))))
+
+    def _weights_changed(self, node: str, digests: tuple[str, ...]) -> None:
+        fleet = self._fleet
+        first = node in fleet.nodes and node not in fleet.on_disk
+        for digest in [d for d, fetcher in fleet.fetching.items() if fetcher == node]:
+            del fleet.fetching[digest]  # it is there, or could not be had: a start will say why
+        if node in fleet.nodes:
+            fleet.on_disk[node] = frozenset(digests)
+        for endpoint in fleet.endpoints.values() if first else ():
+            self._prefetch(endpoint.deployment)
 
     def _manual(self, name: str, action: str, now_ms: int) -> None:
         fleet = self._fleet
@@ -162,6 +186,9 @@ class FleetCore:
             place = (node_id, accelerator.id)
             assert fleet.idle_bytes.pop(place) == 0, f"{place} lost with idle bytes counted"
             del fleet.pending[place], fleet.residents[place]
+        fleet.on_disk.pop(node_id, None)
+        for digest in [d for d, fetcher in fleet.fetching.items() if fetcher == node_id]:
+            del fleet.fetching[digest]
         fleet.book.close(node)
         fleet.region_nodes[node.region].remove(node_id)
         del fleet.node_replicas[node_id], fleet.nodes[node_id]

@@ -5,8 +5,8 @@ size.
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from tidegate.domain.endpoint import Deployment, EndpointState, Mode
-from tidegate.domain.fleet import Node
+from tidegate.domain.endpoint import Deployment, EndpointState, Mode, ModelProfile
+from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Target
 from tidegate.domain.replica import COMING, ReplicaState
 from tidegate.policy.book import Book, Place
@@ -46,6 +46,7 @@ class Replica:
     sticky: bool = False
     rule: str = ""
     counted: bool = False
+    cold: Tier = Tier.DISK  # where its weights were when it was started
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +182,9 @@ class Fleet:
         self.room_nodes: dict[str, None] = {}
         self.dirty: dict[str, None] = {}
         self.unrouted: dict[str, None] = {}
+        # Remote models: on whose disk they are whole, by node; and which node was told to fetch one, by digest.
+        self.on_disk: dict[str, frozenset[str]] = {}
+        self.fetching: dict[str, str] = {}
         self.out: list[Command] = []
         self._timers: list[tuple[int, int, str, str, int]] = []
         self._timer_seq = 0
@@ -213,6 +217,11 @@ class Fleet:
         if endpoint.timer_ms is None or at_ms < endpoint.timer_ms:
             endpoint.timer_ms = at_ms
             self.set_timer(at_ms, "endpoint", endpoint.name)
+
+    def cold_tier(self, model: ModelProfile, *nodes: str) -> Tier:
+        """Where a start on any of `nodes` finds the weights. A fetch under way is shared, so its node counts as one."""
+        near = (model.digest in self.on_disk.get(n, ()) or self.fetching.get(model.digest) == n for n in nodes)
+        return Tier.DISK if not model.remote or any(near) else Tier.REMOTE
 
     # --- replicas -------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ def _issue(fleet: Fleet, activation: Activation, now_ms: int) -> None:
         generation=deployment.generation,
         state=S.STARTING,
         since_ms=now_ms,
+        cold=fleet.cold_tier(deployment.model, activation.node),
     )
     fleet.add(replica)
     fleet.settle_on(replica, activation.places, activation.bytes_each)
@@ -244,9 +245,10 @@ def _is_ready(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int
         return
     if replica.state not in (S.STARTING, S.WAKING):
         return
-    tier = Tier.DISK if replica.state is S.STARTING else Tier.HOST
+    tier = replica.cold if replica.state is S.STARTING else Tier.HOST
     replica.address, replica.ready_ms, replica.measured_bytes = status.address, now_ms, status.accelerator_bytes
-    took_ms = status.took_ms or now_ms - replica.since_ms
+    fetched = tier is Tier.REMOTE  # the node's figure leaves the fetch out
+    took_ms = status.took_ms if status.took_ms and not fetched else now_ms - replica.since_ms
     fleet.book.reserve_host(replica.id, replica.node, status.host_bytes, found=True)
     fleet.enter(replica, S.READY, now_ms)
     endpoint = fleet.endpoints.get(replica.endpoint)

@@ -119,7 +119,8 @@ def _best_start(
         best: Option | None = None
         for name in names:
             places = tuple((name, a.id) for a in fleet.nodes[name].accelerators)
-            chosen = _on_node(fleet, endpoint, places, Tier.DISK, now_ms, press)
+            tier = fleet.cold_tier(endpoint.deployment.model, name)
+            chosen = _on_node(fleet, endpoint, places, tier, now_ms, press)
             if chosen is not None and (best is None or chosen.score_ms < best[0].score_ms):
                 best = (chosen, None)
         if best is not None:

@@ -84,20 +84,21 @@ def _eta_ms(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> int:
     best: int | None = None
     for replica in endpoint.replicas.values():
         if replica.state in COMING:
-            tier = Tier.HOST if replica.state is S.WAKING else Tier.DISK
+            tier = Tier.HOST if replica.state is S.WAKING else replica.cold
             left = max(1, _activation_ms(fleet, endpoint, replica.node, tier) - (now_ms - replica.since_ms))
             best = left if best is None else min(best, left)
     if best is not None:
         return best
     for activation in endpoint.activations.values():
-        tier = Tier.HOST if activation.wake is not None else Tier.DISK
+        cold = fleet.cold_tier(endpoint.deployment.model, activation.node)
+        tier = Tier.HOST if activation.wake is not None else cold
         return fleet.settings.drain_ms + _activation_ms(fleet, endpoint, activation.node, tier)
     for replica in endpoint.replicas.values():
         if replica.state is S.ASLEEP:
             waits = fleet.settings.wait_ms_max if endpoint.wait_key is not None else 0
             return waits + _activation_ms(fleet, endpoint, replica.node, Tier.HOST)
     paused_ms = max(0, endpoint.retry_ms - now_ms)
-    return paused_ms + _activation_ms(fleet, endpoint, "", Tier.DISK)
+    return paused_ms + _activation_ms(fleet, endpoint, "", fleet.cold_tier(endpoint.deployment.model, *fleet.nodes))
 
 
 def _activation_ms(fleet: Fleet, endpoint: Endpoint, node: str, tier: Tier) -> int:
@@ -141,7 +142,7 @@ def _endpoint_view(fleet: Fleet, endpoint: Endpoint) -> EndpointView:
         endpoint=endpoint.name,
         mode=endpoint.deployment.mode,
         state=state,
-        tier=_tier(endpoint),
+        tier=_tier(fleet, endpoint),
         replicas=tuple(_replica_view(fleet, r) for r in endpoint.replicas.values()),
         required=endpoint.required,
         queued=endpoint.queued,
@@ -153,13 +154,13 @@ def _endpoint_view(fleet: Fleet, endpoint: Endpoint) -> EndpointView:
     )
 
 
-def _tier(endpoint: Endpoint) -> Tier:
+def _tier(fleet: Fleet, endpoint: Endpoint) -> Tier:
     states = {r.state for r in endpoint.replicas.values()}
     if states & {S.READY, S.DRAINING}:
         return Tier.ACCELERATOR
     if states & {S.ASLEEP, S.WAKING, S.SLEEPING}:
         return Tier.HOST
-    return Tier.DISK
+    return fleet.cold_tier(endpoint.deployment.model, *fleet.nodes)
 
 
 def _replica_view(fleet: Fleet, replica: Replica) -> ReplicaView:
