@@ -1,6 +1,10 @@
 """Usage and invoices: what the ledger says, line by line, and the same every time."""
 
+import csv
+import io
+import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -12,6 +16,7 @@ from tests.billing.world import CHAT, GOLD, World
 from tests.loop import on_loop
 from tests.money import DECEMBER_MS, HOUR_MS, NOVEMBER_MS, page, price, usage
 from tidegate.billing.periods import Period, iso, parse_instant, parse_period
+from tidegate.billing.render import as_csv, as_html
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
 from tidegate.domain.ports import Cursor
@@ -122,12 +127,12 @@ async def test_invoices_of_everybody_add_up_to_the_ledger(world: World) -> None:
     await world.billing.drain()
     statements = world.billing.statements
     ever = Period(0, DECEMBER_MS + HOUR_MS)
-    invoices = statements.invoices(ever, world.clock.now_ms())
+    invoices = statements.invoices(ever, ever.end_ms)
     assert [invoice.tenant for invoice in invoices] == ["acme", "birch", "cedar"]
     balances = {view.account: view.nano_usd for view in statements.balances()}
     for invoice in invoices:
         assert invoice.total_nano_usd == balances.get(f"tenant/{invoice.tenant}", 0)
-        assert invoice == statements.invoice(invoice.tenant, ever, world.clock.now_ms())
+        assert invoice == statements.invoice(invoice.tenant, ever, ever.end_ms)
     assert sum(balances.values()) == 0
 
 
@@ -143,6 +148,49 @@ async def test_dedicated_endpoints_pay_for_time_and_save_nothing(world: World) -
     assert (line.item, line.quantity, line.unit_usd) == ("accelerator_hours", 2 * 10 * HOUR_MS, "3.6")
     assert invoice.total_nano_usd == invoice.dedicated_total_nano_usd == 20 * 3_600_000_000
     assert invoice.saved_nano_usd == 0
+
+
+@on_loop
+async def test_the_same_traffic_in_every_mode_at_the_price_that_mode_had_when_it_came(world: World) -> None:
+    """Half of it before the price of `serverless` rose; the mode the endpoint is in costs what was charged."""
+    world.prices.add(price(plan="", mode="serverless", effective_ms=NOVEMBER_MS + HOUR_MS + 5, output_nano_usd=1_000))
+    early, late = NOVEMBER_MS + HOUR_MS + 4, NOVEMBER_MS + HOUR_MS + 5
+    await world.write(
+        usage("a", arrived_ms=early, cached_tokens=4), usage("b", arrived_ms=late), usage("c", outcome=Outcome.REFUSED)
+    )
+    await world.billing.drain()
+    invoice = world.billing.statements.invoice("acme", NOVEMBER, NOVEMBER_MS + 10 * HOUR_MS)
+    same = {line.mode: line.nano_usd for line in invoice.same_traffic}
+    per_token = (6 + 10) * 200 + 4 * 20 + 10 * 800
+    assert same["dedicated_serverless"] == per_token == invoice.total_nano_usd
+    assert same["serverless"] == per_token + 5 * 200
+    assert same["batch"] == per_token // 2
+    assert same["dedicated"] == 10 * 3_600_000_000
+    assert {line.mode: line.nano_usd for line in invoice.same_traffic_totals} == same
+
+
+@on_loop
+async def test_csv_and_page_show_every_line_exactly_and_the_same_bytes_each_time(world: World) -> None:
+    await _mixed(world)
+    world.facts = {"acme/<b>&chat": CHAT}
+    await world.billing.drain()
+    invoices = world.billing.statements.invoices(NOVEMBER, NOVEMBER_MS + 10 * HOUR_MS)
+    text = as_csv(invoices)
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    for invoice in invoices:
+        mine = [row for row in rows if row["tenant"] == invoice.tenant]
+        charges = [Decimal(row["usd"]) for row in mine if row["section"] == "charge"]
+        assert sum(charges) == Decimal(invoice.total_usd)
+        assert [row["usd"] for row in mine if row["section"] == "total"] == [invoice.total_usd]
+        would = {row["mode"]: row["usd"] for row in mine if row["section"] == "same_traffic_total"}
+        assert would == {line.mode: line.usd for line in invoice.same_traffic_totals}
+    page = as_html(invoices)
+    assert "acme/&lt;b&gt;&amp;chat" in page
+    assert "<b>" not in page
+    assert page.count("<section>") == len(invoices) == 2
+    assert not re.search(r"(src|href)=|@import|url\(", page), "self-contained"
+    again = world.billing.statements.invoices(NOVEMBER, NOVEMBER_MS + 10 * HOUR_MS)
+    assert (as_csv(again), as_html(again)) == (text, page)
 
 
 _SOME = st.builds(
@@ -167,6 +215,8 @@ def test_invoice_lines_total_the_entries(tmp_path_factory: pytest.TempPathFactor
     invoice = world.billing.statements.invoice("acme", NOVEMBER, DECEMBER_MS)
     assert invoice.total_nano_usd == sum(line.nano_usd for line in invoice.lines)
     assert invoice.total_nano_usd == world.ledger.balances().get("tenant/acme", 0)
+    batch_as_such = {line.endpoint: line.nano_usd for line in invoice.same_traffic if line.mode == "batch"}
+    assert set(batch_as_such) == {record.endpoint for record in records}
     for line in invoice.lines:
         if line.mode != "batch":
             assert line.nano_usd * 10**6 == line.quantity * round(float(line.unit_usd) * 10**9)

@@ -3,7 +3,7 @@ raised, and answered by the application they are mounted in.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from enum import StrEnum
 
 from starlette.concurrency import iterate_in_threadpool
@@ -14,14 +14,22 @@ from starlette.routing import Route
 from tidegate.billing.http import Authorize, answer, choice, guard, known
 from tidegate.billing.periods import Period, parse_instant, parse_period
 from tidegate.billing.price_api import price_routes
+from tidegate.billing.render import as_csv, as_html
 from tidegate.billing.service import Billing
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
 from tidegate.wire.admin import Identity, Listing
+from tidegate.wire.billing import Invoice
 
 
 class ExportFormat(StrEnum):
     CSV = "csv"
+
+
+class InvoiceFormat(StrEnum):
+    JSON = "json"
+    CSV = "csv"
+    HTML = "html"
 
 
 def routes(billing: Billing, authorize: Authorize) -> list[Route]:
@@ -72,25 +80,30 @@ class _Api:
             )
 
     async def invoices(self, request: Request, identity: Identity) -> Response:
-        """Invoices of a period: of every tenant, or of the one whose key asks."""
-        known(request, "period", "from", "to", "as_of")
+        """Invoices of a period: of every tenant, or of the one whose key asks. As JSON, CSV or a page (`format`)."""
+        known(request, "period", "from", "to", "as_of", "format")
+        form = choice(request, "format", InvoiceFormat, InvoiceFormat.JSON)
         period, as_of_ms = self._period(request), self._as_of(request)
         await self._billing.drain()
         if identity.tenant is not None:
-            return answer(
-                Listing([await asyncio.to_thread(self._statements.invoice, identity.tenant, period, as_of_ms)])
-            )
-        return answer(Listing(await asyncio.to_thread(self._statements.invoices, period, as_of_ms)))
+            found = [await asyncio.to_thread(self._statements.invoice, identity.tenant, period, as_of_ms)]
+        else:
+            found = await asyncio.to_thread(self._statements.invoices, period, as_of_ms)
+        return answer(Listing(found)) if form is InvoiceFormat.JSON else _rendered(found, form)
 
     async def invoice(self, request: Request, identity: Identity) -> Response:
-        """One tenant's invoice of a period, line by line, beside what dedicated would have cost."""
-        known(request, "period", "from", "to", "as_of")
+        """One tenant's invoice of a period, line by line, beside what the same traffic would have cost in other modes.
+        As JSON, CSV or a page (`format`).
+        """
+        known(request, "period", "from", "to", "as_of", "format")
+        form = choice(request, "format", InvoiceFormat, InvoiceFormat.JSON)
         tenant = request.path_params["tenant"]
         if not identity.may_read(tenant):
             raise Refusal("not_found", f"there is no tenant {tenant[:64]!r}")
         period, as_of_ms = self._period(request), self._as_of(request)
         await self._billing.drain()
-        return answer(await asyncio.to_thread(self._statements.invoice, tenant, period, as_of_ms))
+        found = await asyncio.to_thread(self._statements.invoice, tenant, period, as_of_ms)
+        return answer(found) if form is InvoiceFormat.JSON else _rendered([found], form)
 
     async def balances(self, request: Request, identity: Identity) -> Response:
         """What was ever charged to each account of the ledger; all accounts together are zero."""
@@ -113,6 +126,12 @@ def _tenant(request: Request, identity: Identity) -> str | None:
     if asked not in (None, identity.tenant):
         raise Refusal("permission_denied", "`tenant`: this key may read its own tenant's usage only", param="tenant")
     return identity.tenant
+
+
+def _rendered(invoices: Sequence[Invoice], form: InvoiceFormat) -> Response:
+    if form is InvoiceFormat.CSV:
+        return Response(as_csv(invoices), media_type="text/csv; charset=utf-8")
+    return Response(as_html(invoices), media_type="text/html; charset=utf-8")
 
 
 async def _encoded(texts: AsyncIterator[str]) -> AsyncIterator[bytes]:

@@ -6,8 +6,7 @@ journals wait on the gateways' disks.
 """
 
 import logging
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tidegate.billing.metrics import BillingMetrics
@@ -15,8 +14,8 @@ from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage, StateSu
 from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
-from tidegate.money.hours import rate_hour
-from tidegate.money.prices import DEFAULT_PLAN, PriceTable, Sold
+from tidegate.money.hours import plan_at, rate_hour
+from tidegate.money.prices import PriceTable, Sold
 from tidegate.money.rating import rate
 
 log = logging.getLogger(__name__)
@@ -144,14 +143,3 @@ def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[Us
         else:
             checkpoints[record.id] = record
     return list(final.values()), tuple(record for record in checkpoints.values() if record.id not in final)
-
-
-def plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
-    """The endpoint's price plan at an instant; the nearest one known outside what was observed."""
-    if len(spans) == 1 and spans[0].facts is not None:
-        return spans[0].facts.price_plan
-    index = bisect_right(spans, at_ms, key=lambda span: span.start_ms) - 1
-    for span in [*reversed(spans[: index + 1]), *spans[index + 1 :]]:
-        if span.facts is not None:
-            return span.facts.price_plan
-    return DEFAULT_PLAN

@@ -1,5 +1,6 @@
 """`tidegate invoices`: what each tenant owes, line by line, beside what dedicated would have cost."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from tidegate.cli.client import Api, Key, Url, escaped
 from tidegate.cli.output import Format, Output, console, table
 from tidegate.cli.output import show as print_
-from tidegate.cli.usage import Since, Until, period
+from tidegate.cli.usage import Since, Until, period, save
 
 
 def invoices(
@@ -15,12 +16,20 @@ def invoices(
     since: Since = None,
     until: Until = None,
     output: Output = Format.TABLE,
+    html: Annotated[Path | None, typer.Option("--html", help="write a page that prints well")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write a spreadsheet")] = None,
+    as_of: Annotated[str | None, typer.Option("--as-of", help="cut a running period here (now)")] = None,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Invoices of the current month, or of --from to --to."""
+    """Invoices of the current month, or of --from to --to; with what the same traffic would cost in other modes."""
     api = Api(url, key)
-    asked = period(since, until)
+    asked = period(since, until) | ({"as_of": as_of} if as_of else {})
+    files = {form: path for form, path in (("html", html), ("csv", csv)) if path is not None}
+    for form, path in files.items():
+        save(path, api.text(f"invoices/{escaped(tenant)}" if tenant else "invoices", **asked, format=form))
+    if files and output is Format.TABLE:
+        return
     found = [api.get(f"invoices/{escaped(tenant)}", **asked)] if tenant else api.get("invoices", **asked)["data"]
     if output is Format.JSON:
         print_(found, output)
@@ -40,5 +49,7 @@ def _print(invoice: dict[str, Any]) -> None:
     printer.print(f"total{until}: [bold]{invoice['total_usd']} USD[/]")
     printer.print(
         f"what dedicated would have cost{until}: {invoice['dedicated_total_usd']} USD, "
-        f"a difference of {invoice['saved_usd']} USD\n"
+        f"a difference of {invoice['saved_usd']} USD"
     )
+    same = ", ".join(f"{line['mode']} {line['usd']} USD" for line in invoice["same_traffic_totals"])
+    printer.print(f"the same traffic in other modes{until}: {same}\n")

@@ -55,11 +55,16 @@ def export(
     elif file is None:
         sys.stdout.write(text)
     else:
-        try:
-            file.write_text(text)
-        except OSError as error:
-            raise Problem(f"{file}: {error.strerror}") from None
+        save(file, text)
         typer.echo(f"{len(text.splitlines()) - 1} requests to {file}", err=True)
+
+
+def save(file: Path, text: str) -> None:
+    """As it is: line ends are the format's own."""
+    try:
+        file.write_text(text, newline="")
+    except OSError as error:
+        raise Problem(f"{file}: {error.strerror}") from None
 
 
 def _typed(line: str) -> list[Any]:

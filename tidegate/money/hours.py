@@ -6,6 +6,7 @@ slept. All the rest is the platform's: valued at what the accelerator would have
 `default`, and entered as cost of serving, idle, lent, boot and unreported time against `platform/capacity`.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidegate.domain.endpoint import Mode
@@ -13,6 +14,7 @@ from tidegate.domain.ledger import (
     NO_PRICE,
     REVENUE_ACCELERATOR_TIME,
     Entry,
+    FactsSpan,
     RatedTime,
     StateSum,
     TimeState,
@@ -28,21 +30,21 @@ PlanAt = Callable[[str, int], str]
 """(endpoint, instant) → the endpoint's price plan."""
 
 
-def rate_hour(hour_ms: int, sums: Sequence[StateSum], plan_at: PlanAt, prices: PriceTable) -> list[RatedTime]:
+def rate_hour(hour_ms: int, sums: Sequence[StateSum], plan_of: PlanAt, prices: PriceTable) -> list[RatedTime]:
     """The transactions of one hour: one a dedicated endpoint, then the platform's (of no endpoint and tenant)."""
     held: dict[str, dict[str, int]] = {}
     for cell in sums:
         if cell.mode == Mode.DEDICATED and cell.state in READY and cell.held_us:
             kinds = held.setdefault(cell.endpoint, {})
             kinds[cell.kind] = kinds.get(cell.kind, 0) + cell.held_us
-    rated = [_dedicated(endpoint, hour_ms, kinds, plan_at, prices) for endpoint, kinds in sorted(held.items())]
+    rated = [_dedicated(endpoint, hour_ms, kinds, plan_of, prices) for endpoint, kinds in sorted(held.items())]
     return [*rated, *_platform(hour_ms, sums, prices.in_force(DEFAULT_PLAN, hour_ms))]
 
 
-def dedicated_price(endpoint: str, at_ms: int, plan_at: PlanAt, prices: PriceTable) -> PriceVersion | None:
+def dedicated_price(endpoint: str, at_ms: int, plan_of: PlanAt, prices: PriceTable) -> PriceVersion | None:
     """The version whose accelerator-hour an endpoint would pay as dedicated."""
     sold = Sold(endpoint.partition("/")[0], endpoint, mode=Mode.DEDICATED.value)
-    return prices.in_force(plan_at(endpoint, at_ms), at_ms, sold)
+    return prices.in_force(plan_of(endpoint, at_ms), at_ms, sold)
 
 
 def worth_nano_usd(time_us: Mapping[str, int], price: PriceVersion | None) -> int:
@@ -52,8 +54,19 @@ def worth_nano_usd(time_us: Mapping[str, int], price: PriceVersion | None) -> in
     return sum(accelerator_time_nano_usd(us // 1_000, price.hour_nano_usd(kind)) for kind, us in time_us.items())
 
 
-def _dedicated(endpoint: str, hour_ms: int, kinds: Mapping[str, int], plan_at: PlanAt, prices: PriceTable) -> RatedTime:
-    price = dedicated_price(endpoint, hour_ms, plan_at, prices)
+def plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
+    """The price plan of the endpoint whose spans these are at an instant; the nearest one known outside of them."""
+    if len(spans) == 1 and spans[0].facts is not None:
+        return spans[0].facts.price_plan
+    index = bisect_right(spans, at_ms, key=lambda span: span.start_ms) - 1
+    for span in [*reversed(spans[: index + 1]), *spans[index + 1 :]]:
+        if span.facts is not None:
+            return span.facts.price_plan
+    return DEFAULT_PLAN
+
+
+def _dedicated(endpoint: str, hour_ms: int, kinds: Mapping[str, int], plan_of: PlanAt, prices: PriceTable) -> RatedTime:
+    price = dedicated_price(endpoint, hour_ms, plan_of, prices)
     amount, duration_ms = worth_nano_usd(kinds, price), sum(kinds.values()) // 1_000
     tenant = endpoint.partition("/")[0]
     entries = (Entry(tenant_account(tenant), 0, amount), Entry(REVENUE_ACCELERATOR_TIME, duration_ms, -amount))

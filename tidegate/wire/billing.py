@@ -93,7 +93,7 @@ class UsageReport(Struct, frozen=True, kw_only=True):
 class InvoiceLine(Struct, frozen=True, kw_only=True):
     """`quantity` × unit price = amount. `item` is input_tokens | cached_input_tokens | output_tokens |
     accelerator_hours; the unit price is USD per million tokens or per accelerator-hour; `quantity` is tokens, or
-    milliseconds of one accelerator.
+    milliseconds of one accelerator. Without a unit price: minimum_charges, and committed_tokens, which were prepaid.
     """
 
     endpoint: str
@@ -111,6 +111,18 @@ class DedicatedLine(Struct, frozen=True, kw_only=True):
 
     endpoint: str
     accelerator_ms: int
+    nano_usd: int
+    usd: str
+
+
+class ModeLine(Struct, frozen=True, kw_only=True):
+    """What the traffic of the period would have cost in `mode` (`dedicated`: what holding the accelerators would have).
+
+    `endpoint` is empty on a total.
+    """
+
+    endpoint: str
+    mode: str
     nano_usd: int
     usd: str
 
@@ -135,6 +147,8 @@ class Invoice(Struct, frozen=True, kw_only=True):
     dedicated_total_usd: str
     saved_nano_usd: int
     saved_usd: str
+    same_traffic: list[ModeLine]
+    same_traffic_totals: list[ModeLine]
 
 
 class BalanceView(Struct, frozen=True, kw_only=True):
