@@ -212,7 +212,7 @@ def test_a_changed_price_is_a_new_version(ground: Ground, tmp_path: Path) -> Non
 
 
 def test_declared_terms_are_added_once_and_an_ended_default_stays_ended(ground: Ground, tmp_path: Path) -> None:
-    toml = "[[price_terms]]\ntenant = 'acme'\nmodel = 'm'\naccelerator_hours_usd = { h200 = '3.5' }\nminimum_usd = '1'\n"
+    toml = "[[price_terms]]\ntenant = 'acme'\nmodel = 'm'\naccelerator_hours_usd = { h200 = '3.5' }\n"
     for now_ms in (NOW_MS, NOW_MS + 5):
         set_prices(ground.prices, configured(tmp_path, toml), now_ms)
     (agreed, first) = ground.prices.versions()

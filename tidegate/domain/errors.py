@@ -5,6 +5,7 @@
 * a bug: an `assert`; the supervisor of the task restarts it and nothing is hidden.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # code -> (HTTP status, OpenAI error type). The code is the name a client can match on.
@@ -37,6 +38,7 @@ REFUSALS: dict[str, tuple[int, str]] = {
     "source_unavailable": (503, "server_error"),
     "journal_unavailable": (503, "server_error"),
     "hold_expired": (503, "server_error"),
+    "budget_unavailable": (503, "server_error"),
 }
 
 
@@ -50,7 +52,9 @@ class LimitHit:
 
 
 class Refusal(Exception):
-    """A named, safe-to-show refusal. `code` is a key of `REFUSALS`; `param` names the offending field, if one is."""
+    """A named, safe-to-show refusal. `code` is a key of `REFUSALS`; `param` names the offending field, if one is;
+    `headers` go on its answer.
+    """
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Refusal(Exception):
         param: str | None = None,
         retry_after_ms: int | None = None,
         limit: LimitHit | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         assert code in REFUSALS, f"refusal code {code!r} has no HTTP mapping"
         super().__init__(message)
@@ -68,6 +73,7 @@ class Refusal(Exception):
         self.param = param
         self.retry_after_ms = retry_after_ms
         self.limit = limit
+        self.headers = headers or {}
 
     @property
     def status(self) -> int:

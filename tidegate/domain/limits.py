@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from typing import NamedTuple
 
 
 class Scope(StrEnum):
@@ -32,3 +33,30 @@ class Limits:
     tokens_per_minute: int | None = None
     concurrency: int | None = None
     budgets: tuple[tuple[Window, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """How much of a budget one gateway may spend itself: `cap_nano_usd` in all, in the window that began at `start_ms`,
+    of which it has spent or reserved `used_nano_usd`.
+    """
+
+    scope: Scope
+    subject: str
+    window: Window
+    start_ms: int
+    cap_nano_usd: int
+    used_nano_usd: int = 0
+
+    @property
+    def of(self) -> "Spending":
+        return Spending(self.scope, self.subject, self.window, self.start_ms)
+
+
+class Spending(NamedTuple):
+    """One budget in one window."""
+
+    scope: Scope
+    subject: str
+    window: Window
+    start_ms: int

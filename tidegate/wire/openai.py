@@ -341,8 +341,8 @@ def error_body(code: str, message: str) -> bytes:
 def refusal_headers(refusal: Refusal) -> Mapping[str, str]:
     """`Retry-After` in whole seconds, rounded up so that a client never comes back too early (RFC 9110 10.2.3)."""
     if refusal.retry_after_ms is None:
-        return {}
-    return {"retry-after": str(max(1, -(-refusal.retry_after_ms // 1000)))}
+        return refusal.headers
+    return {**refusal.headers, "retry-after": str(max(1, -(-refusal.retry_after_ms // 1000)))}
 
 
 # ---- server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) --------------------------

@@ -1,0 +1,219 @@
+"""May this request be asked now? Rates, concurrency and budgets of its key, its tenant and its endpoint. Pure, O(1).
+
+Everything is checked before anything is taken, so that a refused request costs nobody anything. What is taken is an
+upper bound: for money, the most the request can cost. `settle` gives back what was not used, once, at its end.
+
+Several gateways share a limit: of rates and concurrency each has its part (rounded down, at least one), of a budget
+what it was leased. So their sum never exceeds the limit, or the number of gateways where that is more.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tidegate.domain.errors import LimitHit, Refusal
+from tidegate.domain.limits import Lease, Limits, Scope
+from tidegate.money.buckets import Bucket
+from tidegate.money.purse import Allowance, Purse
+
+CHARS_PER_TOKEN = 4  # for a rate, which is settled; never for money
+BUSY_MS = 1_000  # when to come back where only an end of another request helps
+
+Rule = tuple[Scope, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request may come to. `output_tokens` is None where the client left it open (then only its end tells)."""
+
+    body_bytes: int
+    output_tokens: int | None
+    cost_nano_usd: int
+
+
+class Meter:
+    """The state of one rule in this gateway."""
+
+    __slots__ = ("limits", "purses", "requests", "running", "running_max", "tokens")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.requests: Bucket | None = None
+        self.tokens: Bucket | None = None
+        self.running = 0
+        self.running_max: int | None = None
+        self.purses: dict[str, Purse] = {}
+
+    def set(self, limits: Limits, gateways: int, now_ms: int) -> None:
+        """Takes over new limits; what was used stays used."""
+        self.limits = limits
+        self.requests = _resized(self.requests, _part(limits.requests_per_minute, gateways), now_ms)
+        self.tokens = _resized(self.tokens, _part(limits.tokens_per_minute, gateways), now_ms)
+        self.running_max = _part(limits.concurrency, gateways)
+        self.purses = {
+            window: self.purses.get(window) or Purse(limits.scope, limits.subject, window)
+            for window, _ in limits.budgets
+        }
+        for window, full in limits.budgets:
+            self.purses[window].full_nano_usd = full
+
+    @property
+    def name(self) -> str:
+        return f"{self.limits.scope.value} {self.limits.subject}"
+
+
+@dataclass(slots=True)
+class Hold:
+    """What an admitted request has taken. `headers` say what is left to whoever asked."""
+
+    meters: Sequence[Meter]
+    tokens: int
+    cost_nano_usd: int
+    allowances: list[Allowance]
+    headers: list[tuple[bytes, bytes]]
+
+    @property
+    def money(self) -> bool:
+        """Whether what it really costs must be known at its end."""
+        return bool(self.allowances)
+
+
+class Gate:
+    """`active` is False while nobody has limits: then nothing here need be asked."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.gateways = 1
+        self._meters: dict[Rule, Meter] = {}
+        self._chains: dict[tuple[str, str], Sequence[Meter]] = {}
+
+    def set(self, limits: Iterable[Limits], gateways: int, now_ms: int) -> None:
+        """Replaces all rules; `gateways` share them. Rules that stay keep what was used."""
+        before, self._meters = self._meters, {}
+        for rule in limits:
+            key = (rule.scope, rule.subject)
+            meter = self._meters[key] = before.get(key) or Meter(rule)
+            meter.set(rule, gateways, now_ms)
+        self.gateways = gateways
+        self.active = bool(self._meters)
+        self._chains.clear()
+
+    def chain(self, key: str, tenant: str, endpoint: str) -> Sequence[Meter]:
+        """The rules a request is subject to, usually none."""
+        found = self._chains.get((key, endpoint))
+        if found is None:
+            rules = ((Scope.KEY, key), (Scope.TENANT, tenant), (Scope.ENDPOINT, endpoint))
+            found = [self._meters[rule] for rule in rules if rule in self._meters]
+            self._chains[key, endpoint] = found
+        return found
+
+    def admit(self, meters: Sequence[Meter], demand: Demand, now_ms: int) -> Hold:
+        """Takes what the request may need. Refusal rate_limit_exceeded, insufficient_quota or budget_unavailable."""
+        tokens = -(-demand.body_bytes // CHARS_PER_TOKEN) + (demand.output_tokens or 0)
+        for meter in meters:
+            _check_rates(meter, tokens, now_ms)
+        allowances = [
+            purse.check(demand.cost_nano_usd, now_ms) for meter in meters for purse in meter.purses.values()
+        ]
+        for meter in meters:
+            meter.running += 1
+            if meter.requests is not None:
+                meter.requests.take(1)
+            if meter.tokens is not None:
+                meter.tokens.take(tokens)
+        for allowance in allowances:
+            allowance.used += demand.cost_nano_usd
+        return Hold(meters, tokens, demand.cost_nano_usd, allowances, _headers(meters, now_ms))
+
+    def settle(self, hold: Hold, tokens: int, cost_nano_usd: int, now_ms: int) -> None:
+        """The request has ended, with these tokens and this price. To be told once."""
+        for meter in hold.meters:
+            meter.running -= 1
+            if meter.tokens is not None:
+                meter.tokens.left(now_ms)
+                meter.tokens.take(tokens - hold.tokens)
+        for allowance in hold.allowances:
+            allowance.used += cost_nano_usd - hold.cost_nano_usd
+
+    def leased(self, leases: Iterable[Lease], until_ms: int) -> None:
+        """Control's word on what this gateway may spend, good until `until_ms`."""
+        for meter in self._meters.values():
+            for purse in meter.purses.values():
+                purse.until_ms = until_ms
+        for lease in leases:
+            meter_of = self._meters.get((lease.scope, lease.subject))
+            if meter_of is not None and lease.window in meter_of.purses:
+                meter_of.purses[lease.window].leased(lease)
+
+    def leases(self) -> tuple[Lease, ...]:
+        """What it holds and has used, for control."""
+        purses = [purse for meter in self._meters.values() for purse in meter.purses.values()]
+        return tuple(lease for purse in purses for lease in purse.leases())
+
+
+def _part(limit: int | None, gateways: int) -> int | None:
+    return None if limit is None else max(1, limit // gateways)
+
+
+def _resized(bucket: Bucket | None, full: int | None, now_ms: int) -> Bucket | None:
+    if full is None:
+        return None
+    if bucket is None:
+        return Bucket(full, now_ms)
+    bucket.left(now_ms)
+    bucket.resize(full)
+    return bucket
+
+
+def _check_rates(meter: Meter, tokens: int, now_ms: int) -> None:
+    if meter.running_max is not None and meter.running >= meter.running_max:
+        hit = LimitHit("concurrency", meter.running, meter.running_max)
+        text = f"{meter.name}: {hit.current} requests run at once, which is the limit"
+        raise Refusal("rate_limit_exceeded", text, retry_after_ms=BUSY_MS, limit=hit, headers=_shown(meter, now_ms))
+    bucket = meter.requests
+    if bucket is not None and (left := bucket.left(now_ms)) < 1:
+        hit = LimitHit("rpm", bucket.full - left, bucket.full)
+        text = f"{meter.name}: {bucket.full} requests a minute is the limit"
+        headers = _shown(meter, now_ms)
+        raise Refusal("rate_limit_exceeded", text, retry_after_ms=bucket.wait_ms(1), limit=hit, headers=headers)
+    bucket = meter.tokens
+    if bucket is None:
+        return
+    left, headers = bucket.left(now_ms), _shown(meter, now_ms)
+    if tokens > bucket.full:
+        hit = LimitHit("tpm", tokens, bucket.full)
+        text = f"{meter.name}: this request may need {tokens} tokens, more than the limit of {bucket.full} a minute"
+        raise Refusal("rate_limit_exceeded", text, param="max_tokens", limit=hit, headers=headers | _NO_RETRY)
+    if tokens > left:
+        hit = LimitHit("tpm", bucket.full - left, bucket.full)
+        text = f"{meter.name}: {bucket.full} tokens a minute is the limit, and this request may need {tokens}"
+        raise Refusal("rate_limit_exceeded", text, retry_after_ms=bucket.wait_ms(tokens), limit=hit, headers=headers)
+
+
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's SDKs obey it
+
+
+def _shown(meter: Meter, now_ms: int) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in _headers([meter], now_ms)}
+
+
+def _headers(meters: Sequence[Meter], now_ms: int) -> list[tuple[bytes, bytes]]:
+    """OpenAI's ``x-ratelimit-*``, of whichever limit leaves least."""
+    headers: list[tuple[bytes, bytes]] = []
+    for what in ("requests", "tokens"):
+        buckets: list[Bucket] = [bucket for meter in meters if (bucket := getattr(meter, what)) is not None]
+        if buckets:
+            least = min(buckets, key=lambda bucket: bucket.left(now_ms))
+            headers += [
+                (b"x-ratelimit-limit-" + what.encode(), b"%d" % least.full),
+                (b"x-ratelimit-remaining-" + what.encode(), b"%d" % max(0, least.left(now_ms))),
+                (b"x-ratelimit-reset-" + what.encode(), duration(least.wait_ms(least.full)).encode()),
+            ]
+    return headers
+
+
+def duration(ms: int) -> str:
+    """As OpenAI writes it: ``6m0s``, ``1s``, ``120ms``."""
+    if ms < 1_000:
+        return f"{ms}ms"
+    minutes, rest = divmod(-(-ms // 1_000), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

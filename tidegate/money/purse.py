@@ -1,0 +1,91 @@
+"""What one gateway may spend of one budget: never more than it was leased, whatever else happens. Pure."""
+
+from dataclasses import dataclass
+
+from tidegate.domain.errors import LimitHit, Refusal
+from tidegate.domain.limits import Lease, Scope, Window
+from tidegate.domain.units import usd
+from tidegate.money.windows import NEVER_MS, bounds
+
+WINDOWS_KEPT_MAX = 3  # the one before (requests that began in it still run), this one, and the next
+ASK_AGAIN_MS = 1_000
+
+_SPAN = {Window.DAY: "today", Window.MONTH: "this month", Window.TOTAL: "in all"}
+
+
+@dataclass(slots=True)
+class Allowance:
+    """One window: `used` is settled and reserved together, at most `cap` while every request costs what it may."""
+
+    start_ms: int
+    cap: int = 0
+    used: int = 0
+
+
+class Purse:
+    """`until_ms` is how long the word of control is good."""
+
+    __slots__ = ("_allowances", "_ends_ms", "full_nano_usd", "scope", "subject", "until_ms", "window")
+
+    def __init__(self, scope: Scope, subject: str, window: Window) -> None:
+        self.scope = scope
+        self.subject = subject
+        self.window = window
+        self.full_nano_usd = 0
+        self.until_ms = 0
+        self._allowances: dict[int, Allowance] = {}
+        self._ends_ms: tuple[int, int] = (0, 0)
+
+    def check(self, cost_nano_usd: int, now_ms: int) -> Allowance:
+        """The allowance that pays `cost_nano_usd`; nothing is taken yet.
+
+        Refusal insufficient_quota where it would go over, budget_unavailable where control must be asked first.
+        """
+        start_ms, end_ms = self._bounds(now_ms)
+        allowance = self._allowances.get(start_ms)
+        if allowance is None or now_ms >= self.until_ms:
+            text = f"{self._name}: what is left of its budget is not known here yet"
+            raise Refusal("budget_unavailable", text, retry_after_ms=ASK_AGAIN_MS)
+        left = allowance.cap - allowance.used
+        if cost_nano_usd > max(0, left):
+            raise self._refusal(cost_nano_usd, max(0, left), end_ms - now_ms)
+        return allowance
+
+    def leased(self, lease: Lease) -> None:
+        """A cap below what is used already takes effect as that: what was promised to a request is kept."""
+        allowance = self._allowances.get(lease.start_ms)
+        if allowance is None:
+            allowance = self._allowances[lease.start_ms] = Allowance(lease.start_ms)
+            while len(self._allowances) > WINDOWS_KEPT_MAX:
+                del self._allowances[min(self._allowances)]
+        allowance.cap = max(lease.cap_nano_usd, allowance.used)
+
+    def leases(self) -> list[Lease]:
+        return [
+            Lease(self.scope, self.subject, self.window, a.start_ms, a.cap, a.used) for a in self._allowances.values()
+        ]
+
+    @property
+    def _name(self) -> str:
+        return f"{self.scope.value} {self.subject}"
+
+    def _bounds(self, now_ms: int) -> tuple[int, int]:
+        if not self._ends_ms[0] <= now_ms < self._ends_ms[1]:
+            self._ends_ms = bounds(self.window, now_ms)
+        return self._ends_ms
+
+    def _refusal(self, cost_nano_usd: int, left: int, reset_ms: int) -> Refusal:
+        full = self.full_nano_usd
+        text = (
+            f"{self._name}: the budget of {usd(full)} USD {_SPAN[self.window]} leaves {usd(left)} USD, "
+            f"and this request may cost {usd(cost_nano_usd)} USD"
+        )
+        hit = LimitHit("budget", full - left, full)
+        never = self.window is Window.TOTAL or reset_ms > NEVER_MS // 2
+        return Refusal(
+            "insufficient_quota",
+            text,
+            retry_after_ms=None if never else reset_ms,
+            limit=hit,
+            headers={"x-should-retry": "false"},
+        )
