@@ -180,3 +180,11 @@ def test_the_window_forgets_a_peak_after_its_length() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CoreSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_victim_on_several_accelerators_is_paid_for_once_and_frees_them_all() -> None:
+    wide = Candidate("wide", 10, 5.0)
+    together = pick([offer("a", 0, 0, wide), offer("b", 0, 0, wide, Candidate("narrow", 10, 6.0))], 10, 2, drain_ms=100)
+    assert together is not None
+    assert together.victims == ("wide",)
+    assert together.regret_ms == 5.0

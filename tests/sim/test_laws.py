@@ -47,9 +47,9 @@ def scene(seed: int, faults: Faults) -> tuple[FaultyWorld, list[Traffic], float]
     meter = Meter(2_000.0, 100.0)
     world = FaultyWorld(fleet, FleetCore(settings), meter, faults, seed)
     for number in range(dice.choice((2, 3))):
-        world.add_node(SimNode(f"node-{number}", 2, fleet))
+        world.add_node(SimNode(f"node-{number}", 2, fleet, gangs=True))
     names = [f"e{i}" for i in range(dice.randrange(6, 13))]
-    summary = TraceSummary({n: EndpointTotals(1, 4_000, 500, 100, busiest_minute=30) for n in names}, len(names), 0.0)
+    summary = TraceSummary({n: EndpointTotals(1, 4_000, 500, 100, busiest=30) for n in names}, len(names), 0.0)
     for deployment in api.deployments(fleet, summary, 2_000.0):
         dedicated = dice.random() < 0.1
         mode = Mode.DEDICATED if dedicated else Mode.DEDICATED_SERVERLESS

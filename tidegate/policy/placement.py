@@ -36,24 +36,30 @@ class Placement:
 def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) -> Placement | None:
     """The best `count` accelerators of one node, each giving `need_bytes`; None when there are not enough.
 
-    `drain_ms` is added where memory is not free at once. A victim spread over several accelerators counts once.
+    `drain_ms` is added where memory is not free at once. One at a time, the cheapest next: a victim that spans several
+    accelerators is paid for once and frees its bytes on all of them.
     """
-    scored: list[tuple[float, int, Offer, tuple[Candidate, ...]]] = []
-    for index, offer in enumerate(offers):
-        victims = choose(offer.candidates, need_bytes - offer.headroom_bytes)
-        if victims is None:
-            continue
-        wait = 0 if offer.free_bytes >= need_bytes else drain_ms
-        scored.append((sum(v.regret_ms for v in victims) + wait + offer.ready_ms, index, offer, victims))
-    if len(scored) < count:
-        return None
-    scored.sort(key=lambda s: s[:2])
-    best = scored[:count]
-    victims_by_id = {v.replica: v.regret_ms for _, _, _, victims in best for v in victims}
-    wait = max(0 if offer.free_bytes >= need_bytes else drain_ms for _, _, offer, _ in best)
-    return Placement(
-        places=tuple(offer.place for _, _, offer, _ in best),
-        victims=tuple(victims_by_id),
-        regret_ms=sum(victims_by_id.values()),
-        ready_ms=max(offer.ready_ms for _, _, offer, _ in best) + wait,
-    )
+    left, taken = dict(enumerate(offers)), dict[str, Candidate]()
+    places: list[Place] = []
+    ready_ms = wait_ms = 0
+    while len(places) < count:
+        best: tuple[float, int, tuple[Candidate, ...]] | None = None
+        for index, offer in left.items():
+            freed = sum(c.nbytes for c in offer.candidates if c.replica in taken) if taken else 0
+            rest = [c for c in offer.candidates if c.replica not in taken] if freed else offer.candidates
+            victims = choose(rest, need_bytes - offer.headroom_bytes - freed)
+            if victims is None:
+                continue
+            wait = 0 if offer.free_bytes >= need_bytes else drain_ms
+            score = sum(v.regret_ms for v in victims) + wait + offer.ready_ms
+            if best is None or score < best[0]:
+                best = (score, index, victims)
+        if best is None:
+            return None
+        offer = left.pop(best[1])
+        taken.update((v.replica, v) for v in best[2])
+        places.append(offer.place)
+        ready_ms = max(ready_ms, offer.ready_ms)
+        wait_ms = max(wait_ms, 0 if offer.free_bytes >= need_bytes else drain_ms)
+    regret_ms = sum(v.regret_ms for v in taken.values())
+    return Placement(tuple(places), tuple(taken), regret_ms, ready_ms + wait_ms)

@@ -9,17 +9,18 @@ from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, 
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import FleetCore
 from tidegate.sim import baselines, trace
+from tidegate.sim.compute import CHUNK_MS, GANG_EFFICIENCY
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import SimNode
-from tidegate.sim.profile import FleetProfile, ModelSpec, load
+from tidegate.sim.profile import WORKSPACE_BYTES, FleetProfile, ModelSpec, load
 from tidegate.sim.timeline import Timeline
 from tidegate.sim.world import World
 
 KV_TOKENS_MIN = 16_384
-WORKSPACE_BYTES = 1_000_000_000  # activations of one chunk, and the process itself
 KV_REQUESTS_MIN = 8
 KV_SLOWDOWN = 2.0  # decode beside others, against decode alone
-SLOTS_MAX = 256
+REPLICAS_MAX = 8
+WORKSPACE_SHARE = 0.25
 FIRST_LOADS_MS = 1_800_000.0  # a fleet is met some time after its endpoints were applied, not in that very second
 Progress = Callable[[int, int], None]
 """(requests simulated, requests in the trace)"""
@@ -62,14 +63,12 @@ def build_world(
     if timeline is not None:
         world.timeline = timeline
         world.watch.append(timeline.command)
-    left, number = setup.accelerators, 0
-    while left > 0:
-        node = SimNode(f"node-{number}", min(left, profile.node.accelerators), profile)
+    gangs = any(d.accelerators_per_replica > 1 for d in setup.deployments)
+    for number, size in enumerate(baselines.node_sizes(profile, setup.accelerators)):
+        node = SimNode(f"node-{number}", size, profile, gangs=gangs)
         if timeline is not None:
             timeline.lanes_of(node.node)
         world.add_node(node)
-        left -= profile.node.accelerators
-        number += 1
     for deployment in setup.deployments:
         world.apply(deployment)
     world.run_until(FIRST_LOADS_MS)
@@ -93,22 +92,24 @@ def _deployment(
     mean_in, mean_out = totals.input_tokens / totals.requests, totals.output_tokens / totals.requests
     mean = max(1, int(mean_in + mean_out))
     prefill_ms = mean_in * 2.0 * model.params / (profile.accelerator.dense_flop_per_ms * model.flop_rate_factor)
-    decode_ms = mean_out * model.weight_bytes / profile.accelerator.memory_bytes_per_ms
-    # KV for the busiest minute's requests at once (Little's law), up to a quarter of an accelerator.
-    at_once = totals.busiest_minute / 60_000.0 * (prefill_ms + KV_SLOWDOWN * decode_ms)
+    token_ms = model.weight_bytes / profile.accelerator.memory_bytes_per_ms
+    # KV for what decodes at once in the busiest seconds (Little's law): requests come at most as fast as one engine
+    # prefills them, and a token takes the longer the more of each round prefill has. At most a quarter of an
+    # accelerator's memory.
+    busy = min(1.0, totals.busiest / trace.BURST_MS * prefill_ms)
+    at_once = busy / prefill_ms * mean_out * (KV_SLOWDOWN * token_ms + busy * CHUNK_MS)
     room_tokens = profile.accelerator.memory_bytes // 4 // model.kv_bytes_per_token
     wished = max(KV_TOKENS_MIN, int(max(KV_REQUESTS_MIN, at_once) * mean))
     kv_tokens = max(min(wished, room_tokens), context + KV_TOKENS_MIN // 2)
-    slots = max(4, min(SLOTS_MAX, kv_tokens // mean))
+    # Requests differ in length: as many as would fit at half the mean; the engine's own queue waits for KV.
+    slots = max(4, min(baselines.SLOTS_MAX, 2 * kv_tokens // mean))
     # In flight when a saturated engine's queue takes half the SLO: where another replica is wanted.
-    target = max(2, min(slots, int((slo_ttft_ms / 2.0 + decode_ms) / prefill_ms)))
-    whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token + WORKSPACE_BYTES
-    spread = 1
-    while whole / spread > profile.accelerator.memory_bytes:
-        spread *= 2
-        if spread > profile.node.accelerators:
-            need = f"{whole / 1e9:.1f} GB for endpoint {name!r}"
-            raise Refusal("invalid_request", f"fleet: model.{model.name}: no node can hold {need}", param="fleet")
+    target = max(2, min(slots, int((slo_ttft_ms / 2.0 + mean_out * token_ms) / prefill_ms)))
+    whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token
+    spread = _spread(profile, model, whole)
+    if -(-whole // spread) + WORKSPACE_BYTES > profile.accelerator.memory_bytes:
+        need = f"{whole / 1e9:.1f} GB for endpoint {name!r}"
+        raise Refusal("invalid_request", f"fleet: model.{model.name}: no node can hold {need}", param="fleet")
     return Deployment(
         endpoint=name,
         tenant="sim",
@@ -121,28 +122,43 @@ def _deployment(
             context,
         ),
         mode=Mode.DEDICATED_SERVERLESS,
-        max_replicas=4,
+        max_replicas=REPLICAS_MAX,
         concurrency_target=target,
         slots=slots,
         accelerators_per_replica=spread,
-        accelerator_bytes=-(-whole // spread),
+        accelerator_bytes=-(-whole // spread) + WORKSPACE_BYTES,
         host_bytes=model.weight_bytes,
         slo=Slo(ttft_ms=max(1, int(slo_ttft_ms)), tpot_ms=int(profile.tpot_ms)),
         movable=True,
     )
 
 
+def _spread(profile: FleetProfile, model: ModelSpec, whole: int) -> int:
+    """Accelerators a replica: as few as hold it; where they are linked (`gang_max`), as many as cost at most a share
+    `WORKSPACE_SHARE` of its weights in workspace. Each link then brings a part of the weights, bursts are prefilled by
+    all of them, and no accelerator is too full for a model that another has room for (AlpaServe, arXiv 2302.11665).
+    """
+    hardware, spread = profile.accelerator, 1
+    while spread * 2 <= min(profile.node.accelerators, max(GANG_EFFICIENCY)):
+        fits = -(-whole // spread) + WORKSPACE_BYTES <= hardware.memory_bytes
+        dear = spread * 2 > hardware.gang_max or spread * 2 * WORKSPACE_BYTES > WORKSPACE_SHARE * model.weight_bytes
+        if fits and dear:
+            break
+        spread *= 2
+    return spread
+
+
 def verdict(policy: str, world: World, accelerators: int, span_ms: float, wall_s: float) -> dict[str, Any]:
     meter = world.meter
     shares = meter.shares()
-    devices = [device for node in world.nodes.values() for device in node.devices.values()]
+    busy_ms = sum(sum(c.busy_ms.values()) for node in world.nodes.values() for c in node.computes)
     requests = max(meter.requests, 1)
     return {
         "policy": policy,
         "requests": meter.requests,
         "accelerators": accelerators,
         "accelerator_hours": round(accelerators * span_ms / 3.6e6, 3),
-        "busy_accelerator_hours": round(sum(d.compute.busy_ms for d in devices) / 3.6e6, 3),
+        "busy_accelerator_hours": round(busy_ms / 3.6e6, 3),
         "slo_attainment": round(meter.attained / requests, 6),
         "endpoint_attainment_min": round(min(shares.values()), 6) if shares else None,
         "endpoints_below_99": sum(1 for share in shares.values() if share < 0.99),

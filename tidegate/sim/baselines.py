@@ -15,11 +15,12 @@ from tidegate.domain.errors import Refusal
 from tidegate.policy.costs import CostPriors
 from tidegate.policy.reconcile import CoreSettings
 from tidegate.sim import trace
-from tidegate.sim.profile import FleetProfile
+from tidegate.sim.profile import WORKSPACE_BYTES, FleetProfile
 
 POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
 ACCELERATORS_DEFAULT = 8
 PEAK_SHARE = 0.7
+SLOTS_MAX = 256  # vLLM's default of `max_num_seqs` for its API server
 IDLE_MS_NEVER = 10**12
 
 
@@ -44,6 +45,8 @@ def prepare(
         ),
     )
     count = accelerators if accelerators is not None else ACCELERATORS_DEFAULT
+    largest = node_sizes(profile, count)[-1]
+    wanted = [spread_over(d, min(d.accelerators_per_replica, largest)) for d in wanted]
     match policy:
         case "tidegate":  # no keep-alive: a place nobody else wants costs nothing to keep
             return Setup(replace(settings, idle_ms_max=IDLE_MS_NEVER), wanted, count)
@@ -61,10 +64,36 @@ def prepare(
     raise Refusal("invalid_request", f"policy {policy!r} is not one of {', '.join(POLICIES)}", param="policy")
 
 
+def node_sizes(profile: FleetProfile, accelerators: int) -> list[int]:
+    """As few nodes as there must be, of like size, the largest first."""
+    nodes = max(1, ceil(accelerators / profile.node.accelerators))
+    return [accelerators // nodes + (number < accelerators % nodes) for number in range(nodes)]
+
+
+def spread_over(deployment: Deployment, accelerators: int) -> Deployment:
+    """The same over at most so many accelerators (a power of two)."""
+    spread = 1 << (accelerators.bit_length() - 1)
+    whole = (deployment.accelerator_bytes - WORKSPACE_BYTES) * deployment.accelerators_per_replica
+    return replace(deployment, accelerators_per_replica=spread, accelerator_bytes=-(-whole // spread) + WORKSPACE_BYTES)
+
+
 def _dedicated(profile: FleetProfile, deployment: Deployment, replicas: int) -> Deployment:
-    whole = profile.accelerator.memory_bytes
+    """On as few accelerators as hold it, since it never has to wake; all of their memory is its KV."""
+    memory = profile.accelerator.memory_bytes
+    whole = (deployment.accelerator_bytes - WORKSPACE_BYTES) * deployment.accelerators_per_replica
+    spread = 1
+    while -(-whole // spread) + WORKSPACE_BYTES > memory:
+        spread *= 2
+    weights = deployment.model.weight_bytes
+    more_kv = ((memory - WORKSPACE_BYTES) * spread - weights) / (whole - weights)
     return replace(
-        deployment, mode=Mode.DEDICATED, min_replicas=replicas, max_replicas=replicas, accelerator_bytes=whole
+        deployment,
+        mode=Mode.DEDICATED,
+        min_replicas=replicas,
+        max_replicas=replicas,
+        slots=max(deployment.slots, min(SLOTS_MAX, int(deployment.slots * more_kv))),
+        accelerators_per_replica=spread,
+        accelerator_bytes=memory,
     )
 
 

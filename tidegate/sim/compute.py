@@ -8,8 +8,11 @@ with a prefill works off one chunk, so a round lasts the sum over engines of
     prefill: one chunk of `CHUNK_MS` (as many tokens as the matrix rate does in that time)
 
 Between two events rounds have one length, so progress is linear and only the next event is ever computed: the cost of a
-request is a few heap operations, whatever its length in tokens. A replica over several accelerators has their summed
-bandwidth and rate and is timed on the first.
+request is a few heap operations, whatever its length in tokens.
+
+A replica over several accelerators (tensor parallel) does its part of a round on all of them at once, so it advances at
+the pace of the busiest of them, and every one of them has its part in its own round. It has their summed bandwidth and
+rate times `GANG_EFFICIENCY`: what is left of it after the all-reduces.
 """
 
 from collections import deque
@@ -20,6 +23,8 @@ from tidegate.sim.profile import AcceleratorProfile, ModelSpec
 
 CHUNK_MS = 64.0  # with a decode step beside it, a round still stays under a TPOT of 100 ms
 NEVER = float("inf")
+# Measured scaling of tensor parallelism over NVLink: Megatron-LM (Shoeybi et al., arXiv 1909.08053), model parallel.
+GANG_EFFICIENCY = {1: 1.0, 2: 0.95, 4: 0.82, 8: 0.77}
 
 
 @dataclass(slots=True, eq=False)
@@ -46,19 +51,25 @@ class Request:
 
 
 class Engine:
-    """One replica's batch."""
+    """One replica's batch, on the accelerators `places`."""
 
     __slots__ = (
-        "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "prefilling", "queue", "seq",
-        "tokens_max", "virtual", "weight_ms",
+        "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "pace_ms", "places",
+        "prefilling", "queue", "seq", "tokens_max", "virtual", "weight_ms",
     )  # fmt: skip
 
-    def __init__(self, model: ModelSpec, hardware: AcceleratorProfile, kv_bytes: int, spread: int) -> None:
-        self.weight_ms = model.weight_bytes / hardware.memory_bytes_per_ms / spread
-        self.kv_ms = model.kv_bytes_per_token / hardware.memory_bytes_per_ms / spread
-        rate = hardware.dense_flop_per_ms * model.flop_rate_factor * spread
-        self.flop_ms = 2.0 * model.params / rate
-        self.chunk_tokens = max(1.0, CHUNK_MS / self.flop_ms)
+    def __init__(
+        self, model: ModelSpec, hardware: AcceleratorProfile, kv_bytes: int, places: tuple[str, ...] = ("",)
+    ) -> None:
+        worth = len(places) * GANG_EFFICIENCY[len(places)]
+        self.places = places
+        self.weight_ms = model.weight_bytes / hardware.memory_bytes_per_ms / worth
+        self.kv_ms = model.kv_bytes_per_token / hardware.memory_bytes_per_ms / worth
+        self.flop_ms = 2.0 * model.params / (hardware.dense_flop_per_ms * model.flop_rate_factor) / worth
+        # The chunk is a number of tokens, an engine's setting; over several accelerators it takes the shorter.
+        self.chunk_ms = CHUNK_MS / worth
+        self.chunk_tokens = max(1.0, self.chunk_ms / self.flop_ms)
+        self.pace_ms = 0.0
         self.tokens_max = self.kv_free = int(kv_bytes // model.kv_bytes_per_token)
         self.queue: deque[Request] = deque()
         self.prefilling: Request | None = None
@@ -69,8 +80,9 @@ class Engine:
         self.seq = 0
 
     def round_ms(self) -> float:
+        """Its part of a round."""
         batch = len(self.decoding)
-        length = CHUNK_MS if self.prefilling is not None else 0.0
+        length = self.chunk_ms if self.prefilling is not None else 0.0
         if batch:
             length += max(self.weight_ms + self.context * self.kv_ms, batch * self.flop_ms)
         return length
@@ -92,13 +104,13 @@ class Engine:
 
 @dataclass(slots=True, eq=False)
 class Compute:
-    """One accelerator's compute. `busy_ms` is how long it had work."""
+    """The compute of one accelerator, or of all those that replicas may span. `busy_ms`: how long each had work."""
 
     engines: dict[str, Engine] = field(default_factory=dict)
     active: dict[str, Engine] = field(default_factory=dict)
     last_ms: float = 0.0
-    round_ms: float = 0.0
-    busy_ms: float = 0.0
+    rounds: dict[str, float] = field(default_factory=dict)
+    busy_ms: dict[str, float] = field(default_factory=dict)
     stamp: int = 0
 
     def submit(self, replica: str, request: Request, now_ms: float) -> None:
@@ -116,9 +128,10 @@ class Compute:
         self.last_ms = now_ms
         if not self.active or passed <= 0.0:
             return
-        self.busy_ms += passed
-        rounds = passed / self.round_ms
+        for place in self.rounds:
+            self.busy_ms[place] = self.busy_ms.get(place, 0.0) + passed
         for engine in self.active.values():
+            rounds = passed / engine.pace_ms
             if engine.decoding:
                 engine.virtual += rounds
                 engine.context += rounds * len(engine.decoding)
@@ -129,13 +142,13 @@ class Compute:
         """When something ends next."""
         if not self.active:
             return NEVER
-        rounds = NEVER
+        first_ms = NEVER
         for engine in self.active.values():
             if engine.decoding:
-                rounds = min(rounds, engine.decoding[0][0] - engine.virtual)
+                first_ms = min(first_ms, (engine.decoding[0][0] - engine.virtual) * engine.pace_ms)
             if engine.prefilling is not None:
-                rounds = min(rounds, engine.left / engine.chunk_tokens)
-        return self.last_ms + max(rounds, 0.0) * self.round_ms
+                first_ms = min(first_ms, engine.left / engine.chunk_tokens * engine.pace_ms)
+        return self.last_ms + max(first_ms, 0.0)
 
     def collect(self, now_ms: float) -> list[Request]:
         """Advance to `now_ms` and take out what is finished; first tokens are stamped on the way."""
@@ -172,5 +185,12 @@ class Compute:
         return engine.requests() if engine is not None else []
 
     def _reckon(self) -> None:
-        self.round_ms = sum(engine.round_ms() for engine in self.active.values())
+        rounds: dict[str, float] = {}
+        for engine in self.active.values():
+            part_ms = engine.round_ms()
+            for place in engine.places:
+                rounds[place] = rounds.get(place, 0.0) + part_ms
+        for engine in self.active.values():
+            engine.pace_ms = max(rounds[place] for place in engine.places)
+        self.rounds = rounds
         self.stamp += 1

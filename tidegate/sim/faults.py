@@ -88,8 +88,9 @@ class FaultyWorld(World):
         if len(self.nodes) > 1:
             self.injected["power_cut"] = self.injected.get("power_cut", 0) + 1
             name = self.dice.choice(list(self.nodes))
-            count = len(self.lose_node(name).devices)
-            self.at(self.now_ms + self.faults.down_ms, lambda: self.add_node(SimNode(name, count, self.profile)))
+            lost = self.lose_node(name)
+            again = SimNode(name, len(lost.devices), self.profile, gangs=lost.gangs)
+            self.at(self.now_ms + self.faults.down_ms, lambda: self.add_node(again))
         self.at(self.now_ms + self.dice.expovariate(1.0 / self.faults.power_cut_every_ms), self._cut_power)
 
     def _roll(self, name: str, chance: float) -> bool:

@@ -6,14 +6,14 @@ anything; one without copies its weights back over its link first.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tidegate.domain.endpoint import Deployment
 from tidegate.domain.fleet import Accelerator, Node
 from tidegate.domain.plan import ReplicaStatus, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
 from tidegate.sim.compute import Compute, Engine, Request
-from tidegate.sim.profile import FleetProfile, ModelSpec
+from tidegate.sim.profile import WORKSPACE_BYTES, FleetProfile, ModelSpec
 
 S = ReplicaState
 STOP_MS = 100.0
@@ -39,18 +39,21 @@ class Process:
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """One accelerator: its memory in use, its compute, and until when its host link is taken."""
+    """One accelerator: its memory in use, its compute (one for all where replicas span several), and until when its
+    host link is taken.
+    """
 
     capacity: int
+    compute: Compute
     used: int = 0
-    compute: Compute = field(default_factory=Compute)
     link_free_ms: float = 0.0
     swap_ms: float = 0.0
 
 
 class SimNode:
-    def __init__(self, node_id: str, accelerators: int, profile: FleetProfile) -> None:
-        self.profile = profile
+    def __init__(self, node_id: str, accelerators: int, profile: FleetProfile, *, gangs: bool = False) -> None:
+        """`gangs`: replicas may span several accelerators."""
+        self.profile, self.gangs = profile, gangs
         hardware = profile.accelerator
         ids = [f"acc-{i}" for i in range(accelerators)]
         self.node = Node(
@@ -60,7 +63,10 @@ class SimNode:
             host_memory_bytes=profile.node.host_memory_bytes,
             disk_bytes=profile.node.disk_bytes,
         )
-        self.devices = {i: Device(hardware.memory_bytes) for i in ids}
+        self.computes = [Compute()] if gangs else [Compute() for _ in ids]
+        self.devices = {
+            name: Device(hardware.memory_bytes, self.computes[0 if gangs else index]) for index, name in enumerate(ids)
+        }
         self.processes: dict[str, Process] = {}
         self.disk_free_ms = 0.0
         self.hard: dict[str, int] = {}
@@ -197,9 +203,11 @@ class SimNode:
         process.accelerators, process.nbytes = (), 0
 
     def _open_engine(self, process: Process) -> None:
-        spread = len(process.accelerators)
-        kv_bytes = process.nbytes * spread - process.model.weight_bytes
-        engine = Engine(process.model, self.profile.accelerator, kv_bytes, spread)
+        places = process.accelerators
+        if len(places) > 1 and len(self.computes) > 1:
+            raise LawBroken(f"{process.replica} spans accelerators of a node that was not made for it")
+        kv_bytes = (process.nbytes - WORKSPACE_BYTES) * len(places) - process.model.weight_bytes
+        engine = Engine(process.model, self.profile.accelerator, kv_bytes, places)
         self.compute_of(process).engines[process.replica] = engine
 
     def _close_engine(self, process: Process, now_ms: float) -> list[Request]:

@@ -13,7 +13,10 @@ from typing import Any
 from tidegate.domain.errors import Refusal
 
 PREFILL_EFFICIENCY = 0.45
+WORKSPACE_BYTES = 1_000_000_000  # on each accelerator of a replica: activations of one chunk, and the process itself
 GB = 1e9
+# Accelerators whose nodes link all of them (NVLink and NVSwitch, from the vendor's data sheets), unless a fleet says.
+LINKED = {"a100": 8, "h100": 8, "h200": 8, "b200": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class AcceleratorProfile:
     link_bytes_per_ms: float
     dense_flop_per_ms: float
     usd_per_hour: float
+    gang_max: int = 1  # how many a replica may span without slow links between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class _Reader:
             link_bytes_per_ms=self._number(spec, key, "host_to_device_gb_s") * GB / 1e3,
             dense_flop_per_ms=self._number(spec, key, "dense_tflops_bf16") * 1e12 / 1e3 * PREFILL_EFFICIENCY,
             usd_per_hour=self._number(spec, key, "usd_per_hour", 0.01),
+            gang_max=int(self._number(spec, key, "gang_max", LINKED.get(name.lower(), 1))),
         )
 
     def _node(self, spec: dict[str, Any]) -> NodeProfile:

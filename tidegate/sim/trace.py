@@ -16,6 +16,7 @@ from tidegate.domain.errors import Refusal
 COLUMNS = ("t_s", "endpoint", "input_tokens", "output_tokens")
 TOKENS_MAX = 10_000_000
 ENDPOINTS_MAX = 100_000
+BURST_MS = 10_000.0
 
 Row = tuple[float, str, int, int]
 """(instant in ms from the trace's start, endpoint, input tokens, output tokens)"""
@@ -27,19 +28,20 @@ class EndpointTotals:
     context_tokens_max: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    minute: int = -1
-    minute_requests: int = 0
-    busiest_minute: int = 0
+    window: int = -1
+    window_requests: int = 0
+    busiest: int = 0
+    """Requests in the busiest `BURST_MS` of the trace."""
 
     def count(self, at_ms: float, input_tokens: int, output_tokens: int) -> None:
         self.requests += 1
         self.context_tokens_max = max(self.context_tokens_max, input_tokens + output_tokens)
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
-        minute = int(at_ms // 60_000.0)
-        self.minute_requests = self.minute_requests + 1 if minute == self.minute else 1
-        self.minute = minute
-        self.busiest_minute = max(self.busiest_minute, self.minute_requests)
+        window = int(at_ms // BURST_MS)
+        self.window_requests = self.window_requests + 1 if window == self.window else 1
+        self.window = window
+        self.busiest = max(self.busiest, self.window_requests)
 
 
 @dataclass(frozen=True, slots=True)
