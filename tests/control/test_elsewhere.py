@@ -47,6 +47,8 @@ async def test_what_is_accepted_is_shown_and_reaches_the_gateways(tmp_path: Path
         ({"overflow": {"to": "acme/pool", "above_queue_ms": 1, "above_ttft_ms": 1}}, "overflow", "2 thresholds"),
         ({"overflow": {"to": "acme/pool", "above_concurrency": 0}}, "overflow.above_concurrency", "1"),
         ({"overflow": {"to": "acme/pool", "above_load": 1}}, "overflow.above_load", "unknown field"),
+        ({"lend": True}, "lend", "mode dedicated only"),
+        ({"mode": "dedicated", "min_replicas": 0}, "min_replicas", "at least 1 with mode dedicated"),
         ({"fallback": {"to": "acme/embed"}}, "fallback.to", "embedding model, not a generative one"),
         ({"fallback": {"to": "acme/batch"}}, "fallback.to", "no capacity of their own"),
         ({"fallback": {"to": "acme/short"}}, "fallback.to", "context is 128 tokens, accepted are 512 or more"),
@@ -97,7 +99,7 @@ async def test_residency_is_refused_counted_and_audited(tmp_path: Path) -> None:
         status, error = await _refused(world, "acme/wide", regions=["local", "mars"])
         assert (status, error["code"]) == (409, "conflict"), "changed later, it would break the promise of acme/base"
         metrics = (await world.http.get("/metrics")).text
-        assert 'tidegate_residency_denied_total{endpoint="acme/base"} 1.0' in metrics
+        assert 'tidegate_residency_configurations_refused_total{endpoint="acme/base"} 1.0' in metrics
         lines = (await world.http.get("/api/v1/activity?subject=acme/base")).json()["data"]
         assert "residency_denied" in {line["kind"] for line in lines}
 

@@ -16,7 +16,7 @@ POOL = endpoint("acme/pool", mode=Mode.SERVERLESS, model="pool-model")
 
 async def hybrid(r: Rig, *, slots: int = 1, overflow: Overflow | None = None, **more: Any) -> None:
     """acme/chat on the first engine, dedicated; acme/pool on the second."""
-    base = endpoint(mode=Mode.DEDICATED, overflow=overflow, fallback="acme/pool", **more)
+    base = endpoint(mode=Mode.DEDICATED, resident=True, overflow=overflow, fallback="acme/pool", **more)
     r.control.endpoints = (base, POOL)
     await r.control.publish()
     await r.control.route(r.target(0, slots))

@@ -258,7 +258,8 @@ class World:
 
     def check_drain(self, command: plan.Drain) -> None:
         wanted = self.deployments.get(command.endpoint)
-        if wanted is not None and wanted.mode is Mode.DEDICATED:
+        ready = [t for t in self.truth.values() if t.endpoint == command.endpoint and t.state is S.READY]
+        if wanted is not None and wanted.mode is Mode.DEDICATED and len(ready) <= wanted.reserved:
             own = ("removed", "paused", "manual_sleep", "outdated", "scale_down")
             assert command.reason.rule in own, f"dedicated evicted by {command.reason}"
         assert command.reason.rule

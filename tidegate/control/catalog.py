@@ -40,4 +40,5 @@ def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         metering=engine.metering,
         overflow=deployment.overflow,
         fallback=deployment.fallback,
+        resident=deployment.mode is Mode.DEDICATED and deployment.reserved > 0,
     )

@@ -79,6 +79,7 @@ def deployment(
         movable=traits.movable,
         overflow=overflow,
         fallback=body.fallback.to if body.fallback else overflow.to if overflow else "",
+        lend=body.lend,
     )
 
 
@@ -133,6 +134,8 @@ def _replicas(body: EndpointApply) -> tuple[int, int]:
     high = body.max_replicas if body.max_replicas is not None else max(low, 1)
     if dedicated and low == 0:
         raise _wrong("min_replicas", 0, "at least 1 with mode dedicated, whose replicas are always resident")
+    if body.lend and not dedicated:
+        raise _wrong("lend", True, f"mode dedicated only: what is idle in mode {body.mode.value} is always lent")
     if body.mode is Mode.BATCH and low > 0:
         raise _wrong("min_replicas", low, "0 with mode batch, which only uses capacity nobody else is using")
     if low > high:

@@ -71,8 +71,8 @@ class Meters:
         self._activation = seconds("tidegate_activation_seconds", "First waiting request (or command) to ready")
         self._commands = Counter("tidegate_core_commands", "Commands of the capacity core", ["kind"], registry=own)
         self._failures = Counter("tidegate_replica_failures", "Replicas that failed", registry=own)
-        what = "Refused because it would have left the endpoint's regions"
-        self._residency_denied = Counter("tidegate_residency_denied", what, ["endpoint"], registry=own)
+        name, what = "tidegate_residency_configurations_refused", "Configurations that would have left the regions"
+        self._residency_denied = Counter(name, what, ["endpoint"], registry=own)
         self._thrash = Gauge("tidegate_thrash_ratio", "Share of recent evictions undone soon after", registry=own)
         self._thrash.set_function(self.thrash_ratio)
 

@@ -90,6 +90,7 @@ def endpoint_view(
         created_ms=wanted.created_ms,
         overflow=_overflow(wanted),
         fallback=admin.FallbackBody(to=wanted.fallback) if wanted.fallback else None,
+        lend=wanted.lend,
         limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, model.context_tokens_max),
         replicas=[_replica(replica) for replica in seen.replicas] if seen else [],
         queued=seen.queued if seen else 0,

@@ -61,8 +61,8 @@ class Lane:
     """One endpoint. Invariant: while something waits, no seat can take it."""
 
     __slots__ = (
-        "arrivals", "breaker", "endpoint", "in_flight", "ready_at_ms", "ready_ms", "reason", "removed", "reported",
-        "seats", "service_ms", "state", "ttft", "version", "waiting",
+        "arrivals", "breaker", "endpoint", "in_flight", "ready_at_ms", "ready_ms", "reason", "refusal", "removed",
+        "reported", "seats", "service_ms", "state", "ttft", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint: str) -> None:
@@ -71,6 +71,7 @@ class Lane:
         self.state = EndpointState.CREATING
         self.ready_at_ms = 0
         self.reason = ""
+        self.refusal = ""
         self.seats: list[Seat] = []
         self.waiting: FairQueue[Request] = FairQueue()
         self.breaker = Breaker()
@@ -95,7 +96,7 @@ class Lane:
         """Why nothing of this endpoint should wait, if so."""
         if self.removed:
             return "model_not_found"
-        return None if self.seats else CLOSED.get(self.state)
+        return None if self.seats else self.refusal or CLOSED.get(self.state)
 
     def free_seat(self, region: str, now_ms: int) -> Seat | None:
         """The least loaded target that can take one more, in `region` if there is one."""

@@ -201,7 +201,8 @@ class Dispatch:
             return
         had_seats = bool(lane.seats)
         lane.removed = False
-        lane.version, lane.state, lane.reason = route.version, route.state, route.reason
+        lane.version, lane.state = route.version, route.state
+        lane.reason, lane.refusal = route.reason, route.refusal
         lane.ready_at_ms = now_ms + route.eta_ms
         self._seats.replace(lane, route.targets)
         if lane.seats and not had_seats:

@@ -127,3 +127,11 @@ class Deployment:
     movable: bool = False
     overflow: Overflow | None = None
     fallback: str = ""
+    lend: bool = False
+
+    @property
+    def reserved(self) -> int:
+        """Replicas that are always resident and never a victim; a dedicated owner who lends lets go of idle ones."""
+        if self.mode is not Mode.DEDICATED:
+            return self.min_replicas
+        return 0 if self.lend else max(self.min_replicas, 1)

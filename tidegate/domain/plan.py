@@ -242,7 +242,8 @@ class Route:
     """Gateways: from now on `endpoint` is served by exactly these targets. Newer `version` wins.
 
     `eta_ms` is the honest estimate until capacity is there when there is none (for holds and Retry-After), 0 if
-    unknown. `reason` is safe to show a tenant.
+    unknown. `reason` is safe to show a tenant. While there is no target, requests are refused at once with the code
+    `refusal`, if there is one.
     """
 
     endpoint: str
@@ -251,6 +252,7 @@ class Route:
     targets: tuple[Target, ...]
     eta_ms: int = 0
     reason: str = ""
+    refusal: str = ""
 
 
 Command = Start | Wake | Drain | Resume | Sleep | Stop | Prefetch | Route

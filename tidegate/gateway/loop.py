@@ -25,8 +25,7 @@ from tidegate.dispatch import (
     Returned,
     SessionStarted,
 )
-from tidegate.domain.endpoint import Mode
-from tidegate.domain.errors import LinkFault
+from tidegate.domain.errors import LinkFault, Refusal
 from tidegate.domain.plan import DemandReported, Drain, EndpointRemoved, FenceConfirmed, Resume, Route
 from tidegate.domain.ports import Clock, Connect, Link
 from tidegate.gateway.limits import GatewayLimits
@@ -60,6 +59,7 @@ class GatewayLoop:
         self._dispatch = Dispatch(region)
         self._keys: dict[str, KeyEntry] = {}
         self._endpoints: dict[str, EndpointEntry] = {}
+        self._batch: dict[str, EndpointEntry] = {}  # endpoint -> the lane of its batch lines
         self._elsewhere: dict[str, Elsewhere] = {}
         self._catalog_version = -1
         self._told = asyncio.Event()
@@ -88,6 +88,13 @@ class GatewayLoop:
     @property
     def endpoints(self) -> dict[str, EndpointEntry]:
         return self._endpoints
+
+    def batch_lane(self, entry: EndpointEntry) -> EndpointEntry:
+        """Where batch lines of an endpoint wait. Refusal capacity while the core has not made room to wait for."""
+        lane = entry if entry.mode is Mode.BATCH else self._batch.get(entry.endpoint)
+        if lane is None:
+            raise Refusal("capacity", "no batch work is done for this endpoint right now", retry_after_ms=1_000)
+        return lane
 
     def key(self, digest: str) -> KeyEntry | None:
         return self._keys.get(digest)
@@ -257,11 +264,13 @@ class GatewayLoop:
         self._keys = {key.digest: key for key in catalog.keys}
         before, self._endpoints = self._endpoints, {entry.endpoint: entry for entry in catalog.endpoints}
         self._elsewhere = {
-            entry.endpoint: Elsewhere(entry.overflow, entry.fallback, entry.mode is Mode.DEDICATED)
+            entry.endpoint: Elsewhere(entry.overflow, entry.fallback, entry.resident)
             for entry in catalog.endpoints
             if entry.overflow or entry.fallback
         }
-        for gone in before.keys() - self._endpoints.keys():
+        lanes, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
+        gone_lanes = {e.endpoint for e in lanes.values()} - {e.endpoint for e in catalog.batch}
+        for gone in (before.keys() - self._endpoints.keys()) | gone_lanes:
             self._handle(EndpointRemoved(gone))
             self._on_removed(gone)
 

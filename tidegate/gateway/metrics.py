@@ -57,6 +57,7 @@ class Metrics:
         self._endpoints: dict[str, EndpointMetrics] = {}
         self._refusals: dict[str, int] = {}
         self._overflows: dict[tuple[str, str, str], int] = {}
+        self._residency_denied: dict[str, int] = {}
 
     def endpoint(self, name: str) -> EndpointMetrics:
         found = self._endpoints.get(name)
@@ -71,9 +72,13 @@ class Metrics:
         key = (endpoint, to, reason)
         self._overflows[key] = self._overflows.get(key, 0) + 1
 
+    def residency_denied(self, endpoint: str) -> None:
+        self._residency_denied[endpoint] = self._residency_denied.get(endpoint, 0) + 1
+
     def forget(self, endpoint: str) -> None:
         """The endpoint is gone from the catalog."""
         self._endpoints.pop(endpoint, None)
+        self._residency_denied.pop(endpoint, None)
         self._overflows = {key: count for key, count in self._overflows.items() if endpoint not in key[:2]}
 
     def text(self, gauges: Iterable[Family]) -> str:
@@ -107,6 +112,10 @@ class Metrics:
                 (f'{{{_label(endpoint)},{_label(to, "to")},reason="{reason}"}}', count)
                 for (endpoint, to, reason), count in self._overflows.items()
             ),
+        )  # fmt: skip
+        yield (
+            "tidegate_residency_denied_total", "counter", "Requests refused because no node of its regions is there.",
+            per_endpoint(self._residency_denied.items()),
         )  # fmt: skip
         yield "tidegate_hold_seconds", "histogram", "How long granted requests were held.", self._all(lambda c: c.hold)
         yield "tidegate_ttft_seconds", "histogram", "Arrival to first byte of an answer.", self._all(lambda c: c.ttft)

@@ -12,7 +12,7 @@ LEAST_MS = 1_000  # Retry-After counts whole seconds
 
 def refusal_of(refuse: Refuse, entry: EndpointEntry) -> Refusal:
     """A refusal for want of capacity always says when to come back: the estimate, or the least the header can say."""
-    retry_after_ms = refuse.retry_after_ms or (LEAST_MS if refuse.limit else None)
+    retry_after_ms = refuse.retry_after_ms or (LEAST_MS if refuse.limit or refuse.code == "residency_denied" else None)
     return Refusal(
         refuse.code,
         _message(refuse, entry.endpoint),
@@ -36,6 +36,8 @@ def _message(refuse: Refuse, endpoint: str) -> str:
             return f"{endpoint} cannot be served{because}"
         case "endpoint_paused":
             return f"{endpoint} is paused{because}"
+        case "residency_denied":
+            return f"{endpoint} is served in its own regions only{because}"
         case "model_not_found":
             return f"no such model: {endpoint}"
         case "engine_error":

@@ -156,6 +156,8 @@ class Relay:
         if not isinstance(decided, Grant):
             call = self._call
             call.entry = self._called
+            if decided.code == "residency_denied":
+                self._parts.metrics.residency_denied(call.entry.endpoint)
             raise refusal_of(decided, call.entry)
         self._grant = decided
         self._metrics.hold.observe(decided.held_ms)

@@ -104,6 +104,7 @@ class EndpointApply(Request, frozen=True):
     paused: bool = False
     overflow: OverflowBody | None = None
     fallback: FallbackBody | None = None
+    lend: bool = False
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -197,6 +198,7 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     created_ms: int
     overflow: OverflowBody | None = None
     fallback: FallbackBody | None = None
+    lend: bool = False
     limits: LimitsView
     replicas: list[ReplicaView]
     queued: int

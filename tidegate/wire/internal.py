@@ -24,13 +24,17 @@ class GatewayHello:
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """What a gateway needs to know a key: the hex SHA-256 of its secret, never the secret. `tenant` None = admin."""
+    """What a gateway needs to know a key: the hex SHA-256 of its secret, never the secret. `tenant` None = admin.
+
+    `runner` is the batch runner's own key: it acts for the tenant, key and line that its ``x-tidegate-batch`` names.
+    """
 
     digest: str
     id: str
     tenant: str | None
     expires_ms: int | None = None
     revoked: bool = False
+    runner: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class EndpointEntry:
     llama.cpp's own counts when asked) or ``usage_event`` (usage comes once, at the end). `cache_salt`: the engine
     shares cached prefixes only within a salt, which the gateway sets to the tenant's. `remote` endpoints have no
     replicas: a gateway routes to the target itself, like to a replica of `concurrency_max` slots that is always ready.
+    `serves` names the endpoint whose batch lines this one does; usage is then recorded under that name.
+    `resident`: it always has a replica, so that having none means it failed.
     """
 
     endpoint: str
@@ -78,15 +84,20 @@ class EndpointEntry:
     cache_salt: bool = False
     overflow: Overflow | None = None
     fallback: str = ""
+    resident: bool = False
+    serves: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Who may call what: replaces the gateway's previous one whole when `version` is newer."""
+    """Who may call what: replaces the gateway's previous one whole when `version` is newer. `batch` are lanes for batch
+    lines, which only the runner reaches.
+    """
 
     version: int
     keys: tuple[KeyEntry, ...]
     endpoints: tuple[EndpointEntry, ...]
+    batch: tuple[EndpointEntry, ...] = ()
 
 
 Message = (
@@ -94,23 +105,23 @@ Message = (
     | Catalog
     | plan.NodeJoined
     | plan.ReplicaChanged
+    | plan.WeightsChanged
     | plan.DemandReported
     | plan.FenceConfirmed
     | plan.Start
     | plan.Wake
     | plan.Sleep
     | plan.Stop
+    | plan.Prefetch
     | plan.Drain
     | plan.Resume
     | plan.Route
-    | plan.WeightsChanged
 )
 
 _TYPES: dict[str, type] = {t.__name__: t for t in Message.__args__}
 _DECODERS: dict[bytes, msgspec.json.Decoder[Message]] = {
     name.encode(): msgspec.json.Decoder(kind) for name, kind in _TYPES.items()
 }
-    | plan.Prefetch
 _encode = msgspec.json.Encoder().encode
 
 

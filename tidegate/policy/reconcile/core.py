@@ -192,6 +192,8 @@ class FleetCore:
         fleet.book.close(node)
         fleet.region_nodes[node.region].remove(node_id)
         del fleet.node_replicas[node_id], fleet.nodes[node_id]
+        if not fleet.region_nodes[node.region]:
+            fleet.dirty.update(dict.fromkeys(fleet.endpoints))  # some may not be served at all any more
         fleet.room_nodes.pop(node_id, None)
 
     def _node_joined(self, node: Node, statuses: tuple[ReplicaStatus, ...], now_ms: int) -> None:
@@ -210,6 +212,8 @@ class FleetCore:
             if status.state is not S.STOPPED:
                 self._adopt(node, status, now_ms)
         fleet.room_nodes[node.id] = None
+        if len(fleet.region_nodes[node.region]) == 1:
+            fleet.dirty.update(dict.fromkeys(fleet.endpoints))
 
     def _adopt(self, node: Node, status: ReplicaStatus, now_ms: int) -> None:
         fleet = self._fleet

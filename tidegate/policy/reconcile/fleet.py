@@ -96,9 +96,12 @@ class Endpoint:
     retry_ms: int = 0
     timer_ms: int | None = None
     calm_ready: int = 0
-    route: tuple[EndpointState, tuple[Target, ...], str] | None = None
+    route: tuple[EndpointState, tuple[Target, ...], str, str] | None = None
     eta_ms: int = 0
     activation_ms: int = 0
+
+    def at_home(self, fleet: "Fleet", replica: Replica) -> bool:
+        return fleet.nodes[replica.node].region == self.deployment.regions[0]
 
     def live(self, replica: Replica) -> bool:
         """Of the current generation and serving or about to."""
@@ -253,11 +256,13 @@ class Fleet:
     def count_idle(self, endpoint: Endpoint) -> None:
         """Keep `idle_bytes` true after a change of the endpoint's demand or replicas."""
         mode = endpoint.deployment.mode
-        spare = not endpoint.busy or mode is Mode.BATCH or endpoint.ready_count() > endpoint.required
+        ready = endpoint.ready_count()
+        spare = mode is Mode.BATCH or (
+            ready > endpoint.deployment.reserved and (not endpoint.busy or ready > endpoint.required)
+        )
         for replica in endpoint.replicas.values():
             outdated = replica.deployment is not endpoint.deployment
-            may_go = replica.state is S.READY and mode is not Mode.DEDICATED and spare
-            self._count(replica, may_go or (replica.state is S.READY and outdated))
+            self._count(replica, replica.state is S.READY and (spare or outdated))
 
     def _count(self, replica: Replica, idle: bool) -> None:
         if replica.counted is not idle:

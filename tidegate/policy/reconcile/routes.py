@@ -15,12 +15,13 @@ def announce(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     targets = _targets(fleet, endpoint)
     state, reason = _state(fleet, endpoint, targets)
     endpoint.eta_ms = 0 if targets else _eta_ms(fleet, endpoint, now_ms)
-    route = (state, targets, reason)
+    refusal = "residency_denied" if not targets and _stranded(fleet, endpoint) else ""
+    route = (state, targets, reason, refusal)
     if route == endpoint.route:
         return
     endpoint.route = route
     fleet.route_version = max(fleet.route_version + 1, now_ms)
-    fleet.out.append(Route(endpoint.name, fleet.route_version, state, targets, endpoint.eta_ms, reason))
+    fleet.out.append(Route(endpoint.name, fleet.route_version, state, targets, endpoint.eta_ms, reason, refusal))
 
 
 def _targets(fleet: Fleet, endpoint: Endpoint) -> tuple[Target, ...]:
@@ -47,6 +48,8 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
         return EndpointState.PAUSED, "paused by its owner"
     if targets:
         return (EndpointState.DEGRADED, endpoint.failed_reason) if failing else (EndpointState.READY, "")
+    if _stranded(fleet, endpoint):
+        return EndpointState.FAILED, f"no node in {', '.join(endpoint.deployment.regions)}; it may not run elsewhere"
     if failing:
         return EndpointState.FAILED, endpoint.failed_reason
     states = {r.state for r in endpoint.replicas.values()}
@@ -67,6 +70,11 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
     if not endpoint.loaded_once and not endpoint.replicas:
         return EndpointState.CREATING, "not loaded yet"
     return EndpointState.ASLEEP, "asleep: wakes on the next request"
+
+
+def _stranded(fleet: Fleet, endpoint: Endpoint) -> bool:
+    """There are nodes, but none where it may run."""
+    return bool(fleet.nodes) and not any(fleet.region_nodes.get(region) for region in endpoint.deployment.regions)
 
 
 def _why_waiting(fleet: Fleet, endpoint: Endpoint) -> str:

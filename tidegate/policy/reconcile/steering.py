@@ -1,10 +1,10 @@
 """One endpoint at a time: compare what it must have with what it has, and let go of or queue up for the difference."""
 
-from tidegate.domain.endpoint import Mode
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy import scaling
 from tidegate.policy.reconcile import lifecycle
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet
+from tidegate.policy.reconcile.room import Press, activate
 from tidegate.policy.reconcile.waiting import leave_queue, queue_up
 
 S = ReplicaState
@@ -26,7 +26,7 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     planned = len(endpoint.activations)
     if live + planned > want.required:
         for activation in list(endpoint.activations.values())[: live + planned - want.required]:
-            if activation.rule != "first_load":
+            if activation.rule not in ("first_load", "return_home"):
                 lifecycle.cancel(fleet, activation)
     if live >= want.required:
         endpoint.waiting_since_ms = None
@@ -36,6 +36,7 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
         leave_queue(fleet, endpoint)
     if fleet.settings.first_load and not endpoint.loaded_once and not live and not endpoint.activations:
         fleet.first_loads[endpoint.name] = None
+    _return_home(fleet, endpoint, now_ms)
     _give_back(fleet, endpoint, want, now_ms)
     if endpoint.retry_ms > now_ms:
         fleet.look_again(endpoint, endpoint.retry_ms)
@@ -52,7 +53,7 @@ def absorb(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> bool:
     required = -(-(endpoint.queued + endpoint.in_flight) // deployment.concurrency_target)
     if not 0 < endpoint.calm_ready >= required or endpoint.queued or endpoint.timer_ms is None:
         return False
-    required = max(required, deployment.min_replicas, deployment.mode is Mode.DEDICATED)
+    required = max(required, deployment.reserved)
     endpoint.required = required
     fleet.count_idle(endpoint)
     endpoint.window.push(now_ms, endpoint.required)
@@ -74,7 +75,7 @@ def _calm_ready(endpoint: Endpoint) -> int:
 
 def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
     deployment, settings = endpoint.deployment, fleet.settings
-    minimum = max(deployment.min_replicas, 1 if deployment.mode is Mode.DEDICATED else 0)
+    minimum = deployment.reserved
     if endpoint.woken_until_ms > now_ms:
         minimum = max(minimum, 1)
         fleet.look_again(endpoint, endpoint.woken_until_ms)
@@ -144,10 +145,21 @@ def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
             lifecycle.resume(fleet, replica, now_ms, "demand_returned")
 
 
+def _return_home(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
+    """What was borrowed in another region is replaced by a replica at home as soon as there is free room for it."""
+    home = endpoint.deployment.regions[0]
+    if endpoint.activations or all(endpoint.at_home(fleet, r) for r in endpoint.replicas.values() if endpoint.live(r)):
+        return
+    nodes = dict.fromkeys(fleet.region_nodes.get(home, ()))
+    if not nodes or not activate(fleet, endpoint, now_ms, "return_home", Press.GENTLE, nodes):
+        fleet.look_again(endpoint, now_ms + fleet.settings.return_home_ms)
+
+
 def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int) -> None:
     """Replicas beyond what may be retained sleep: surplus of a past peak, or quiet beyond the keep-alive."""
     ready = [r for r in endpoint.replicas.values() if r.state is S.READY and endpoint.current(r)]
-    surplus = len(ready) - want.retained
+    ready.sort(key=lambda r: endpoint.at_home(fleet, r))
+    surplus = len(ready) - max(want.retained, endpoint.deployment.min_replicas)
     rule = "scale_down" if want.retained else "idle"
     for replica in ready[: max(0, surplus)]:
         if now_ms - replica.ready_ms >= fleet.settings.residency_ms_min:
