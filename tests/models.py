@@ -55,6 +55,28 @@ def llama_of_words(**shape: Any) -> Path:
     return _cached("llama-words", shape, make)
 
 
+def lora(base: Path, seed: int, rank: int = 4, targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")) -> Path:
+    """An adapter of `base` in PEFT's layout, strong enough to change what is said."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        dice = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, weight in load_file(base / "model.safetensors").items():
+            layer = name.removesuffix(".weight")
+            if layer.rpartition(".")[2] in targets:
+                out, into = weight.shape
+                for half, shape in (("A", (rank, into)), ("B", (out, rank))):
+                    tensors[f"base_model.model.{layer}.lora_{half}.weight"] = torch.randn(shape, generator=dice) * 0.1
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": list(targets), "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    return _cached("lora", {"base": base.name, "seed": seed, "rank": rank, "targets": list(targets)}, make)
+
+
 def qwen2(*, chat_template: bool = True, **shape: Any) -> Path:
     """A `Qwen2ForCausalLM` directory; same `shape` as `llama`."""
     return _decoder("qwen2", chat_template, shape)

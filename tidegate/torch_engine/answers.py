@@ -52,7 +52,10 @@ class Answer:
 
     @property
     def _headers(self) -> dict[str, str]:
-        return {"x-tidegate-prompt-tokens": str(self._prompt_tokens), "x-tidegate-cached-tokens": "0"}
+        told = {"x-tidegate-prompt-tokens": str(self._prompt_tokens), "x-tidegate-cached-tokens": "0"}
+        if self.job.adapter is not None:  # the gateway checks that it is the one it asked for
+            told["x-tidegate-adapter"] = self.job.adapter.digest
+        return told
 
     def on_delta(self, delta: Delta) -> None:
         if not self.job.streaming:

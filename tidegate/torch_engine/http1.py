@@ -14,6 +14,7 @@ import httptools
 
 BODY_BYTES_MAX = 16 << 20  # the gateway's limit is lower and answered there; this one protects the process
 HEADER_BYTES_MAX = 64 << 10
+ADAPTER_HEADER = b"x-tidegate-adapter"
 UNREAD_BYTES_MAX = 8 << 20
 PIPELINED_MAX = 16
 
@@ -38,6 +39,7 @@ class Exchange:
     def __init__(self, connection: "Connection", method: str, path: str) -> None:
         self.method = method
         self.path = path
+        self.adapter = b""
         self.body = b""
         self.gone = False
         self.on_gone: Callable[[], None] | None = None
@@ -104,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._reading: Exchange | None = None
         self._url = b""
+        self._adapter = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._header_bytes = 0
@@ -143,9 +146,14 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url, self._body, self._body_bytes, self._in_head = b"", [], 0, True
+        self._adapter = b""
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == ADAPTER_HEADER:
+            self._adapter = value
 
     def on_headers_complete(self) -> None:
         self._in_head, self._header_bytes = False, 0
@@ -164,6 +172,7 @@ class Connection(asyncio.Protocol):
         exchange, self._reading = self._reading, None
         if exchange is None or self._close_after:
             return
+        exchange.adapter = self._adapter
         exchange.body = b"".join(self._body)
         self._body = []
         if not self._parser.should_keep_alive():

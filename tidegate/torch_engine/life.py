@@ -128,6 +128,12 @@ class Life:
         self._quiet.clear()
         self.worker.submit(job)  # type: ignore[arg-type]
 
+    def give_back(self, job: GenerationJob | EncodeJob) -> None:
+        """A job that ended, or never began, needs its adapter no more."""
+        adapter = job.adapter if isinstance(job, GenerationJob) else None
+        if adapter is not None and self.model is not None and self.model.lora is not None:
+            self.model.lora.give_back(adapter)
+
     def abort(self, job: GenerationJob | EncodeJob) -> None:
         job.aborted = True
         if self.worker is not None:
@@ -145,6 +151,7 @@ class Life:
         for job in ended:
             answer = self._live.pop(job)
             answer.on_end()
+            self.give_back(job)
         self._note_quiet()
 
     def _encoded_threadsafe(self, ended: list[EncodeJob]) -> None:
@@ -181,7 +188,7 @@ class Life:
             begun, before = time.perf_counter(), memory.process_bytes()
             if self.state == "ready":
                 self.state = "asleep"
-                await self._errand(model.residency.sleep)
+                await self._errand(model.sleep)
             after = memory.process_bytes()
             held = await self._errand(model.residency.accelerator_bytes)
             return {

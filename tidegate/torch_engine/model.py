@@ -10,6 +10,7 @@ import torch
 from tidegate.torch_engine import kv, loader, memory
 from tidegate.torch_engine.faults import MemoryFault, ModelFault
 from tidegate.torch_engine.loader import Kind
+from tidegate.torch_engine.lora import Lora
 from tidegate.torch_engine.options import Options
 from tidegate.torch_engine.residency import CpuResidency, CudaResidency, Residency
 from tidegate.torch_engine.runner import EncoderRunner, GenerativeRunner, kv_shape
@@ -50,6 +51,13 @@ class Loaded:
     defaults: Defaults = Defaults()
     labels: tuple[str, ...] = ()
     multi_label: bool = False
+    lora: Lora | None = None
+
+    def sleep(self) -> None:
+        """Gives accelerator memory back; adapters are read again when asked for."""
+        if self.lora is not None:
+            self.lora.forget()
+        self.residency.sleep()
 
     def canary(self) -> list[int]:
         """Greedy tokens for a fixed text, or a rounded digest of its vector. Same weights, same answer."""
@@ -101,10 +109,12 @@ def _generative(
         left = options.memory_bytes - weights.tensor_bytes
     else:
         left = memory.available_bytes() // 2
+    left -= options.adapter_bytes_max
     plan = kv.plan(shape, bytes_max=left, slots=options.slots, context_tokens_max=context, backed=device.type != "cpu")
     store = kv.KvStore(shape, plan, device)
     residency = _residency(weights, model, store, device)
-    runner = GenerativeRunner(model, store)
+    lora = Lora(model, options.adapter_bytes_max) if options.adapter_bytes_max else None
+    runner = GenerativeRunner(model, store, lora)
     runner.warm_up()
     generation = _optional_json(spec.folder / "generation_config.json")
     return Loaded(
@@ -122,6 +132,7 @@ def _generative(
             float(_given(generation, "top_p", 1.0)),
             int(_given(generation, "top_k", 0)),
         ),
+        lora=lora,
     )
 
 

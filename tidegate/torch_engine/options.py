@@ -15,6 +15,7 @@ class Options:
     """`memory_bytes` caps weights and KV cache together; None means the KV cache may take half of what is available.
 
     `context_tokens_max` is an upper bound: the model's own context and what fits may be less (`/control/state` tells).
+    `adapter_bytes_max` is set aside of the memory for LoRA adapters; 0: this engine takes none.
     `lifeline` is a pipe's read end: when it reaches its end, the engine does.
     """
 
@@ -28,6 +29,7 @@ class Options:
     prefill_tokens_max: int = PREFILL_TOKENS_MAX
     waiting_requests_max: int = WAITING_REQUESTS_MAX
     device: str = "auto"
+    adapter_bytes_max: int = 0
     lifeline: int | None = None
 
     @property

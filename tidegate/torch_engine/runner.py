@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
+from tidegate.torch_engine.adapter import Adapter
 from tidegate.torch_engine.attention import Chunk, FlatBatch, RowAttention
 from tidegate.torch_engine.faults import EngineError, ModelFault
 from tidegate.torch_engine.kv import KvShape, KvStore
+from tidegate.torch_engine.lora import Lora
 
 CANARY_TOKENS = 8
 
@@ -27,9 +29,10 @@ def kv_shape(config: Any, dtype: torch.dtype) -> KvShape:
 class GenerativeRunner:
     """Owner of the forward. Runs on the step loop's thread only."""
 
-    def __init__(self, model: Any, store: KvStore) -> None:
+    def __init__(self, model: Any, store: KvStore, lora: Lora | None = None) -> None:
         self.model = model
         self.store = store
+        self.lora = lora
         self.attention = RowAttention(store)
 
     def warm_up(self) -> None:
@@ -47,11 +50,17 @@ class GenerativeRunner:
             raise ModelFault(f"architecture {type(self.model).__name__} has layers without plain attention: not served")
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int], batch: FlatBatch, sampled: Sequence[int]) -> torch.Tensor:
-        """Logits [len(sampled), vocab] at those places of the flat batch. `tokens` are the batch's input ids."""
+    def step(
+        self, tokens: Sequence[int], batch: FlatBatch, sampled: Sequence[int], adapters: Sequence[Adapter | None] = ()
+    ) -> torch.Tensor:
+        """Logits [len(sampled), vocab] at those places of the flat batch. `tokens` are the batch's input ids,
+        `adapters` what each of them asks for (left out: the base alone).
+        """
         batch.prepare(self.store)
         device = self.store.device
         self.attention.batch = batch
+        if self.lora is not None:
+            self.lora.begin(adapters)
         try:
             if not sampled:  # chunks of a prompt that goes on: K and V are written, nobody reads the logits
                 self.model.base_model(
@@ -66,6 +75,8 @@ class GenerativeRunner:
             )
         finally:
             self.attention.batch = None
+            if self.lora is not None:
+                self.lora.end()
         return out.logits[0]  # type: ignore[no-any-return]
 
     def canary(self, prompt: Sequence[int]) -> list[int]:

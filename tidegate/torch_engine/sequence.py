@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tidegate.torch_engine.adapter import Adapter
 from tidegate.torch_engine.sampler import SamplerState, SamplingParams, TokenLogprobs, state
 from tidegate.torch_engine.stops import StopMatcher
 from tidegate.torch_engine.text import TextCodec, TextStream
@@ -21,6 +22,7 @@ class GenerationJob:
     choices: int
     params: SamplingParams
     streaming: bool
+    adapter: Adapter | None = None
     aborted: bool = False
     sequences_left: int = 0
 

@@ -11,12 +11,14 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from tidegate.domain.errors import Refusal
 from tidegate.torch_engine import encode_api, generate_api
+from tidegate.torch_engine.adapter import Adapter
 from tidegate.torch_engine.answers import Answer
 from tidegate.torch_engine.encode_loop import EncodeJob
-from tidegate.torch_engine.faults import EXIT_OK, EXIT_SOCKET
+from tidegate.torch_engine.faults import EXIT_OK, EXIT_SOCKET, ModelFault
 from tidegate.torch_engine.http1 import Connection, Exchange
 from tidegate.torch_engine.life import Life, NotServing
 from tidegate.torch_engine.model import Loaded
@@ -99,10 +101,10 @@ class Server:
             model = self.life.check_serving()
             if model.kind not in _KINDS[exchange.path]:
                 raise Refusal("wrong_endpoint_kind", f"this model is for {model.kind} requests, not {exchange.path}")
-            if len(exchange.body) > INLINE_BODY_BYTES_MAX:
+            if len(exchange.body) > INLINE_BODY_BYTES_MAX or exchange.adapter:
                 self._spawn(self._serve_long(exchange, model))
                 return
-            self._submit(exchange, _prepare(exchange.path, exchange.body, model))
+            self._submit(exchange, _prepare(exchange, model))
         except Refusal as refusal:
             _refuse(exchange, refusal)
         except NotServing as reason:
@@ -110,8 +112,12 @@ class Server:
 
     async def _serve_long(self, exchange: Exchange, model: Loaded) -> None:
         try:
-            prepared = await self.life.loop.run_in_executor(None, _prepare, exchange.path, exchange.body, model)
-            self.life.check_serving()  # it may have gone to sleep meanwhile
+            prepared = await self.life.loop.run_in_executor(None, _prepare, exchange, model)
+            try:
+                self.life.check_serving()  # it may have gone to sleep meanwhile
+            except (Refusal, NotServing):
+                self.life.give_back(prepared[0])
+                raise
             self._submit(exchange, prepared)
         except Refusal as refusal:
             _refuse(exchange, refusal)
@@ -122,6 +128,7 @@ class Server:
         job, answer = prepared
         exchange.body = b""
         if exchange.gone:
+            self.life.give_back(job)
             return
         exchange.on_gone = lambda: self.life.abort(job)
         self.life.submit(job, answer(exchange))
@@ -143,8 +150,9 @@ class Server:
             self.life._on_death(error)
 
 
-def _prepare(path: str, body: bytes, model: Loaded) -> Prepared:
-    """Raises Refusal. Runs on the loop or, for a long body, beside it: touches nothing but its arguments."""
+def _prepare(exchange: Exchange, model: Loaded) -> Prepared:
+    """Raises Refusal. Runs on the loop or, for a long body or an adapter, beside it: only reads its arguments."""
+    path, body = exchange.path, exchange.body
     if path in _ENCODE:
         encode_job, finish = _ENCODE[path](body, model)
 
@@ -156,7 +164,21 @@ def _prepare(path: str, body: bytes, model: Loaded) -> Prepared:
         return encode_job, answer_encoded
     make = generate_api.chat_job if path == "/v1/chat/completions" else generate_api.completion_job
     request, job = make(body, model)
+    job.adapter = _adapter(exchange.adapter, model)
     return job, lambda exchange: Answer(exchange, job, model.codec, request)
+
+
+def _adapter(header: bytes, model: Loaded) -> Adapter | None:
+    """``DIGEST FOLDER`` (the folder percent-encoded) of the gateway's header: the adapter, read if it is not here."""
+    if not header:
+        return None
+    if model.lora is None:
+        raise Refusal("endpoint_failed", "this base was not started to take adapters (adapter_bytes_max)")
+    digest, _, folder = header.decode("ascii", "replace").partition(" ")
+    try:
+        return model.lora.take(digest, Path(unquote(folder)))
+    except ModelFault as fault:
+        raise Refusal("endpoint_failed", fault.reason) from fault
 
 
 def _refuse(exchange: Exchange, refusal: Refusal) -> None:

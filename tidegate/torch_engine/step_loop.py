@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
+from tidegate.torch_engine.adapter import Adapter
 from tidegate.torch_engine.attention import Chunk, FlatBatch
 from tidegate.torch_engine.runner import GenerativeRunner
 from tidegate.torch_engine.sampler import sample
@@ -147,7 +148,7 @@ class StepLoop(Worker[GenerationJob]):
                 sampled += heirs
                 places += [chunk.offset + chunk.length - 1] * len(heirs)
         batch = FlatBatch([s.row for s in decoding], [s.computed for s in decoding], chunks)
-        logits = self.runner.step(tokens, batch, places)
+        logits = self.runner.step(tokens, batch, places, self._adapters(decoding, prefilled))
         for sequence in decoding:
             sequence.computed += 1
         for sequence, chunk in prefilled:
@@ -155,6 +156,15 @@ class StepLoop(Worker[GenerationJob]):
             if not sequence.pending:
                 self._fork(sequence)
         return self._sample(logits, sampled) if sampled else []
+
+    def _adapters(self, decoding: Items[Sequence], prefilled: Items[tuple[Sequence, Chunk]]) -> list[Adapter | None]:
+        """By token of the batch; nothing where this engine takes no adapters."""
+        if self.runner.lora is None:
+            return []
+        wanted = [s.job.adapter for s in decoding]
+        for sequence, chunk in prefilled:
+            wanted += [sequence.job.adapter] * chunk.length
+        return wanted
 
     def _chunks(self, offset: int, budget: int) -> tuple[list[Chunk], list[tuple[Sequence, Chunk]]]:
         prefilled: list[tuple[Sequence, Chunk]] = []
