@@ -223,7 +223,7 @@ def test_a_foreign_program_and_all_it_started_end_with_it_and_with_us(tmp_path: 
         process = Process.start([*PYTHON, FAMILY, str(pid_file)], lifeline=lifeline)
         await until(lambda: pid_file.exists() and pid_file.read_text() != "")
         child = os.pidfd_open(int(pid_file.read_text()))
-        await until(lambda: held_by_session(process.pid) > 8 << 20)
+        await until(lambda: held_by_session(process.pid).own > 8 << 20)
         assert pid_file.stat().st_mode & 0o077 == 0
         match end:
             case "killed":

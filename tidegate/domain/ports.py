@@ -152,6 +152,11 @@ class EngineDriver(Protocol):
 
     async def start(self, order: StartOrder) -> Engine: ...
 
+    @property
+    def why_not(self) -> str:
+        """Why `sleeps` is False, safe to show; empty while it is True."""
+        ...
+
     async def close(self) -> None: ...
 
 

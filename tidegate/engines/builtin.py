@@ -48,7 +48,7 @@ class BuiltinEngine:
     def __init__(self, process: Process, socket: Path, model: Path, limits: BuiltinLimits, *, on_cpu: bool) -> None:
         self._process, self._socket, self._limits, self._on_cpu = process, socket, limits, on_cpu
         self._weights = sorted(model.glob("*.safetensors"))
-        self._client = ControlClient(str(socket))
+        self._client = ControlClient(f"unix:{socket}")
         self._failure = ""
         self._was_ready = False
         self._asleep = False
@@ -183,6 +183,10 @@ class BuiltinDriver:
     @property
     def sleeps(self) -> bool:
         return True
+
+    @property
+    def why_not(self) -> str:
+        return ""
 
     @property
     def template(self) -> Template:

@@ -31,7 +31,7 @@ def discover(kind: str, *, cpu_count: int, cpu_memory_bytes: int) -> tuple[Accel
 
 def nvidia() -> tuple[Accelerator, ...]:
     """Every GPU NVML shows, ``gpu-0…`` in its order; none when the library or the driver is absent."""
-    with _nvml() as nvml:
+    with nvml_library() as nvml:
         if nvml is None:
             return ()
         found = []
@@ -45,7 +45,7 @@ def nvidia() -> tuple[Accelerator, ...]:
 
 
 @contextmanager
-def _nvml() -> "Iterator[Any]":
+def nvml_library() -> "Iterator[Any]":
     """The initialised NVML module, or None where it cannot be used (https://docs.nvidia.com/deploy/nvml-api/)."""
     try:
         import pynvml

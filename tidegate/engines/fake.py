@@ -149,6 +149,10 @@ class FakeDriver:
     def sleeps(self) -> bool:
         return self._sleeps
 
+    @property
+    def why_not(self) -> str:
+        return "" if self._sleeps else "told not to"
+
     async def start(self, order: StartOrder) -> FakeEngine:
         script = self._script if isinstance(self._script, FakeScript) else self._script(order)
         if "start" in script.hang:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from tidegate.domain.endpoint import ModelKind, ModelProfile
 from tidegate.domain.errors import Refusal
+from tidegate.engines.gguf import inspect_gguf
 
 HEADER_BYTES_MAX = 100_000_000  # the format's own bound
 JSON_BYTES_MAX = 64 << 20
@@ -38,10 +39,12 @@ class Tensors:
 
 
 class FileInspector:
-    """Implements `ModelInspector` for plain paths and ``file:///dir``."""
+    """Implements `ModelInspector` for plain paths and ``file:///dir``, and for single GGUF files by either."""
 
     def inspect(self, source: str) -> ModelProfile:
         """Refusal("invalid_configuration") with param ``model`` says what is missing, truncated or not allowed."""
+        if is_gguf(source):
+            return inspect_gguf(source, _gguf_file(source))
         directory = _directory(source)
         config = _json(directory / "config.json", required=True)
         _refuse_code(directory, config)
@@ -68,6 +71,20 @@ def _refuse(message: str) -> Refusal:
 def model_path(source: str) -> Path:
     """The directory a plain path or ``file:///dir`` names."""
     return Path(unquote(urlsplit(source).path) if source.startswith("file://") else source)
+
+
+def is_gguf(source: str) -> bool:
+    """Whether a source names a GGUF file: what llama.cpp loads, and no other engine."""
+    return source.lower().endswith(".gguf")
+
+
+def _gguf_file(source: str) -> Path:
+    file = model_path(source)
+    if "\0" in source or not file.is_absolute():
+        raise _refuse("the path of a GGUF file must be absolute")
+    if not file.is_file():
+        raise _refuse("no such file")
+    return file
 
 
 def _directory(source: str) -> Path:

@@ -304,25 +304,37 @@ def _read(pid: int, what: str) -> bytes:
 _ROLLUP = re.compile(rb"^Pss_(?:Anon|Shmem): +(\d+) kB$", re.M)
 
 
-def held_by_session(leader: int, files: Iterable[Path] = ()) -> int:
-    """Bytes held by all processes of the session `leader` began: anonymous, shared, and resident pages of `files`.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes a session holds: anonymous and shared memory of its own, and resident pages of some files."""
+
+    own: int
+    of_files: int
+
+    @property
+    def total(self) -> int:
+        return self.own + self.of_files
+
+
+def held_by_session(leader: int, files: Iterable[Path] = ()) -> Held:
+    """What all processes of the session `leader` began hold.
 
     Program text is left out: it is the same for every engine on the machine. EngineFault when the leader is gone.
     """
     files = tuple(files)
-    held = _held(leader, files)
-    for pid in _session(leader):
+    found = [_held(leader, files)]
+    for pid in session_of(leader):
         with contextlib.suppress(EngineFault):  # a worker that ended while we looked holds nothing
-            held += _held(pid, files)
-    return held
+            found.append(_held(pid, files))
+    return Held(sum(held.own for held in found), sum(held.of_files for held in found))
 
 
-def _held(pid: int, files: tuple[Path, ...]) -> int:
+def _held(pid: int, files: tuple[Path, ...]) -> Held:
     own = sum(int(kib) for kib in _ROLLUP.findall(_read(pid, "smaps_rollup"))) * 1024
-    return own + (memory_of(pid, files).of_files if files else 0)
+    return Held(own, memory_of(pid, files).of_files if files else 0)
 
 
-def _session(leader: int) -> list[int]:
+def session_of(leader: int) -> list[int]:
     """Everybody of the session but its leader."""
     found = []
     for entry in os.scandir("/proc"):

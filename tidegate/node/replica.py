@@ -156,7 +156,8 @@ class Replica:
             self._report(self.status)
             return
         if not self._driver.sleeps:
-            self._stop_reason = "this engine cannot give memory back here, so it stops instead of sleeping"
+            why = self._driver.why_not
+            self._stop_reason = f"this engine cannot give memory back here, so it stops instead of sleeping ({why})"
             raise _StopAsked
         engine = self._living_engine()
         limits = self._limits
