@@ -92,6 +92,19 @@ class CapacityConfig(Section):
     wait_ms_max: int = Field(default=10_000, ge=100)
 
 
+class WeightsConfig(Section):
+    """Where weights come from. Secrets not given here are looked for where each library's users keep them."""
+
+    hub_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    hub_token: SecretStr | None = None
+    hub_token_file: Path | None = None
+    s3_endpoint: Annotated[str, Field(pattern=r"^(https?://.+)?$")] = ""
+    s3_region: str = ""
+    s3_credentials_file: Path | None = None
+    connections: int = Field(default=8, ge=1, le=64)
+    fetch_ms_max: int = Field(default=3_600_000, ge=1_000)
+
+
 class PriceConfig(Section):
     """One price plan in decimal USD, as text so that it stays exact."""
 
@@ -161,6 +174,7 @@ class Config(BaseSettings):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
+    weights: WeightsConfig = Field(default_factory=WeightsConfig)
     prices: dict[str, PriceConfig] = Field(default_factory=lambda: {"default": PriceConfig()})
     price_terms: tuple[PriceTermsConfig, ...] = ()
     tenants: tuple[TenantConfig, ...] = ()

@@ -19,6 +19,7 @@ from tidegate.assemble.settings import (
     node_of,
 )
 from tidegate.assemble.sockets import StartError, listen_unix
+from tidegate.assemble.weights import inspector, node_weights
 from tidegate.billing.api import routes
 from tidegate.billing.service import Billing
 from tidegate.config import Config
@@ -30,7 +31,6 @@ from tidegate.domain.ledger import EndpointFacts
 from tidegate.domain.ports import Clock
 from tidegate.engines.builtin import BuiltinDriver
 from tidegate.engines.discover import discover
-from tidegate.engines.inspect import FileInspector
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Lifeline, Restart
 from tidegate.node.agent import NodeAgent
@@ -122,7 +122,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
     control = Control(
         store=ground.state,
-        inspector=FileInspector(),
+        inspector=inspector(config, ground.data),
         core=FleetCore(core_settings(config, limits, accelerators)),
         listener=await listen(control_address),
         clock=clock,
@@ -147,6 +147,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         connect=connector(control_address),
         clock=clock,
         limits=limits,
+        weights=await asyncio.to_thread(node_weights, config, ground.data),
     )
     app = build_app(control, routes(billing, control.authorize))
     gateway = GatewayProcess(

@@ -32,7 +32,11 @@ def control_settings(config: Config, accelerators: tuple[Accelerator, ...]) -> C
 
 
 def node_limits(config: Config) -> NodeLimits:
-    return NodeLimits(start_ms_max=config.engine.start_ms_max, drain_ms_max=config.engine.drain_ms_max)
+    return NodeLimits(
+        fetch_ms_max=config.weights.fetch_ms_max,
+        start_ms_max=config.engine.start_ms_max,
+        drain_ms_max=config.engine.drain_ms_max,
+    )
 
 
 def gateway_limits(config: Config) -> GatewayLimits:
@@ -55,7 +59,7 @@ def core_settings(config: Config, limits: NodeLimits, accelerators: tuple[Accele
         wait_ms_max=config.capacity.wait_ms_max,
         residency_ms_min=config.capacity.residency_ms_min,
         idle_ms_max=config.capacity.keep_alive_ms,
-        start_ms_max=limits.start_ms_max + limits.canary_ms_max + SLACK_MS,
+        start_ms_max=limits.fetch_ms_max + limits.start_ms_max + limits.canary_ms_max + SLACK_MS,
         wake_ms_max=limits.wake_ms_max + limits.canary_ms_max + SLACK_MS,
         sleep_ms_max=limits.drain_ms_max + limits.sleep_ms_max + SLACK_MS,
         stop_ms_max=limits.stop_ms_max + SLACK_MS,

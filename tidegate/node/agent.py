@@ -10,9 +10,21 @@ from collections.abc import Mapping
 
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.fleet import Node
-from tidegate.domain.plan import NodeJoined, ReplicaChanged, ReplicaStatus, Sleep, Start, Stop, Wake
-from tidegate.domain.ports import Clock, Connect, EngineDriver, Link
+from tidegate.domain.plan import (
+    NodeJoined,
+    Prefetch,
+    ReplicaChanged,
+    ReplicaStatus,
+    Sleep,
+    Start,
+    Stop,
+    Wake,
+    WeightsChanged,
+)
+from tidegate.domain.ports import Clock, Connect, EngineDriver, Link, Weights
+from tidegate.domain.replica import ReplicaState
 from tidegate.node.limits import NodeLimits
+from tidegate.node.prefetch import Prefetcher
 from tidegate.node.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -29,10 +41,16 @@ class NodeAgent:
         connect: Connect,
         clock: Clock,
         limits: NodeLimits = NodeLimits(),
+        weights: Weights | None = None,
     ) -> None:
         self._node, self._drivers, self._connect, self._limits = node, drivers, connect, limits
-        self._supervisor = Supervisor(node=node, drivers=drivers, clock=clock, limits=limits, report=self._report)
-        self._reports: asyncio.Queue[ReplicaStatus] | None = None
+        self._supervisor = Supervisor(
+            node=node, drivers=drivers, clock=clock, limits=limits, report=self._report, weights=weights
+        )
+        self._weights = weights
+        self._prefetcher = Prefetcher(weights, self._tell_weights) if weights is not None else None
+        self._told: tuple[str, ...] | None = None
+        self._reports: asyncio.Queue[ReplicaChanged | WeightsChanged] | None = None
         self._overflow = asyncio.Event()
         self._link: Link | None = None
         self._closing = asyncio.Event()
@@ -58,6 +76,8 @@ class NodeAgent:
 
     async def close(self) -> None:
         """Stops all replicas, reports them, then ends the link and the drivers. Idempotent."""
+        if self._prefetcher is not None:
+            await self._prefetcher.close()
         await self._supervisor.close()
         await self._flush()
         self._closing.set()
@@ -69,6 +89,7 @@ class NodeAgent:
         """One connection's life. The snapshot and the queue begin in the same step, so no change falls between them."""
         self._reports = asyncio.Queue(self._limits.reports_max)
         await link.send(NodeJoined(self._node, self._supervisor.statuses))
+        self._tell_weights()
         parts = {
             asyncio.create_task(part)
             for part in (self._send(link, self._reports), self._receive(link), self._watch_overflow())
@@ -83,10 +104,9 @@ class NodeAgent:
                 part.cancel()
             await asyncio.wait(parts)
 
-    async def _send(self, link: Link, reports: asyncio.Queue[ReplicaStatus]) -> None:
+    async def _send(self, link: Link, reports: asyncio.Queue[ReplicaChanged | WeightsChanged]) -> None:
         while True:
-            status = await reports.get()
-            await link.send(ReplicaChanged(status))
+            await link.send(await reports.get())
             reports.task_done()
 
     async def _receive(self, link: Link) -> None:
@@ -95,6 +115,9 @@ class NodeAgent:
             if isinstance(message, Start | Wake | Sleep | Stop):
                 log.info("node %s: %s %s: %s", self._node.id, type(message).__name__, message.replica, message.reason)
                 self._supervisor.carry_out(message)
+            elif isinstance(message, Prefetch) and self._prefetcher is not None:
+                log.info("node %s: Prefetch %s: %s", self._node.id, message.model.source, message.reason)
+                self._prefetcher.take(message)
             else:
                 raise LinkFault(f"a {type(message).__name__} message is not for a node")
 
@@ -107,10 +130,23 @@ class NodeAgent:
     def _report(self, status: ReplicaStatus) -> None:
         if status.reason:
             log.info("replica %s of %s: %s: %s", status.replica, status.endpoint, status.state, status.reason)
+        self._put(ReplicaChanged(status))
+        if status.state is ReplicaState.READY:
+            self._tell_weights(changed=True)
+
+    def _tell_weights(self, *, changed: bool = False) -> None:
+        """What is on the disk now; `changed`: only if it is something else than was told last."""
+        if self._weights is not None:
+            present = self._weights.present()
+            if not changed or present != self._told:
+                self._told = present
+                self._put(WeightsChanged(self._node.id, present))
+
+    def _put(self, report: ReplicaChanged | WeightsChanged) -> None:
         if self._reports is None:
-            return  # no link: the next NodeJoined says it
+            return  # no link: what the next one begins with says it
         try:
-            self._reports.put_nowait(status)
+            self._reports.put_nowait(report)
         except asyncio.QueueFull:
             self._overflow.set()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 class NodeLimits:
     """Times in ms. A step that outlasts its bound is a fault: the engine is killed, and reported."""
 
+    fetch_ms_max: int = 3_600_000
     start_ms_max: int = 120_000
     drain_ms_max: int = 60_000
     sleep_ms_max: int = 10_000

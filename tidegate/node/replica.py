@@ -11,15 +11,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
-from tidegate.domain.errors import EngineFault
+from tidegate.domain.endpoint import ModelProfile
+from tidegate.domain.errors import EngineFault, WeightFault
 from tidegate.domain.plan import NodeCommand, ReplicaStatus, Sleep, Start, Stop, Wake
-from tidegate.domain.ports import Clock, Engine, EngineDriver, Memory, StartOrder
+from tidegate.domain.ports import Clock, Engine, EngineDriver, HeldWeights, Memory, StartOrder, Weights
 from tidegate.domain.replica import ReplicaEvent, ReplicaState, step
 from tidegate.node.limits import NodeLimits
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+PROGRESS_PERCENT = 10  # each report of a download is a line of the audit log
 Report = Callable[[ReplicaStatus], None]
 
 
@@ -43,7 +45,10 @@ class Replica:
         clock: Clock,
         limits: NodeLimits,
         report: Report,
+        weights: Weights | None = None,
     ) -> None:
+        self._weights = weights
+        self._held: HeldWeights | None = None
         self._order, self._driver, self._clock, self._limits, self._report = order, driver, clock, limits, report
         self._reserved_bytes = start.accelerator_bytes
         self._mailbox: deque[Wake | Sleep] = deque()
@@ -97,7 +102,7 @@ class Replica:
             reason = self._stop_reason
         except _Exited as exited:
             reason = str(exited)
-        except EngineFault as fault:
+        except (EngineFault, WeightFault) as fault:
             reason = fault.reason
             self._step(ReplicaEvent.FAIL, reason=reason, address="")
         finally:
@@ -107,6 +112,8 @@ class Replica:
 
     async def _start(self) -> None:
         self._step(ReplicaEvent.START)
+        if self._weights is not None:
+            await self._fetch(self._weights)
         began_ms = self._clock.now_ms()
         limits = self._limits
         await self._bounded(self._launch(), limits.start_ms_max, "start")
@@ -115,6 +122,25 @@ class Replica:
         await self._bounded(engine.ready(), max(left_ms, 1), "become ready")
         self._canary = await self._bounded(engine.canary(), limits.canary_ms_max, "answer the canary")
         await self._admit(began_ms)
+
+    async def _fetch(self, weights: Weights) -> None:
+        """The engine's weights are here and held before it starts; its driver is told where, never where from."""
+        deployment = self._order.deployment
+        held = await self._bounded(
+            self._hold(weights, deployment.model), self._limits.fetch_ms_max, "fetch its weights"
+        )
+        local = replace(deployment, model=replace(deployment.model, source=held.path))
+        self._order = replace(self._order, deployment=local)
+        self.status = replace(self.status, reason="")
+
+    async def _hold(self, weights: Weights, model: ModelProfile) -> HeldWeights:
+        """Kept in the same step that got it, so that a Stop arriving right then does not leave it held."""
+        self._held = await weights.hold(model, self._fetching)
+        return self._held
+
+    def _fetching(self, percent: int) -> None:
+        if self.status.state is ReplicaState.STARTING and percent % PROGRESS_PERCENT == 0:
+            self._publish(replace(self.status, reason=f"downloading {percent} %"))
 
     async def _launch(self) -> None:
         """Keeps the engine in the same step that got it: a Stop arriving right then must not lose a running process."""
@@ -189,6 +215,8 @@ class Replica:
                 self._publish(replace(self.status, reason=f"{reason}; its process does not end"))
                 await self._exited
             self._exited.cancel()
+        if self._held is not None:
+            self._held.release()
         self._step(ReplicaEvent.EXITED, memory=Memory(0, 0), reason=reason, address="")
 
     # --- means ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tidegate.domain.fleet import Node
 from tidegate.domain.plan import NodeCommand, ReplicaStatus, Sleep, Start, Stop, Wake
-from tidegate.domain.ports import Clock, EngineDriver, StartOrder
+from tidegate.domain.ports import Clock, EngineDriver, StartOrder, Weights
 from tidegate.domain.replica import ReplicaState
 from tidegate.node.limits import NodeLimits
 from tidegate.node.replica import Replica, Report
@@ -20,8 +20,16 @@ class Supervisor:
     """Carries out node commands. Each is answered by a report; none ever starts a second engine for a replica."""
 
     def __init__(
-        self, *, node: Node, drivers: Mapping[str, EngineDriver], clock: Clock, limits: NodeLimits, report: Report
+        self,
+        *,
+        node: Node,
+        drivers: Mapping[str, EngineDriver],
+        clock: Clock,
+        limits: NodeLimits,
+        report: Report,
+        weights: Weights | None = None,
     ) -> None:
+        self._weights = weights
         self._node, self._drivers, self._clock, self._limits, self._report = node, drivers, clock, limits, report
         self._accelerators = {accelerator.id: accelerator for accelerator in node.accelerators}
         self._replicas: dict[str, Replica] = {}
@@ -73,6 +81,7 @@ class Supervisor:
             clock=self._clock,
             limits=self._limits,
             report=self._report,
+            weights=self._weights,
         )
         task = asyncio.create_task(replica.run(), name=f"replica {command.replica}")
         self._replicas[command.replica], self._tasks[command.replica] = replica, task

@@ -24,6 +24,7 @@ from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceUnavailable
 from tidegate.engines.weights.source import RemoteFile, RemoteModel, place
 
 HASH_BYTES = 8 << 20
+POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +83,19 @@ class Download:
         self._done_bytes = sum(end - start for _, start, end in done)
         ranges = deque(r for r in self._ranges() if r not in done)
         progress(self._percent())
-        with _disk_faults(), self._open_all() as descriptors, ThreadPoolExecutor(self._limits.connections) as pool:
-            work = [
-                pool.submit(self._work, ranges, descriptors, progress, stop)
+        with _disk_faults():
+            descriptors = self._open_all()
+            errors: list[BaseException] = []
+            workers = [
+                threading.Thread(target=self._work, args=(ranges, descriptors, errors, progress, stop), daemon=True)
                 for _ in range(min(self._limits.connections, len(ranges)))
             ]
-        errors = [error for task in work if (error := task.exception()) is not None]
-        if errors:  # the others only stopped because of the first
-            with _disk_faults():
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                if stop.wait(POLL_S):  # one may sit in a read for a minute more: nobody waits for it, it can do no harm
+                    raise Stopped("the download was stopped")
+            if errors:  # the others only stopped because of the first
                 raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
 
     def verify(self) -> dict[str, str]:
@@ -103,12 +109,14 @@ class Download:
     def _work(
         self,
         ranges: "deque[tuple[int, int, int]]",
-        descriptors: list[int],
+        descriptors: "_Descriptors",
+        errors: list[BaseException],
         progress: Callable[[int], None],
         stop: threading.Event,
     ) -> None:
+        """One connection. What it writes after a stop is right all the same: true bytes at their place in this plan."""
         try:
-            while True:
+            while ranges:
                 try:
                     index, start, end = ranges.popleft()
                 except IndexError:
@@ -116,12 +124,12 @@ class Download:
                 if stop.is_set() or self._failed.is_set():
                     raise Stopped("the download was stopped")
                 body = self._read(self._files[index].name, start, end, stop)
-                _pwrite(descriptors[index], body, start)
-                os.fdatasync(descriptors[index])
-                self._note(descriptors[-1], (index, start, end), progress)
-        except BaseException:
+                _pwrite(descriptors.files[index], body, start)
+                os.fdatasync(descriptors.files[index])
+                self._note(descriptors.journal, (index, start, end), progress)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever runs the download
+            errors.append(error)
             self._failed.set()
-            raise
 
     def _read(self, name: str, start: int, end: int, stop: threading.Event) -> bytes:
         wait_ms = self._limits.wait_ms_min
@@ -166,22 +174,11 @@ class Download:
         known = set(self._ranges())
         return {found for line in lines if (found := _parsed(line)) in known}
 
-    @contextmanager
-    def _open_all(self) -> Iterator[list[int]]:
-        """One descriptor a file, in the plan's order, and the journal's last."""
-        descriptors: list[int] = []
-        try:
-            for file in self._files:
-                descriptors.append(os.open(self.files / file.name, os.O_RDWR | os.O_CLOEXEC))
-            descriptors.append(
-                os.open(self._folder / "journal", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            )
-            if (size := os.fstat(descriptors[-1]).st_size) and os.pread(descriptors[-1], 1, size - 1) != b"\n":
-                os.write(descriptors[-1], b"\n")  # a torn last line ends here, or the next one would be lost with it
-            yield descriptors
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+    def _open_all(self) -> "_Descriptors":
+        opened = _Descriptors([self.files / file.name for file in self._files], self._folder / "journal")
+        if (size := os.fstat(opened.journal).st_size) and os.pread(opened.journal, 1, size - 1) != b"\n":
+            os.write(opened.journal, b"\n")  # a torn last line ends here, or the next one would be lost with it
+        return opened
 
     def _verified(self, file: RemoteFile) -> str:
         kind, _, wanted = file.check.partition(":")
@@ -190,6 +187,22 @@ class Download:
         if kind in ("sha256", "git") and compared != wanted:
             raise Corrupt(f"{file.name} does not match the checksum its source gives; it was put into quarantine")
         return found
+
+
+class _Descriptors:
+    """Files of the plan in its order, and the journal. Closed once the last thread that may use them let go."""
+
+    def __init__(self, files: list[Path], journal: Path) -> None:
+        self.files: list[int] = []
+        self.journal = -1
+        for path in files:
+            self.files.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        self.journal = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __del__(self) -> None:
+        for descriptor in (*self.files, self.journal):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

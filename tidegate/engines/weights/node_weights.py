@@ -1,9 +1,9 @@
 """The weights of one node as its replicas ask for them: local directories in place, remote models from the cache."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tidegate.domain.endpoint import ModelProfile
@@ -17,11 +17,11 @@ FETCHES_MAX = 8  # models at once; each has connections of its own
 
 
 class NodeWeights:
-    """Implements `Weights`. Its threads are its own: a download of minutes must not hold up anything else's."""
+    """Implements `Weights`."""
 
     def __init__(self, cache: DiskCache) -> None:
         self._cache = cache
-        self._pool = ThreadPoolExecutor(FETCHES_MAX, "weights")
+        self._turns = asyncio.Semaphore(FETCHES_MAX)
         self._seen: dict[str, tuple[object, ...]] = {}  # local directories: what was verified, so that it is once
 
     def present(self) -> tuple[str, ...]:
@@ -30,22 +30,15 @@ class NodeWeights:
     async def hold(self, model: ModelProfile, progress: Callable[[int], None]) -> Hold:
         loop = asyncio.get_running_loop()
         if parse(model.source) is None:
-            return await loop.run_in_executor(self._pool, self._local, model)
+            return await _on_thread(lambda: self._local(model), threading.Event())
         stop = threading.Event()
 
         def tell(percent: int) -> None:
-            loop.call_soon_threadsafe(progress, percent)
+            if not stop.is_set():
+                loop.call_soon_threadsafe(progress, percent)
 
-        fetching = loop.run_in_executor(self._pool, self._fetch, model, tell, stop)
-        try:
-            return await asyncio.shield(fetching)
-        except asyncio.CancelledError:
-            stop.set()
-            fetching.add_done_callback(_let_go)
-            raise
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        async with self._turns:
+            return await _on_thread(lambda: self._fetch(model, tell, stop), stop)
 
     def _fetch(self, model: ModelProfile, progress: Callable[[int], None], stop: threading.Event) -> Hold:
         try:
@@ -75,7 +68,33 @@ def _signature(folder: Path) -> tuple[object, ...]:
     return tuple((path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
-def _let_go(fetching: "asyncio.Future[Hold]") -> None:
-    """Nobody waits for it any more: what it got is released, why it ended is of no interest."""
-    if not fetching.cancelled() and fetching.exception() is None:
-        fetching.result().release()
+async def _on_thread(call: Callable[[], Hold], stop: threading.Event) -> Hold:
+    """A daemon thread of its own, not a pool's: a source that hangs must hold up neither the rest nor the exit.
+
+    Given up, `stop` is set, and what the call brings all the same is released.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Hold] = loop.create_future()
+
+    def settle(held: Hold | None, error: BaseException | None) -> None:
+        if done.done():
+            if held is not None:
+                held.release()
+        elif error is not None:
+            done.set_exception(error)
+        elif held is not None:
+            done.set_result(held)
+
+    def work() -> None:
+        try:
+            held, error = call(), None
+        except BaseException as raised:  # noqa: BLE001 - raised again where it is awaited
+            held, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
+            loop.call_soon_threadsafe(settle, held, error)
+
+    threading.Thread(target=work, name="weights", daemon=True).start()
+    try:
+        return await done
+    finally:
+        stop.set()
