@@ -18,6 +18,7 @@ from tidegate.wire.batch import EXPIRES_S_MAX, EXPIRES_S_MIN, StoredFile
 UPLOADS_MAX = 8
 PURPOSES = ("batch",)
 SWEEP_FILES_MAX = 200
+REFUSED_BYTES_MAX = 64 << 20
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ class Files:
                 file = self._accepted(file_id, tenant, received)
                 await asyncio.to_thread(writer.finish)
                 await asyncio.to_thread(self._store.add_file, file)
-            except (Refusal, StoreFault, ClientDisconnect):
+            except (Refusal, StoreFault, ClientDisconnect) as why:
+                if isinstance(why, Refusal):
+                    await _swallow(request)
                 with suppress(StoreFault):  # what made it fail is told; the sweep of the next start removes the rest
                     writer.close()
                     await asyncio.to_thread(self._vault.remove, file_id)
@@ -137,6 +140,16 @@ class Files:
             created_ms=now_ms,
             expires_ms=self.expires_ms(now_ms, seconds),
         )
+
+
+async def _swallow(request: Request) -> None:
+    """Lets a refused upload come to its end: closing on a sender that still writes would lose it the answer."""
+    left = REFUSED_BYTES_MAX
+    with suppress(ClientDisconnect, RuntimeError):  # gone meanwhile, or read to the end already
+        async for chunk in request.stream():
+            left -= len(chunk)
+            if left < 0:
+                return
 
 
 def _expires_after(fields: dict[str, str]) -> int | None:

@@ -237,10 +237,19 @@ class Job:
                     return LOOK_S * self._broken[line.number]
                 outcome = answer
         assert isinstance(outcome, Answered)
+        if outcome.status == 404 and self._is_there():
+            return LOOK_S  # its lane for batch lines went away and comes back
         line_id = _line_id(batch.id, line.number)
         one = answered(line_id, asked.custom_id, outcome.status, outcome.request_id, outcome.body)
         results.add(one, ok=outcome.ok)
         return None
+
+    def _is_there(self) -> bool:
+        try:
+            self._fleet.model(self.batch.tenant, self.batch.model)
+        except Refusal:
+            return False
+        return True
 
     async def _watch(self, results: Results, pending: deque[Line]) -> None:
         """Writes the counts down now and then, and sees whether the window is closing."""

@@ -178,12 +178,16 @@ class Front(HttpToolsProtocol):
             if self._head_bytes:
                 self._refuse("request_timeout", f"the request head did not come within {limits.head_ms_max} ms")
             self.transport.close()
-        elif since and now - since > (limits.head_ms_max + limits.body_ms_max) / 1000:
+        elif since and now - since > (limits.head_ms_max + self._body_ms_max()) / 1000:
             # The data plane has refused it by now (408); this ends what is refused but goes on sending, and slow bodies
             # on their way to the admin socket.
             self.transport.abort()
         elif not since and not self._cycles and now - self._idle_since > limits.keep_alive_ms_max / 1000:
             self.transport.close()
+
+    def _body_ms_max(self) -> int:
+        upload = not self._in_head and self.url.startswith(b"/v1/files")
+        return self.limits.upload_ms_max if upload else self.limits.body_ms_max
 
 
 def front_class(limits: GatewayLimits) -> type[Front]:

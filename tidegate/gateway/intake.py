@@ -29,6 +29,7 @@ class Call:
     arrived_ms: int
     wait_ms: int
     wants_each_usage: bool = False
+    line: str = ""  # of a batch: what its usage record is called once it is done, however often it had to be sent
 
     @property
     def mode(self) -> Mode:
@@ -46,6 +47,7 @@ class Head:
     digest: str = ""
     wait: bytes | None = None
     content_length: int = 0
+    batch: bytes = b""
 
 
 def new_request_id() -> str:
@@ -64,7 +66,17 @@ def read_head(scope: Scope) -> Head:
             head.content_length = int(value) if value.isdigit() else 0
         elif name == b"x-scale-up-timeout":
             head.wait = value
+        elif name == b"x-tidegate-batch":
+            head.batch = value
     return head
+
+
+def acting_for(head: Head) -> tuple[str, str, str]:
+    """Whom the batch runner acts for: tenant, key id, and the line's own id."""
+    parts = head.batch.decode("ascii", "replace").split(" ")
+    if len(parts) != 3 or not all(parts):
+        raise Refusal("invalid_request", "x-tidegate-batch names a tenant, a key and a line", param="x-tidegate-batch")
+    return parts[0], parts[1], parts[2]
 
 
 def hold_ms(head: Head, entry: EndpointEntry, limits: GatewayLimits) -> int:

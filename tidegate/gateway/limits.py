@@ -7,14 +7,16 @@ from dataclasses import dataclass
 class GatewayLimits:
     """Milliseconds and bytes.
 
-    `hold_ms_max` and `queued_max` cap what an endpoint's own limits may be. `engine_first_byte_ms_max` bounds a prefill
-    or a whole unary answer, `engine_silence_ms_max` the pause between two events of a stream. `client_stall_ms_max` is
-    how long a client may leave what it was sent unread. `first_word_ms_max` is how long a new gateway takes no
-    connection while it has not heard from control; after that it answers 503 not_ready.
+    `upload_ms_max` is for the body of a file upload, which is not held in memory. `hold_ms_max` and `queued_max` cap
+    what an endpoint's own limits may be. `engine_first_byte_ms_max` bounds a prefill or a whole unary answer,
+    `engine_silence_ms_max` the pause between two events of a stream. `client_stall_ms_max` is how long a client may
+    leave what it was sent unread. `first_word_ms_max` is how long a new gateway takes no connection while it has not
+    heard from control; after that it answers 503 not_ready.
     """
 
     body_bytes_max: int = 8 << 20
     body_ms_max: int = 30_000
+    upload_ms_max: int = 1_800_000
     head_bytes_max: int = 64 << 10
     head_fields_max: int = 100
     head_ms_max: int = 10_000

@@ -76,6 +76,7 @@ async def _send_request(connection: Connection, scope: Scope, receive: Receive, 
         _write(connection, message.get("body", b""), chunked)
         if not message.get("more_body"):
             break
+        await connection.drain()  # an upload is as fast as its disk, and never waits in this process's memory
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGone

@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = False
         self._ended = ""
         self._waiter: asyncio.Future[None] | None = None
+        self._unwritten: asyncio.Future[None] | None = None
 
     @property
     def awaited(self) -> bool:
@@ -58,6 +59,11 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._ended:
             self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Waits while the other side does not take what was written."""
+        if self._unwritten is not None:
+            await asyncio.shield(self._unwritten)
 
     async def head(self) -> int:
         """The status. EngineFault when the engine closed the connection or answered nonsense instead."""
@@ -127,6 +133,14 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
+    def pause_writing(self) -> None:
+        self._unwritten = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        unwritten, self._unwritten = self._unwritten, None
+        if unwritten is not None and not unwritten.done():
+            unwritten.set_result(None)
+
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
@@ -145,6 +159,7 @@ class Connection(asyncio.Protocol):
         if self._has_head and not framed and exc is None:
             self.whole = True  # a body without a length ends with its connection (RFC 9112 6.3)
         self._end("the engine closed the connection")
+        self.resume_writing()
         self._pool.forget(self)
 
     # --- httptools ----------------------------------------------------------------------------------------------------
