@@ -38,6 +38,7 @@ def routes(billing: Billing, authorize: Authorize) -> list[Route]:
     guarded = guard(authorize)
     return [
         Route("/api/v1/usage", guarded(api.usage), methods=["GET"]),
+        Route("/api/v1/usage/time", guarded(api.time), methods=["GET"]),
         Route("/api/v1/usage/export", guarded(api.export), methods=["GET"]),
         Route("/api/v1/invoices", guarded(api.invoices), methods=["GET"]),
         Route("/api/v1/invoices/{tenant}", guarded(api.invoice), methods=["GET"]),
@@ -60,6 +61,14 @@ class _Api:
         period, tenant = self._period(request), _tenant(request, identity)
         await self._billing.drain()
         return answer(await asyncio.to_thread(self._statements.usage, period, by, tenant))
+
+    async def time(self, request: Request, identity: Identity) -> Response:
+        """Accelerator time of a period: who had it in which state, what was lent to whom, and what it brought in."""
+        known(request, "period", "from", "to", "tenant")
+        period, tenant = self._period(request), _tenant(request, identity)
+        await self._billing.drain(checkpoint=True)
+        now_ms = self._billing.clock.now_ms()
+        return answer(await asyncio.to_thread(self._statements.time, period, now_ms, tenant))
 
     async def export(self, request: Request, identity: Identity) -> Response:
         """Usage as a trace in CSV: ``t_s`` (seconds into the period), endpoint, input and output tokens."""

@@ -96,8 +96,7 @@ def _charges(invoice: Invoice) -> str:
                 f'<td class="n">{_unit(line)}</td><td class="n">{_usd(line.usd)}</td></tr>'
             )
     heads = "<th>Endpoint</th><th>Item</th>" + "".join(f'<th class="n">{h}</th>' for h in ("Quantity", "Price", "USD"))
-    total = f'<tr class="sum"><td colspan="4">Total</td><td class="n">{_usd(invoice.total_usd)}</td></tr>'
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}{total}</tbody></table>"
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _modes(invoice: Invoice) -> str:

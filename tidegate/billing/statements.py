@@ -6,6 +6,7 @@ Each is a function of what the stores hold and of its arguments, never of the cl
 
 from collections.abc import Callable, Iterator, Sequence
 
+from tidegate.billing.accelerator_time import time_view
 from tidegate.billing.invoices import Book, make_invoice
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
@@ -14,6 +15,7 @@ from tidegate.domain.ports import Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.same_traffic import cuts, token_costs
+from tidegate.wire.accelerator_time import TimeView
 from tidegate.wire.billing import BalanceView, Invoice, UsageReport, UsageRow
 
 EXPORT_PAGE_ROWS_MAX = 5_000
@@ -53,6 +55,9 @@ class Statements:
         """Of every tenant that used something or had an endpoint in the period."""
         book = self._book(period, None, as_of_ms)
         return [make_invoice(book, tenant) for tenant in book.tenants()]
+
+    def time(self, period: Period, now_ms: int, tenant: str | None) -> TimeView:
+        return time_view(self._ledger, self._prices, period, now_ms, tenant)
 
     def balances(self) -> list[BalanceView]:
         sums = self._ledger.balances()

@@ -5,7 +5,7 @@ Adapters implement them; only `assemble` plugs them in.
 Every method may raise the `Fault` its docstring names, and nothing else that is not a bug.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,12 +20,14 @@ from tidegate.domain.ledger import (
     RatedTime,
     RatedUsage,
     StateSum,
+    TimeCell,
     TimePage,
     TimeReport,
     TimeSum,
     UsageKey,
     UsageSum,
 )
+from tidegate.domain.limits import Limits, Scope, Spending
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import UsageRecord
 
@@ -150,14 +152,20 @@ class EngineDriver(Protocol):
         """Whether `sleep` really frees memory here; False: there is no `host` tier, stop and start are used."""
         ...
 
-    async def start(self, order: StartOrder) -> Engine: ...
-
     @property
     def why_not(self) -> str:
         """Why `sleeps` is False, safe to show; empty while it is True."""
         ...
 
+    async def start(self, order: StartOrder) -> Engine: ...
+
     async def close(self) -> None: ...
+
+
+class AdapterInspector(Protocol):
+    def inspect(self, source: str, base: str) -> ModelProfile:
+        """Reads a LoRA adapter's files. Refusal("invalid_configuration") names what does not fit the model `base`."""
+        ...
 
 
 class ModelInspector(Protocol):
@@ -224,15 +232,17 @@ class State:
     tenants: tuple[Tenant, ...] = ()
     keys: tuple[ApiKey, ...] = ()
     deployments: tuple[Deployment, ...] = ()
+    limits: tuple[Limits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One commit: things to put (whole) and ids to remove. Applied atomically or not at all."""
 
-    put: tuple[Tenant | ApiKey | Deployment, ...] = ()
+    put: tuple[Tenant | ApiKey | Deployment | Limits, ...] = ()
     remove_tenants: tuple[str, ...] = ()
     remove_deployments: tuple[str, ...] = ()
+    remove_limits: tuple[tuple[Scope, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +323,10 @@ class Ledger(Protocol):
         """Where accelerator time went in the hours that begin in [start_ms, end_ms), an hour at a time."""
         ...
 
+    def accelerator_sums(self, start_ms: int, end_ms: int) -> Sequence[TimeCell]:
+        """The same by accelerator and state only, all hours as one."""
+        ...
+
     def observe(self, now_ms: int, facts: Mapping[str, EndpointFacts]) -> None:
         """Remembers what changed since the last call: new, altered and vanished endpoints."""
         ...
@@ -339,6 +353,12 @@ class Ledger(Protocol):
 
     def time_posted_until(self) -> int:
         """End of the last hour whose accelerator time was posted; 0 when none was."""
+        ...
+
+    def spent(self, of: Spending, end_ms: int, boots: Collection[str]) -> Mapping[str, int]:
+        """Nano-USD for tokens, charged or drawn, of requests that arrived within that window, which ends at `end_ms`:
+        by gateway what `boots` did from `of.since_ms` on, under the empty name everything else.
+        """
         ...
 
     def balances(self) -> Mapping[str, int]:

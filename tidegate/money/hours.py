@@ -77,7 +77,7 @@ def _platform(hour_ms: int, sums: Iterable[StateSum], price: PriceVersion | None
     accounts: dict[str, dict[str, int]] = {}
     for cell in sums:
         if cell.share_us:
-            kinds = accounts.setdefault(f"platform/{_cost(cell)}", {})
+            kinds = accounts.setdefault(f"platform/{platform_cost(cell)}", {})
             kinds[cell.kind] = kinds.get(cell.kind, 0) + cell.share_us
     if not accounts:
         return []
@@ -90,7 +90,8 @@ def _platform(hour_ms: int, sums: Iterable[StateSum], price: PriceVersion | None
     return [RatedTime("", "", hour_ms, duration_ms, price.id if price else NO_PRICE, (capacity, *costs))]
 
 
-def _cost(cell: StateSum) -> str:
+def platform_cost(cell: StateSum) -> str:
+    """Which of the platform's accounts the time is a cost of, without ``platform/``."""
     if cell.lender:
         return "lent"
     match cell.state:

@@ -7,7 +7,7 @@ cursor says so, and the unique id says so again. Nothing but rollups, balances a
 Synchronous: services call it through ``asyncio.to_thread``. Every failure of the database leaves as a StoreFault.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, select, update
@@ -24,11 +24,13 @@ from tidegate.domain.ledger import (
     RatedTime,
     RatedUsage,
     StateSum,
+    TimeCell,
     TimePage,
     TimeSum,
     UsageKey,
     UsageSum,
 )
+from tidegate.domain.limits import Spending
 from tidegate.domain.ports import Cursor, LedgerPage
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import UsageRecord
@@ -121,6 +123,10 @@ class SqlLedger:
         with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
             return ledger_reads.state_sums(connection, start_ms, end_ms)
 
+    def accelerator_sums(self, start_ms: int, end_ms: int) -> Sequence[TimeCell]:
+        with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
+            return ledger_reads.accelerator_sums(connection, start_ms, end_ms)
+
     # --- endpoints ------------------------------------------------------------------------------------------------
 
     def observe(self, now_ms: int, facts: Mapping[str, EndpointFacts]) -> None:
@@ -181,6 +187,13 @@ class SqlLedger:
     def time_posted_until(self) -> int:
         with sql_faults("accelerator time cannot be read"), read(self._engine) as connection:
             return ledger_reads.time_posted_until(connection)
+
+    def spent(self, of: Spending, end_ms: int, boots: Collection[str]) -> Mapping[str, int]:
+        with sql_faults("what was spent cannot be read"), read(self._engine) as connection:
+            own = ledger_reads.spent_by(connection, of, max(of.start_ms, of.since_ms), end_ms, boots)
+        cells = self.sums(of.start_ms, end_ms)
+        whole = sum(s.total_nano_usd + s.drawn_nano_usd for k, s in cells if getattr(k, of.scope.value) == of.subject)
+        return {**own, "": whole - sum(own.values())}
 
     def balances(self) -> Mapping[str, int]:
         with sql_faults("balances cannot be read"), read(self._engine) as connection:

@@ -1,5 +1,7 @@
 """Queries on the money tables. Each is one statement, so each is a consistent picture."""
 
+from collections.abc import Collection
+
 from sqlalchemy import BigInteger, ColumnElement, Connection, and_, case, cast, func, literal, select, tuple_
 
 from tidegate.domain.ledger import (
@@ -13,11 +15,13 @@ from tidegate.domain.ledger import (
     FactsSpan,
     OverflowSum,
     StateSum,
+    TimeCell,
     TimeState,
     TimeSum,
     UsageKey,
     UsageSum,
 )
+from tidegate.domain.limits import Spending
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome
 from tidegate.stores import ledger_tables as tables
@@ -90,7 +94,15 @@ def state_sums(connection: Connection, start_ms: int, end_ms: int) -> list[State
     keys = (t.hour_ms, t.kind, t.endpoint, t.mode, t.state, t.lender)
     query = select(*keys, _total(t.held_us), _total(t.share_us)).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
     rows = connection.execute(query.group_by(*keys).order_by(*keys))
-    return [StateSum(*row[:4], TimeState(row[4]), *row[5:]) for row in rows]
+    return [StateSum(r[0], r[1], r[2], r[3], TimeState(r[4]), r[5], r[6], r[7]) for r in rows]
+
+
+def accelerator_sums(connection: Connection, start_ms: int, end_ms: int) -> list[TimeCell]:
+    t = tables.accelerator_states.c
+    keys = (t.node, t.accelerator, t.kind, t.state)
+    query = select(*keys, _total(t.held_us), _total(t.share_us)).where(t.hour_ms >= start_ms, t.hour_ms < end_ms)
+    rows = connection.execute(query.group_by(*keys).order_by(*keys))
+    return [TimeCell(start_ms, r[0], r[1], r[2], "", "", TimeState(r[3]), "", r[4], r[5]) for r in rows]
 
 
 def overflow_sums(connection: Connection, start_ms: int, end_ms: int, tenant: str | None) -> list[OverflowSum]:
@@ -107,6 +119,22 @@ def overflow_sums(connection: Connection, start_ms: int, end_ms: int, tenant: st
 def time_posted_until(connection: Connection) -> int:
     newest = connection.execute(select(func.max(tables.accelerator_time.c.hour_ms))).scalar_one()
     return 0 if newest is None else newest + MS_PER_HOUR
+
+
+def spent_by(
+    connection: Connection, of: Spending, start_ms: int, end_ms: int, boots: Collection[str]
+) -> dict[str, int]:
+    """What these gateways' requests cost, charged or drawn from commitments."""
+    if not boots:
+        return {}
+    u, e = tables.usage_records, tables.entries
+    query = (
+        select(u.c.gateway, -_total(e.c.amount))
+        .join(e, e.c.transaction_id == u.c.transaction_id)
+        .where(u.c.arrived_ms >= start_ms, u.c.arrived_ms < end_ms, u.c.gateway.in_(boots))
+        .where(u.c[of.scope.value] == of.subject, e.c.account.like("revenue/%"))
+    )
+    return {boot: amount for boot, amount in connection.execute(query.group_by(u.c.gateway))}
 
 
 def balances(connection: Connection) -> dict[str, int]:
