@@ -128,7 +128,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"accelerator_memory": 0}, "accelerator_memory", ">= 1"),
     ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms", ">= 1"),
     ({"slo": {"speed": 1}}, "slo.speed", "unknown field"),
-    ({"overflow": "openai"}, "overflow", "unknown field"),
+    ({"overflowing": "openai"}, "overflowing", "unknown field"),
     ({"paused": "yes"}, "paused", "Expected `bool`"),
 ]
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from tidegate.control import console, http, openapi, views
 from tidegate.control.meters import fleet_metrics
 from tidegate.control.operations import OPERATIONS, Call, Operation, check_endpoint, check_query
+from tidegate.control.promises import endpoint_metrics
 from tidegate.control.service import Control
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import Activity
@@ -123,7 +124,9 @@ def _metrics(control: Control, registries: Sequence[CollectorRegistry]) -> bytes
         def collect(self) -> Iterable[Metric]:
             lent_s = control.meters.lent_seconds(now_ms)
             loop = control.loop
-            return fleet_metrics(loop.view(), len(loop.nodes), len(loop.gateways), lent_s)
+            view, wanted = loop.view(), control.desired.state.deployments
+            yield from fleet_metrics(view, len(loop.nodes), len(loop.gateways), lent_s)
+            yield from endpoint_metrics(wanted, view, control.meters, now_ms)
 
     scraped.register(Fleet())
     return b"".join(generate_latest(registry) for registry in (control.meters.registry, scraped, *registries))

@@ -20,7 +20,7 @@ from tidegate.domain.ports import Clock, Link
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.reconcile import FleetCore
 from tidegate.policy.view import FleetView
-from tidegate.wire.internal import Catalog, Message
+from tidegate.wire.internal import Catalog, Message, ServiceReported
 
 INBOX_EVENTS_MAX = 10_000  # a full inbox holds back the links that feed it, and nothing else
 SETTLE_MS_MAX = 10_000
@@ -67,7 +67,7 @@ class Settled:
     done: asyncio.Future[None]
 
 
-Item = plan.Event | Catalog | Opened | Closed | Settled
+Item = plan.Event | Catalog | ServiceReported | Opened | Closed | Settled
 
 
 class FleetLoop:
@@ -108,6 +108,10 @@ class FleetLoop:
             self._joined.clear()
             await self._joined.wait()
 
+    def route(self, endpoint: str) -> Route | None:
+        """What gateways were last told of an endpoint."""
+        return self._routes.get(endpoint)
+
     def view(self) -> FleetView:
         return self._core.view()
 
@@ -147,6 +151,8 @@ class FleetLoop:
             case Settled(done):
                 if not done.done():
                     done.set_result(None)
+            case ServiceReported():
+                self._meters.attainment.report(item, self._clock.now_ms())
             case Catalog():
                 self._catalog = item
                 await self._to_gateways(item)
@@ -182,6 +188,7 @@ class FleetLoop:
                 if self._gateways.get(session.gateway) is session:
                     del self._gateways[session.gateway]
                     self._activity.note("gateway", "lost", session.gateway, "its link ended")
+                    self._meters.attainment.gateway_lost(session.gateway)
                     await self._feed(plan.GatewayLost(session.gateway))
             case NodeSession():
                 if self._nodes.get(session.node.id) is session:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from tidegate.control.attainment import Attainment
 from tidegate.domain import plan
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.plan import Drain, Resume, Route, Sleep, Start, Stop, Wake
@@ -22,6 +23,7 @@ from tidegate.money.accelerator_time import AcceleratorTime, Place
 from tidegate.policy.view import FleetView
 
 EVICTIONS_MAX = 1_000
+ACTIVATIONS_KEPT = 200
 MODELS_MAX = 10_000
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -52,6 +54,8 @@ class Meters:
         self.start_ms: dict[str, int] = {}  # model digest -> longest start measured
         self.activations: dict[str, int] = {}
         self.activation_ms_last: dict[str, int] = {}
+        self.activation_ms: dict[str, dict[str, deque[int]]] = {}  # endpoint -> tier it came from -> the newest
+        self.attainment = Attainment()
         self._thrash_ms = thrash_ms
         self._coming: dict[str, Coming] = {}
         self._ready: dict[str, set[str]] = {}
@@ -164,6 +168,8 @@ class Meters:
         took_ms = now_ms - min(coming.command_ms, waiting_ms if waiting_ms is not None else coming.command_ms)
         self.activations[status.endpoint] = self.activations.get(status.endpoint, 0) + 1
         self.activation_ms_last[status.endpoint] = took_ms
+        tiers = self.activation_ms.setdefault(status.endpoint, {})
+        tiers.setdefault(coming.tier, deque(maxlen=ACTIVATIONS_KEPT)).append(took_ms)
         self._activation.labels(coming.tier).observe(took_ms / 1_000)
         if coming.drain_ms is not None:
             self._swap.labels(coming.tier).observe((now_ms - coming.drain_ms) / 1_000)
@@ -195,6 +201,8 @@ class Meters:
         self._waiting_since_ms.pop(endpoint, None)
         self.activations.pop(endpoint, None)
         self.activation_ms_last.pop(endpoint, None)
+        self.activation_ms.pop(endpoint, None)
+        self.attainment.forget(endpoint)
 
 
 def fleet_metrics(view: FleetView, nodes: int, gateways: int, lent_s: Mapping[str, float]) -> Iterator[Metric]:

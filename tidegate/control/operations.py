@@ -122,8 +122,8 @@ def _readable(call: Call) -> Deployment:
 
 def _shown(call: Call, wanted: list[Deployment]) -> list[admin.EndpointView]:
     seen = {endpoint.endpoint: endpoint for endpoint in call.control.loop.view().endpoints}
-    meters, settings = call.control.meters, call.control.settings
-    return [views.endpoint_view(d, seen.get(d.endpoint), meters, settings) for d in wanted]
+    meters, settings, now_ms = call.control.meters, call.control.settings, call.control.clock.now_ms()
+    return [views.endpoint_view(d, seen.get(d.base or d.endpoint), meters, settings, now_ms) for d in wanted]
 
 
 async def list_endpoints(call: Call) -> object:

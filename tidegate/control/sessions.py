@@ -7,7 +7,7 @@ from tidegate.control.loop import Closed, FleetLoop, GatewaySession, NodeSession
 from tidegate.domain import plan
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.ports import Clock, Link, Listener
-from tidegate.wire.internal import GatewayHello
+from tidegate.wire.internal import GatewayHello, ServiceReported
 
 HELLO_MS_MAX = 10_000
 LINKS_MAX = 1_024
@@ -64,10 +64,12 @@ def _introduced(message: object, link: Link, now_ms: int) -> tuple[Session, Open
             raise LinkFault(f"first message was {type(message).__name__}, not GatewayHello or NodeJoined")
 
 
-def _allowed(session: Session, message: object) -> plan.Event:
+def _allowed(session: Session, message: object) -> plan.Event | ServiceReported:
     """`message` if it is one this peer may send, about itself. Raises LinkFault."""
     match session, message:
         case GatewaySession(), plan.DemandReported() | plan.FenceConfirmed() if message.gateway == session.gateway:
+            return message
+        case GatewaySession(), ServiceReported() if message.gateway == session.gateway:
             return message
         case NodeSession(), plan.ReplicaChanged() if message.status.node == session.node.id:
             return message

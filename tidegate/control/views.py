@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tidegate.control import promises
 from tidegate.control.keys import key_state
 from tidegate.control.meters import Meters
 from tidegate.control.settings import ControlSettings
@@ -57,7 +58,7 @@ def activity_view(line: Activity) -> admin.ActivityView:
 
 
 def endpoint_view(
-    wanted: Deployment, seen: core.EndpointView | None, meters: Meters, settings: ControlSettings
+    wanted: Deployment, seen: core.EndpointView | None, meters: Meters, settings: ControlSettings, now_ms: int
 ) -> admin.EndpointView:
     """`seen` is None in the instant before the core has heard of the endpoint."""
     model, name = wanted.model, wanted.endpoint
@@ -91,7 +92,12 @@ def endpoint_view(
         overflow=_overflow(wanted),
         fallback=admin.FallbackBody(to=wanted.fallback) if wanted.fallback else None,
         lend=wanted.lend,
+        base=wanted.base or None,
         limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, model.context_tokens_max),
+        concurrency=promises.concurrency(wanted, seen),
+        activation_bounds={tier: promises.bound(times) for tier, times in meters.activation_ms.get(name, {}).items()},
+        slo_status=promises.slo_status(wanted, meters, now_ms),
+        slo_since_ms=meters.attainment.since_ms,
         replicas=[_replica(replica) for replica in seen.replicas] if seen else [],
         queued=seen.queued if seen else 0,
         in_flight=seen.in_flight if seen else 0,

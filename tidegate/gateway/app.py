@@ -10,7 +10,17 @@ from tidegate.domain.errors import EngineFault, Refusal
 from tidegate.domain.ports import Clock, Connect, Journal
 from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import PEER, Peer
-from tidegate.gateway.intake import Call, ClientGone, Head, check_size, hold_ms, new_request_id, read_body, read_head
+from tidegate.gateway.intake import (
+    Call,
+    ClientGone,
+    Head,
+    acting_for,
+    check_size,
+    hold_ms,
+    new_request_id,
+    read_body,
+    read_head,
+)
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.metrics import Family, Metrics, per_endpoint
@@ -20,12 +30,15 @@ from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_
 from tidegate.gateway.upstream import Pool
 from tidegate.policy import admission, routing
 from tidegate.wire import openai
+from tidegate.wire.batch import FILE_BYTES_MAX
 from tidegate.wire.internal import EndpointEntry, KeyEntry
 
 log = logging.getLogger(__name__)
 
 APIS = {f"/v1/{api}": api for api in admission.KINDS}
 MODELS = "/v1/models"
+BATCH_APIS = ("/v1/files", "/v1/batches")  # the control plane answers them: nothing there is on a request's path
+UPLOAD_BYTES_MAX = FILE_BYTES_MAX + (64 << 10)  # with what a form says around the file
 _TEXT: Header = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _encode = msgspec.json.Encoder().encode
 
@@ -54,9 +67,10 @@ class Gateway:
         self._journal = journal
         self._region = region
         metrics = Metrics()
-        self._loop = GatewayLoop(gateway, region, connect, clock, self.limits, metrics.forget)
+        self._loop = GatewayLoop(gateway, region, connect, clock, self.limits, metrics)
         pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max)
         self._parts = Parts(gateway, region, self._loop, pool, journal, clock, self.limits, metrics, set())
+        self._limiter = self._loop.limiter
         self._tasks: list[asyncio.Task[None]] = []
         self._handlers: dict[str, Handler] = {
             "/healthz": self._healthz,
@@ -119,6 +133,7 @@ class Gateway:
             now_ms = self._clock.now_ms()
             for relay in list(self._parts.relays):
                 relay.sweep(now_ms)
+            self._loop.sweep()
             self._parts.pool.sweep(now_ms, self.limits.idle_connection_ms_max)
 
     # --- inference ----------------------------------------------------------------------------------------------------
@@ -155,18 +170,23 @@ class Gateway:
         return read_head(scope)
 
     def _admit(self, api: str, head: Head, key: KeyEntry, body: bytes, request_id: str, arrived_ms: int) -> Call:
-        tenant = admission.tenant_of(key)
+        if key.runner:
+            tenant, key_id, line = acting_for(head)
+        else:
+            tenant, key_id, line = admission.tenant_of(key), key.id, ""
         if not self._journal.healthy:
             raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
         check_size(body, self.limits.body_bytes_max)
         request = openai.parse_head(body)
         entry = routing.resolve(self._loop.endpoints, tenant, request.model)
         admission.check_kind(api, entry.kind, request.model)
+        if line:
+            entry = self._loop.batch_lane(entry)
         options = request.stream_options
-        return Call(
+        call = Call(
             id=request_id,
             api=api,
-            key=key.id,
+            key=key_id,
             tenant=tenant,
             entry=entry,
             body=body,
@@ -175,7 +195,11 @@ class Gateway:
             arrived_ms=arrived_ms,
             wait_ms=hold_ms(head, entry, self.limits),
             wants_each_usage=options is not None and options.get("continuous_usage_stats") is True,
+            line=line,
         )
+        if self._limiter.gate.active:
+            call.hold = self._limiter.admit(call, request)  # last: whatever it takes, the relay gives back
+        return call
 
     def _authenticate(self, head: Head, now_ms: int) -> KeyEntry:
         if not self._loop.informed:
@@ -197,12 +221,22 @@ class Gateway:
                 if scope["method"] not in ("GET", "HEAD"):
                     raise Refusal("method_not_allowed", f"{path[:100]} answers GET only")
                 await handler(scope, receive, send, request_id)
-            elif path == "/v1" or path.startswith("/v1/"):
+            elif (path == "/v1" or path.startswith("/v1/")) and not path.startswith(BATCH_APIS):
                 raise Refusal("not_found", "no such path")
             else:
+                if path.startswith(BATCH_APIS):
+                    self._check_upload(scope)
                 await pass_through(self._parts.pool, self._admin_address, scope, receive, send, request_id)
         except Refusal as refusal:
             await self._refuse(send, refusal, request_id)
+
+    def _check_upload(self, scope: Scope) -> None:
+        """Before 200 MB are on their way: is the key good, can the size be? The control plane looks again."""
+        head = read_head(scope)
+        self._authenticate(head, self._clock.now_ms())
+        if head.content_length > UPLOAD_BYTES_MAX:
+            message = f"the file is over the limit of {FILE_BYTES_MAX >> 20} MB for a batch input file"
+            raise Refusal("body_too_large", message, param="file")
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         key = self._authenticate(read_head(scope), self._clock.now_ms())

@@ -7,7 +7,6 @@ control is away, what is ready keeps being served from the last snapshot; the li
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import assert_never
 
 from tidegate.dispatch import (
@@ -25,11 +24,25 @@ from tidegate.dispatch import (
     Returned,
     SessionStarted,
 )
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import LinkFault, Refusal
 from tidegate.domain.plan import DemandReported, Drain, EndpointRemoved, FenceConfirmed, Resume, Route
 from tidegate.domain.ports import Clock, Connect, Link
+from tidegate.domain.usage import UsageRecord
+from tidegate.gateway.limiting import Limiter
 from tidegate.gateway.limits import GatewayLimits
-from tidegate.wire.internal import Catalog, EndpointEntry, GatewayHello, KeyEntry
+from tidegate.gateway.metrics import Metrics
+from tidegate.money.gate import Hold
+from tidegate.wire.internal import (
+    BudgetLeases,
+    Catalog,
+    EndpointEntry,
+    GatewayHello,
+    Gateways,
+    KeyEntry,
+    PriceList,
+    ServiceReported,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +61,16 @@ class GatewayLoop:
         connect: Connect,
         clock: Clock,
         limits: GatewayLimits,
-        on_removed: Callable[[str], None],
+        metrics: Metrics,
     ) -> None:
         self._gateway = gateway
         self._region = region
         self._connect = connect
         self._clock = clock
         self._limits = limits
-        self._on_removed = on_removed
+        self._metrics = metrics
         self._dispatch = Dispatch(region)
+        self.limiter = Limiter(gateway)
         self._keys: dict[str, KeyEntry] = {}
         self._endpoints: dict[str, EndpointEntry] = {}
         self._batch: dict[str, EndpointEntry] = {}  # endpoint -> the lane of its batch lines
@@ -96,6 +110,10 @@ class GatewayLoop:
             raise Refusal("capacity", "no batch work is done for this endpoint right now", retry_after_ms=1_000)
         return lane
 
+    def sweep(self) -> None:
+        """What was counted since the last report is told now, also when demand has no news."""
+        self._news.set()
+
     def key(self, digest: str) -> KeyEntry | None:
         return self._keys.get(digest)
 
@@ -123,8 +141,8 @@ class GatewayLoop:
         `tokens` estimates what the request will count for in the turn between tenants.
         """
         queued_max, elsewhere = min(entry.queued_max, self._limits.queued_max), self._elsewhere.get(entry.endpoint)
-        deadline_ms = arrived_ms + wait_ms
-        arrived = Arrived(request, entry.endpoint, deadline_ms, queued_max, tenant, tokens, elsewhere)
+        deadline_ms, lane = arrived_ms + wait_ms, entry.base or entry.endpoint
+        arrived = Arrived(request, lane, deadline_ms, queued_max, tenant, tokens, elsewhere)
         return self._ask(request, arrived, arrived_ms)
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
@@ -137,6 +155,12 @@ class GatewayLoop:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
         self._carry_out(self._dispatch.handle(Ended(request, first_byte_ms, tokens), self._clock.now_ms()))
+
+    def settled(self, hold: Hold, record: UsageRecord) -> None:
+        """A request that took of its limits has ended, with this record."""
+        self.limiter.settle(hold, record)
+        if self.limiter.dirty:
+            self._announce(False)
 
     def _ask(self, request: str, event: Event, now_ms: int) -> Answer | Waiting:
         effects = self._dispatch.handle(event, now_ms)
@@ -228,9 +252,12 @@ class GatewayLoop:
         await link.send(GatewayHello(self._gateway, self._region))
         self._catalog_version = -1
         self._fences.clear()
+        self.limiter.linked()
         self._handle(SessionStarted())
         self._demands.update(self._dispatch.endpoints())
         self._news.set()
+        for name, served, attained, failed in self._metrics.services(every=True):
+            await link.send(ServiceReported(self._gateway, name, served, attained, failed, baseline=True))
         reporter = asyncio.create_task(self._report(link))
         try:
             while True:
@@ -254,6 +281,13 @@ class GatewayLoop:
                 self._handle(message)
             case Route():
                 self._handle(message)
+            case Gateways(count):
+                self.limiter.peers(count, self._clock.now_ms())
+            case PriceList(versions):
+                self.limiter.prices(versions)
+            case BudgetLeases():
+                self.limiter.leased(message, self._clock.now_ms())
+                self._announce(True)
             case _:
                 log.warning("control sent a %s, which is not for a gateway", type(message).__name__)
 
@@ -270,9 +304,10 @@ class GatewayLoop:
         }
         lanes, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
         gone_lanes = {e.endpoint for e in lanes.values()} - {e.endpoint for e in catalog.batch}
+        self.limiter.rules(catalog.limits, self._endpoints, self._clock.now_ms())
         for gone in (before.keys() - self._endpoints.keys()) | gone_lanes:
             self._handle(EndpointRemoved(gone))
-            self._on_removed(gone)
+            self._metrics.forget(gone)
 
     async def _report(self, link: Link) -> None:
         """Sends fences and demand: at once when urgent, otherwise what has gathered in `demand_ms`."""
@@ -284,6 +319,10 @@ class GatewayLoop:
             try:
                 for replica, fence in fences:
                     await link.send(FenceConfirmed(self._gateway, replica, fence))
+                if self.limiter.dirty:
+                    await link.send(self.limiter.use())
+                for name, served, attained, failed in self._metrics.services(every=False):
+                    await link.send(ServiceReported(self._gateway, name, served, attained, failed))
                 for endpoint in demands:
                     demand = self._dispatch.demand(endpoint, self._clock.now_ms())
                     await link.send(

@@ -40,12 +40,17 @@ class Histogram:
 
 
 class EndpointMetrics:
-    __slots__ = ("hold", "input_tokens", "outcomes", "output_tokens", "ttft")
+    """`served`, `attained`, `failed` are those of `ServiceReported`; `told` what was last reported of them."""
+
+    __slots__ = (
+        "attained", "failed", "hold", "input_tokens", "outcomes", "output_tokens", "served", "told", "ttft",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.outcomes: dict[Outcome, int] = {}
         self.input_tokens = 0
         self.output_tokens = 0
+        self.served = self.attained = self.failed = self.told = 0
         self.hold = Histogram()
         self.ttft = Histogram()
 
@@ -64,6 +69,13 @@ class Metrics:
         if found is None:
             found = self._endpoints[name] = EndpointMetrics()
         return found
+
+    def services(self, *, every: bool) -> Iterable[tuple[str, int, int, int]]:
+        """(endpoint, served, attained, failed) of those with news, or of `every` one."""
+        for name, cell in self._endpoints.items():
+            if every or cell.told != cell.served + cell.failed:
+                cell.told = cell.served + cell.failed
+                yield name, cell.served, cell.attained, cell.failed
 
     def refused(self, code: str) -> None:
         self._refusals[code] = self._refusals.get(code, 0) + 1

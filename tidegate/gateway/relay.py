@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from tidegate.dispatch import Grant, served_tokens
+from tidegate.dispatch.service import UNAVAILABLE, within
 from tidegate.domain.errors import EngineFault, Refusal, StoreFault
 from tidegate.domain.ports import Clock, Journal
 from tidegate.domain.usage import Outcome, UsageRecord
@@ -281,8 +282,18 @@ class Relay:
         record = self._usage_record(outcome, refusal)
         cell = self._metrics
         cell.outcomes[outcome] = cell.outcomes.get(outcome, 0) + 1
+        match outcome:
+            case Outcome.COMPLETED:
+                cell.served += 1
+                cell.attained += within(self._called.slo, record, streamed=self._call.stream)
+            case Outcome.ENGINE_LOST:
+                cell.failed += 1
+            case Outcome.REFUSED:
+                cell.failed += refusal in UNAVAILABLE
         cell.input_tokens += record.input_tokens
         cell.output_tokens += record.output_tokens
+        if self._call.hold is not None:
+            self._parts.loop.settled(self._call.hold, record)
         return self._parts.journal.append(record)
 
     def _usage_record(self, outcome: Outcome, refusal: str) -> UsageRecord:
@@ -326,6 +337,8 @@ class Relay:
     def _headers(self) -> list[Header]:
         call, grant = self._call, self._grant
         headers = [(b"x-request-id", call.id.encode()), (b"x-tidegate-mode", call.entry.mode.encode())]
+        if call.hold is not None:
+            headers += call.hold.headers
         if grant is None:
             headers.append((b"x-tidegate-region", self._parts.region.encode()))
             return headers

@@ -84,7 +84,8 @@ class EndpointApply(Request, frozen=True):
 
     `model` is a directory in Hugging Face layout (a path or ``file://`` URL). `accelerator_memory` overrides the
     footprint computed from the model (bytes, or text such as ``"512MiB"``). `regions` is the ordered allow-list, home
-    first.
+    first. With `base` the endpoint is a LoRA adapter (`model`, in PEFT's layout) that the replicas of that endpoint
+    carry: capacity is then the base's, and only `slo` and `price_plan` may be given beside.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4_096)]
@@ -105,6 +106,7 @@ class EndpointApply(Request, frozen=True):
     overflow: OverflowBody | None = None
     fallback: FallbackBody | None = None
     lend: bool = False
+    base: Annotated[str, Meta(min_length=3, max_length=130)] | None = None
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -169,10 +171,39 @@ class LimitsView(Struct, frozen=True):
     context_tokens_max: int
 
 
+class ConcurrencyView(Struct, frozen=True):
+    """How many requests are served at once: `current`ly by the replicas that are ready, `full`y scaled by all."""
+
+    current: int
+    full: int
+
+
+class BoundView(Struct, frozen=True):
+    """Measured activations from one tier: of the last `count`, half took at most `p50_ms`, and so on."""
+
+    count: int
+    p50_ms: int
+    p95_ms: int
+    p99_ms: int
+
+
+class SloView(Struct, frozen=True):
+    """How the SLO was kept over one window, as shares; null without requests. `error_budget` is what is left of the
+    misses that the SLO's percentile allows, below 0 when it is overdrawn.
+    """
+
+    requests: int
+    attainment: float | None
+    availability: float | None
+    error_budget: float | None
+
+
 class EndpointView(Struct, frozen=True, kw_only=True):
     """An endpoint as desired and as it is. `tier` is the best its weights have anywhere. Bytes are per accelerator.
 
-    `activation_ms_last` is from the first request that found no capacity (or the command, if none waited) to ready.
+    `activation_ms_last` is from the first request that found no capacity (or the command, if none waited) to ready;
+    `activation_bounds` are the same by the tier it came from. `slo_status` is by window (5m, 1h, 24h, 30d), measured
+    since `slo_since_ms`.
     """
 
     name: str
@@ -199,7 +230,12 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     overflow: OverflowBody | None = None
     fallback: FallbackBody | None = None
     lend: bool = False
+    base: str | None = None
     limits: LimitsView
+    concurrency: ConcurrencyView
+    activation_bounds: dict[str, BoundView]
+    slo_status: dict[str, SloView]
+    slo_since_ms: int
     replicas: list[ReplicaView]
     queued: int
     in_flight: int

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import msgspec
 
 from tidegate.domain import plan
-from tidegate.domain.endpoint import Mode, ModelKind, Overflow
+from tidegate.domain.endpoint import Mode, ModelKind, Overflow, Slo
 from tidegate.domain.errors import LinkFault
+from tidegate.domain.limits import Lease, Limits
+from tidegate.domain.price import PriceVersion
 
 MESSAGE_BYTES_MAX = 64 << 20
 
@@ -65,7 +67,8 @@ class EndpointEntry:
     shares cached prefixes only within a salt, which the gateway sets to the tenant's. `remote` endpoints have no
     replicas: a gateway routes to the target itself, like to a replica of `concurrency_max` slots that is always ready.
     `serves` names the endpoint whose batch lines this one does; usage is then recorded under that name.
-    `resident`: it always has a replica, so that having none means it failed.
+    `resident`: it always has a replica, so that having none means it failed. `base`: it is an adapter, which replicas
+    of that endpoint serve when asked with the header `adapter` (``DIGEST FOLDER``).
     """
 
     endpoint: str
@@ -85,24 +88,83 @@ class EndpointEntry:
     overflow: Overflow | None = None
     fallback: str = ""
     resident: bool = False
+    slo: Slo = Slo()
     serves: str = ""
+    base: str = ""
+    adapter: str = ""
+    price_plan: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """Who may call what: replaces the gateway's previous one whole when `version` is newer. `batch` are lanes for batch
-    lines, which only the runner reaches.
+    lines, which only the runner reaches. `limits` are of keys, tenants and endpoints.
     """
 
     version: int
     keys: tuple[KeyEntry, ...]
     endpoints: tuple[EndpointEntry, ...]
     batch: tuple[EndpointEntry, ...] = ()
+    limits: tuple[Limits, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateways:
+    """How many gateways share every limit."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """The whole price book: what a gateway reserves and settles with."""
+
+    versions: tuple[PriceVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLeases:
+    """What a gateway may spend, for `good_ms` from now (of all its leases). `number` counts up on a link; to be
+    answered with BudgetUse.
+    """
+
+    number: int
+    good_ms: int
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """The leases a gateway acts on, having received everything up to message `number`, and what it has used of them."""
+
+    gateway: str
+    number: int
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReported:
+    """What a gateway has counted for an endpoint since it started: `served` requests were answered, `attained` of them
+    within the endpoint's SLO, `failed` were not answered through no fault of their client. A `baseline` is told at the
+    beginning of a link, for what was counted before it.
+    """
+
+    gateway: str
+    endpoint: str
+    served: int
+    attained: int
+    failed: int
+    baseline: bool = False
 
 
 Message = (
     GatewayHello
+    | ServiceReported
     | Catalog
+    | Gateways
+    | PriceList
+    | BudgetLeases
+    | BudgetUse
     | plan.NodeJoined
     | plan.ReplicaChanged
     | plan.WeightsChanged

@@ -1,0 +1,95 @@
+"""How well endpoints kept their promise: attainment and availability over four windows, folded from gateways' counts.
+
+A gateway counts what it served since it started, so a lost or doubled report does no harm. What is kept of an endpoint
+are counts in buckets of each window, at most 360 in all; they begin when this process does.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from tidegate.wire.internal import ServiceReported
+
+# name -> (bucket in milliseconds, how many of them)
+WINDOWS = {"5m": (10_000, 30), "1h": (60_000, 60), "24h": (600_000, 144), "30d": (21_600_000, 120)}
+
+
+@dataclass(slots=True)
+class Bucket:
+    number: int
+    served: int = 0
+    attained: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Counts of one window: requests answered, those within the SLO, and those the platform failed to answer."""
+
+    served: int
+    attained: int
+    failed: int
+
+    @property
+    def requests(self) -> int:
+        return self.served + self.failed
+
+    @property
+    def attainment(self) -> float | None:
+        """Share of all requests answered within the SLO; a request that failed was not. None without requests."""
+        return self.attained / self.requests if self.requests else None
+
+    @property
+    def availability(self) -> float | None:
+        return self.served / self.requests if self.requests else None
+
+    def budget_left(self, percentile: int) -> float | None:
+        """What is left of the misses an SLO at `percentile` allows, as a share; below 0 when it is overdrawn."""
+        allowed = self.requests * (100 - percentile) / 100
+        return 1 - (self.requests - self.attained) / allowed if allowed else None
+
+
+class Attainment:
+    """Only the fleet loop writes to it; everybody may read."""
+
+    def __init__(self) -> None:
+        self.since_ms = 0
+        self._last: dict[tuple[str, str], ServiceReported] = {}
+        self._rings: dict[str, dict[str, deque[Bucket]]] = {}
+
+    def report(self, report: ServiceReported, now_ms: int) -> None:
+        """Adds what is new since the last report of that gateway; one that is a baseline only says where it stands."""
+        self.since_ms = self.since_ms or now_ms
+        key = (report.gateway, report.endpoint)
+        last = self._last.get(key)
+        self._last[key] = report
+        if report.baseline:
+            return
+        served, attained, failed = report.served, report.attained, report.failed
+        if last is not None:
+            served, attained, failed = served - last.served, attained - last.attained, failed - last.failed
+        rings = self._rings.setdefault(report.endpoint, {})
+        for name, (bucket_ms, count) in WINDOWS.items():
+            ring = rings.setdefault(name, deque(maxlen=count))
+            number = now_ms // bucket_ms
+            if not ring or ring[-1].number < number:
+                ring.append(Bucket(number))
+            ring[-1].served += served
+            ring[-1].attained += attained
+            ring[-1].failed += failed
+
+    def kept(self, endpoint: str, now_ms: int) -> dict[str, Kept]:
+        """By window."""
+        return {name: self._sum(endpoint, name, now_ms) for name in WINDOWS}
+
+    def _sum(self, endpoint: str, window: str, now_ms: int) -> Kept:
+        bucket_ms, count = WINDOWS[window]
+        oldest = now_ms // bucket_ms - count + 1
+        live = [b for b in self._rings.get(endpoint, {}).get(window, ()) if b.number >= oldest]
+        return Kept(sum(b.served for b in live), sum(b.attained for b in live), sum(b.failed for b in live))
+
+    def gateway_lost(self, gateway: str) -> None:
+        self._last = {key: report for key, report in self._last.items() if key[0] != gateway}
+
+    def forget(self, endpoint: str) -> None:
+        self._rings.pop(endpoint, None)
+        self._last = {key: report for key, report in self._last.items() if key[1] != endpoint}
