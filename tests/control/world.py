@@ -59,6 +59,15 @@ class Inspector:
         return MODELS[source]
 
 
+class Adapters:
+    """Knows ``/adapters/NAME`` for any name, of 1 MiB each; fits the base /models/tides only."""
+
+    def inspect(self, source: str, base: str) -> ModelProfile:
+        if not source.startswith("/adapters/") or base != TIDES.source:
+            raise Refusal("invalid_configuration", f"model: {source!r} is for another base than {base}", param="model")
+        return replace(TIDES, source=source, digest=f"d{source}", weight_bytes=MIB, kv_bytes_per_token=0)
+
+
 async def until(check: Callable[[], object], what: str) -> None:
     """Polls until `check` is true; fails naming `what` after `WAIT_S_MAX`."""
     loop = asyncio.get_running_loop()
@@ -232,6 +241,7 @@ async def running(
     control = Control(
         store=store,
         inspector=Inspector(),
+        adapter_inspector=Adapters(),
         core=FleetCore(core or CoreSettings(first_load=False, residency_ms_min=0, wait_ms_max=200)),
         listener=listener,
         clock=clock,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from tidegate.control import elsewhere, http, keys
+from tidegate.control import adapters, batch_lanes, elsewhere, http, keys
 from tidegate.control.activity import ActivityLog
 from tidegate.control.catalog import catalog, model_name
 from tidegate.control.deployments import Facts, deployment, split_name, succeed
@@ -13,10 +13,10 @@ from tidegate.control.loop import FleetLoop
 from tidegate.control.meters import Meters
 from tidegate.control.sessions import serve_links
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import ApiKey, Deployment, Tenant
+from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.errors import Refusal
 from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
-from tidegate.domain.ports import Change, Clock, Listener, ModelInspector, State, StateStore
+from tidegate.domain.ports import AdapterInspector, Change, Clock, Listener, ModelInspector, State, StateStore
 from tidegate.money.accelerator_time import AcceleratorTime
 from tidegate.policy.reconcile import FleetCore
 from tidegate.wire import admin
@@ -34,6 +34,7 @@ class Control:
         *,
         store: StateStore,
         inspector: ModelInspector,
+        adapter_inspector: AdapterInspector,
         core: FleetCore,
         listener: Listener,
         clock: Clock,
@@ -49,9 +50,14 @@ class Control:
         self.desired = DesiredState(store, self._changed)
         self.authorize = http.authorizer(self.desired, clock)
         self._inspector = inspector
+        self._adapter_inspector = adapter_inspector
         self._listener = listener
         self._price_plans = price_plans
         self._loaded = asyncio.Event()
+        self._telling = asyncio.Lock()
+        self._batch_wanted: dict[str, bool] = {}
+        self._lanes: dict[str, Deployment] = {}
+        self._lane_changes = 0
 
     async def run(self) -> None:
         """Loads desired state, then feeds the core and serves links for ever. Raises StoreFault at the start only."""
@@ -144,7 +150,7 @@ class Control:
     async def apply(self, endpoint: str, body: admin.EndpointApply, actor: str) -> Deployment:
         """Makes `endpoint` be as `body` says; the same again changes nothing. Raises Refusal naming what is wrong."""
         tenant, _ = split_name(endpoint)
-        model = await asyncio.to_thread(self._inspector.inspect, body.model)
+        model = await self._inspect(endpoint, body)
         facts = self._facts(await asyncio.to_thread(self._price_plans))
 
         def build(state: State) -> Change | None:
@@ -152,8 +158,15 @@ class Control:
                 text = f"`name`: there is no tenant {tenant!r}; accepted: a tenant that was created before"
                 raise Refusal("invalid_configuration", text, param="name")
             previous = next((d for d in state.deployments if d.endpoint == endpoint), None)
-            wanted = succeed(previous, deployment(endpoint, body, model, facts, self.settings, self.clock.now_ms()))
-            elsewhere.check(wanted, {d.endpoint: d for d in state.deployments if d is not previous})
+            others = {d.endpoint: d for d in state.deployments if d is not previous}
+            if body.base is None:
+                wanted = deployment(endpoint, body, model, facts, self.settings, self.clock.now_ms())
+            else:
+                base = adapters.find_base(endpoint, body.base, others)
+                wanted = adapters.deployment(endpoint, tenant, body, model, base, self.clock.now_ms())
+            wanted = succeed(previous, wanted)
+            elsewhere.check(wanted, others)
+            adapters.check(wanted, others)
             return None if wanted is previous else Change(put=(wanted,))
 
         before = self.desired.state.version
@@ -171,6 +184,13 @@ class Control:
         await self.loop.settled()
         return wanted
 
+    async def _inspect(self, endpoint: str, body: admin.EndpointApply) -> ModelProfile:
+        if body.base is None:
+            return await asyncio.to_thread(self._inspector.inspect, body.model)
+        known = {d.endpoint: d for d in self.desired.state.deployments}
+        base = adapters.find_base(endpoint, body.base, known)
+        return await asyncio.to_thread(self._adapter_inspector.inspect, body.model, base.model.source)
+
     async def remove(self, endpoint: str, actor: str) -> None:
         """Drains and removes it; its usage and bills stay. Raises Refusal not_found."""
 
@@ -181,6 +201,8 @@ class Control:
                 raise Refusal(
                     "conflict", f"{', '.join(users)} overflow or fall back to it: change them first"
                 )
+            if carried := adapters.users(endpoint, {d.endpoint: d for d in state.deployments}):
+                raise Refusal("conflict", f"it carries {', '.join(carried[:10])}: remove them first")
             return Change(remove_deployments=(endpoint,))
 
         await self.desired.change(build)
@@ -192,6 +214,8 @@ class Control:
         wanted = self.desired.deployment(endpoint)
         if wanted is None:
             raise no_endpoint(endpoint)
+        if wanted.base:
+            raise Refusal("conflict", f"it is an adapter: its base {wanted.base} is what wakes and sleeps")
         if action == "sleep" and wanted.min_replicas > 0:
             raise Refusal(
                 "conflict",
@@ -204,10 +228,32 @@ class Control:
 
     # --- between desired state and the loop -----------------------------------------------------------------------
 
+    async def batch_work(self, wanted: Mapping[str, bool]) -> None:
+        """Which endpoints have batch lines to do; True where they may compete with serverless endpoints."""
+        async with self._telling:
+            self._batch_wanted = dict(wanted)
+            await self._tell_lanes(self.desired.state)
+
+    async def _tell_lanes(self, state: State) -> None:
+        before, self._lanes = self._lanes, batch_lanes.lanes(state.deployments, self._batch_wanted)
+        self._lane_changes += before != self._lanes
+        plain = catalog(state, self.settings)
+        digest = self.settings.runner_digest
+        await self.loop.tell(batch_lanes.with_lanes(plain, self._lanes, self._lane_changes, digest, self.settings))
+        for name, lane in self._lanes.items():
+            if before.pop(name, None) != lane:
+                await self.loop.tell(EndpointApplied(lane))
+        for name in before:
+            await self.loop.tell(EndpointRemoved(name))
+
     async def _changed(self, before: State, after: State) -> None:
-        await self.loop.tell(catalog(after, self.settings))
-        known = {d.endpoint: d for d in before.deployments}
-        for wanted in after.deployments:
+        async with self._telling:
+            await self._tell_lanes(after)
+            await self._tell_deployments(before, after)
+
+    async def _tell_deployments(self, before: State, after: State) -> None:
+        known = adapters.placed(before.deployments)
+        for wanted in adapters.placed(after.deployments).values():
             if known.pop(wanted.endpoint, None) != wanted:
                 await self.loop.tell(EndpointApplied(wanted))
         for endpoint in known:

@@ -103,6 +103,7 @@ class Deployment:
     workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
     takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on
     other accelerators of its node than those it slept on. `fallback`: the endpoint that serves what this one fails to.
+    `base`: this endpoint is a LoRA adapter (`model`) without replicas; those of `base` carry it.
     """
 
     endpoint: str
@@ -128,6 +129,7 @@ class Deployment:
     overflow: Overflow | None = None
     fallback: str = ""
     lend: bool = False
+    base: str = ""
 
     @property
     def reserved(self) -> int:

@@ -224,6 +224,7 @@ class BuiltinDriver:
                 "context_tokens_max": order.deployment.model.context_tokens_max,
                 "slots": order.deployment.slots,
                 "threads": self._threads,
+                "adapter_bytes_max": int(dict(order.deployment.engine_args).get("adapter_bytes_max", "0")),
             },
         )
         on_cpu = all(accelerator.kind == "cpu" for accelerator in order.accelerators)

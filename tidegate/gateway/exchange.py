@@ -11,8 +11,9 @@ SMALL_BODY_BYTES = 64 << 10  # below this, one write beats two
 
 _HEAD = (
     b"POST /v1/%b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
-    b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+    b"x-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"
 )
+_ADAPTER = b"x-tidegate-adapter"
 
 
 class NotServed(Exception):
@@ -66,8 +67,16 @@ class Exchange:
             raise NotServed(lost=False)
         if stream and status == 200 and not first:
             raise NotServed(lost=True)
+        if status == 200 and self._call.entry.adapter:
+            self._check_adapter(connection)
         self._pieces += 1
         return status, first
+
+    def _check_adapter(self, connection: Connection) -> None:
+        """The answer names the adapter that made it: never another's, never the bare base's."""
+        digest = self._call.entry.adapter.partition(" ")[0].encode()
+        if connection.headers.get(_ADAPTER) != digest:
+            raise EngineFault("it answered without the adapter it was asked for")
 
     async def read(self) -> bytes:
         """The next piece of a stream, empty at its end. EngineFault when the engine is lost."""
@@ -115,7 +124,8 @@ class Exchange:
         if self._given_up:
             self.give_up(self._given_up)
         body = call.body if call.entry.metering == "sse_id" else for_engine(call)
-        head = _HEAD % (call.api.encode(), call.id.encode(), len(body))
+        adapter = b"%b: %b\r\n" % (_ADAPTER, call.entry.adapter.encode()) if call.entry.adapter else b""
+        head = _HEAD % (call.api.encode(), call.id.encode(), adapter, len(body))
         if len(body) <= SMALL_BODY_BYTES:
             connection.start(head + body)
         else:

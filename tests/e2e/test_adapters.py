@@ -1,0 +1,63 @@
+"""Private endpoints that are LoRA adapters on one replica, on the real platform: each its own answers and its own bill."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.e2e.platform import Platform, running, wait_until
+
+pytest.importorskip("torch")
+from tests import models
+
+pytestmark = pytest.mark.e2e
+
+ADAPTERS = 12
+CONFIG = """
+demo = false
+[accelerators]
+kind = "cpu"
+count = 1
+memory = "96MiB"
+[[tenants]]
+id = "acme"
+"""
+
+
+def said(platform: Platform, key: str, endpoint: str) -> str:
+    client = openai.OpenAI(base_url=f"{platform.base_url}/v1", api_key=key, max_retries=0)
+    prompt = "the water of the world"
+    stream = client.completions.create(
+        model=endpoint, prompt=prompt, max_tokens=16, temperature=0, stream=True, extra_body={"ignore_eos": True}
+    )
+    return "".join(event.choices[0].text for event in stream if event.choices)
+
+
+def test_twelve_adapters_share_one_replica_and_none_answers_for_another(tmp_path: Path) -> None:
+    base = models.llama()
+    with running(tmp_path, config=CONFIG) as platform, platform.admin() as admin:
+        body = {"model": str(base), "accelerator_memory": "64MiB", "slots": 8,
+                "engine_args": {"adapter_bytes_max": str(8 << 20)}}  # fmt: skip
+        admin.put("/api/v1/endpoints/acme/base", json=body).raise_for_status()
+        names = [f"acme/a{seed}" for seed in range(ADAPTERS)]
+        for seed, name in enumerate(names):
+            adapter = {"model": str(models.lora(base, seed)), "base": "acme/base"}
+            admin.put(f"/api/v1/endpoints/{name}", json=adapter).raise_for_status()
+        key = admin.post("/api/v1/keys", json={"tenant": "acme"}).json()["secret"]
+        alone = {name: said(platform, key, name) for name in [*names, "acme/base"]}
+        assert len(set(alone.values())) == ADAPTERS + 1, "every adapter changes what is said"
+        with ThreadPoolExecutor(ADAPTERS) as pool:
+            again = list(pool.map(lambda name: (name, said(platform, key, name)), [*names, "acme/base"] * 3))
+        assert all(alone[name] == text for name, text in again), "mixed into one batch, an answer was another's"
+        assert len(platform.engines()) == 1
+        used = wait_until(lambda: _billed(admin, 4 * (ADAPTERS + 1)), "every request in the ledger")
+        assert {row["endpoint"]: row["output_tokens"] for row in used} == dict.fromkeys([*names, "acme/base"], 64)
+        view = admin.get("/api/v1/endpoints/acme/a0").json()
+        assert (view["state"], view["base"]) == ("ready", "acme/base")
+
+
+def _billed(admin: object, requests: int) -> list[dict[str, object]]:
+    rows = admin.get("/api/v1/usage", params={"by": "endpoint"}).json()  # type: ignore[attr-defined]
+    found = rows["data"] if "data" in rows else rows["rows"]
+    return found if sum(row["requests"] for row in found) >= requests else []
