@@ -358,6 +358,19 @@ def test_a_fetch_nobody_wants_any_more_stops_and_can_be_resumed(tmp_path: Path, 
     assert weights.present() == (profile(published).digest,)
 
 
+def test_everybody_who_waits_hears_how_far_it_is(tmp_path: Path, published: Path) -> None:
+    weights = NodeWeights(cache_of(tmp_path, DirectorySource(published, pause_s=0.005)))
+    heard: list[list[int]] = [[], []]
+
+    async def both() -> None:
+        for held in await asyncio.gather(*(weights.hold(profile(published), each.append) for each in heard)):
+            held.release()
+
+    asyncio.run(both())
+    assert heard[0] == heard[1]
+    assert heard[0][-1] == 100
+
+
 def test_a_local_model_is_read_in_place_and_refused_once_it_changed(tmp_path: Path, published: Path) -> None:
     weights = NodeWeights(cache_of(tmp_path, DirectorySource(published)))
     model = FileInspector().inspect(str(published))

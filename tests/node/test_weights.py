@@ -79,6 +79,7 @@ def test_the_engine_gets_a_directory_and_the_weights_are_held_while_it_lives() -
         assert driver.engines[-1].order.deployment.model.source == "/cache/tide"
         loading = [s.reason for s in reports.statuses if s.state is S.STARTING]
         assert loading[:3] == ["", "downloading 0 %", "downloading 10 %"]
+        assert loading[-1] == ""
         assert (reports.last().state, reports.last().reason) == (S.READY, "")
         assert reports.last().took_ms < 10_000, "the fetch is not part of the start"
         assert weights.held[0].released == 0

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from tests.policy.world import GB, World, deployment, node
 from tidegate.domain import plan
-from tidegate.domain.endpoint import Deployment
+from tidegate.domain.endpoint import Deployment, EndpointState
 from tidegate.domain.fleet import Tier
+from tidegate.domain.replica import ReplicaState as S
 from tidegate.policy.reconcile import CoreSettings
 
 SETTINGS = CoreSettings(wait_ms_max=2_000, residency_ms_min=100)
@@ -94,6 +95,18 @@ def test_the_tier_and_the_estimate_tell_remote_from_disk() -> None:
     )
     scene.tell(plan.WeightsChanged("n1", (model.digest,)))
     assert tier(scene, "a") is Tier.DISK
+
+
+def test_how_far_a_fetch_is_reaches_the_endpoint() -> None:
+    scene = fleet("n1")
+    scene.apply(remote("a"))
+    (start,) = of_kind(scene, plan.Start)
+    assert isinstance(start, plan.Start)
+    for reason, shown in (("downloading 40 %", "downloading 40 %"), ("", "loading from disk")):
+        scene.tell(plan.ReplicaChanged(plan.ReplicaStatus(start.replica, "a", "n1", 1, S.STARTING, reason=reason)))
+        seen = next(e for e in scene.core.view().endpoints if e.endpoint == "a")
+        assert (seen.state, seen.reason) == (EndpointState.LOADING, shown)
+        assert scene.gateways["gw"].routes["a"].reason == shown
 
 
 def test_a_local_model_is_never_fetched() -> None:

@@ -131,7 +131,8 @@ class Replica:
         )
         local = replace(deployment, model=replace(deployment.model, source=held.path))
         self._order = replace(self._order, deployment=local)
-        self.status = replace(self.status, reason="")
+        if self.status.reason:
+            self._publish(replace(self.status, reason=""))
 
     async def _hold(self, weights: Weights, model: ModelProfile) -> HeldWeights:
         """Kept in the same step that got it, so that a Stop arriving right then does not leave it held."""

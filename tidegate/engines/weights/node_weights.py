@@ -22,6 +22,7 @@ class NodeWeights:
     def __init__(self, cache: DiskCache) -> None:
         self._cache = cache
         self._turns = asyncio.Semaphore(FETCHES_MAX)
+        self._listening: dict[str, list[Callable[[int], None]]] = {}
         self._seen: dict[str, tuple[object, ...]] = {}  # local directories: what was verified, so that it is once
 
     def present(self) -> tuple[str, ...]:
@@ -35,10 +36,22 @@ class NodeWeights:
 
         def tell(percent: int) -> None:
             if not stop.is_set():
-                loop.call_soon_threadsafe(progress, percent)
+                loop.call_soon_threadsafe(self._tell, model.digest, percent)
 
-        async with self._turns:
-            return await _on_thread(lambda: self._fetch(model, tell, stop), stop)
+        listening = self._listening.setdefault(model.digest, [])
+        listening.append(progress)
+        try:
+            async with self._turns:
+                return await _on_thread(lambda: self._fetch(model, tell, stop), stop)
+        finally:
+            listening.remove(progress)
+            if not listening:
+                self._listening.pop(model.digest, None)
+
+    def _tell(self, digest: str, percent: int) -> None:
+        """To everybody who waits for this model, whoever of them it is that fetches it."""
+        for progress in self._listening.get(digest, ()):
+            progress(percent)
 
     def _fetch(self, model: ModelProfile, progress: Callable[[int], None], stop: threading.Event) -> Hold:
         try:

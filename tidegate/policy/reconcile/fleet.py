@@ -47,6 +47,7 @@ class Replica:
     rule: str = ""
     counted: bool = False
     cold: Tier = Tier.DISK  # where its weights were when it was started
+    note: str = ""  # how far its node says a long start is
 
 
 @dataclass(slots=True, eq=False)

@@ -233,7 +233,10 @@ def reported(fleet: Fleet, status: ReplicaStatus, now_ms: int) -> None:
             if replica.state not in (S.STOPPING, S.FAILED):
                 failed(fleet, replica, status.reason or "engine failed", now_ms)
         case S.STARTING | S.WAKING | S.DRAINING | S.SLEEPING | S.STOPPING:
-            pass  # on the way; the step that was ordered is still the truth
+            # On the way; the step that was ordered is still the truth.
+            if status.state is replica.state is S.STARTING and status.reason != replica.note:
+                replica.note = status.reason
+                fleet.touch(replica.endpoint)
         case _:
             assert_never(status.state)
 

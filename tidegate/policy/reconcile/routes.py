@@ -56,7 +56,8 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
     if S.WAKING in states:
         return EndpointState.WAKING, "waking from host memory"
     if S.STARTING in states:
-        return EndpointState.LOADING, "loading from disk"
+        notes = [r.note for r in endpoint.replicas.values() if r.state is S.STARTING and r.note]
+        return EndpointState.LOADING, (notes or ["loading from disk"])[0]
     if endpoint.activations:
         waking = any(a.wake is not None for a in endpoint.activations.values())
         return (EndpointState.WAKING if waking else EndpointState.LOADING), "memory is being freed for it"
