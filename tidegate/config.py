@@ -80,12 +80,16 @@ class EngineConfig(Section):
 class GatewayConfig(Section):
     body_bytes_max: Size = 8 * MIB
     body_ms_max: int = Field(default=30_000, ge=100)
+ForeignEngine = Literal["llamacpp", "vllm", "sglang", "trtllm"]
+
+
     hold_ms_max: int = Field(default=150_000, ge=0)
     queued_max: int = Field(default=512, ge=1)
 
 
 class CapacityConfig(Section):
     """Bounds of the capacity core. Quiet for `keep_alive_ms`, an endpoint gives its accelerator memory back."""
+    programs: dict[ForeignEngine, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
 
     keep_alive_ms: int = Field(default=600_000, ge=0)
     residency_ms_min: int = Field(default=200, ge=0)
@@ -181,6 +185,10 @@ class Config(BaseSettings):
     endpoints: tuple[EndpointConfig, ...] = ()
 
     @model_validator(mode="after")
+    engine: str = "builtin"
+    engine_args: dict[str, str] = Field(default_factory=dict)
+    slots: int | None = Field(default=None, ge=1, le=1024)
+    context_tokens: int | None = Field(default=None, ge=16)
     def _refuse_contradictions(self) -> Self:
         problems = list(_contradictions(self))
         if problems:

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from tests.control.world import TIDES
 from tidegate.control.catalog import catalog
 from tidegate.control.deployments import Facts, deployment, split_name, succeed
-from tidegate.control.settings import BUILTIN, ControlSettings, EngineTraits
+from tidegate.control.engines import BUILTIN, EngineTraits
+from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelKind, ModelProfile
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import State
 from tidegate.domain.units import MIB
 from tidegate.wire.admin import EndpointApply
 
-VLLM = EngineTraits(arguments=frozenset({"dtype"}), movable=True)
+VLLM = EngineTraits(arguments={"dtype": "auto|float16"}, movable=True)
 SETTINGS = ControlSettings(engines={"builtin": BUILTIN, "vllm": VLLM})
 FACTS = Facts(("default", "gold"), {"local": 64 * MIB, "east": 32 * MIB}, {"local": 2, "east": 4})
 

@@ -69,6 +69,10 @@ async def apply_endpoints(control: Control, wanted: Sequence[EndpointConfig]) ->
             mode=endpoint.mode,
             min_replicas=endpoint.min_replicas,
             max_replicas=endpoint.max_replicas,
+            engine=endpoint.engine,
+            engine_args=endpoint.engine_args,
+            slots=endpoint.slots,
+            context_tokens=endpoint.context_tokens,
             accelerator_memory=endpoint.accelerator_memory,
             price_plan=endpoint.price_plan,
         )

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate.assemble.batch import batch_service, digest, runner_secret
+from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
 from tidegate.assemble.server import Server
@@ -143,11 +145,12 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     agent = NodeAgent(
         node=node,
-        drivers={"builtin": driver},
+        drivers={"builtin": driver, **foreign},
         connect=connector(control_address),
         clock=clock,
         limits=limits,
         weights=await asyncio.to_thread(node_weights, config, ground.data),
+    foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     )
     app = build_app(control, routes(billing, control.authorize))
     gateway = GatewayProcess(

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+from tidegate.assemble.engines import traits
 from tidegate.config import Config, EndpointConfig
-from tidegate.control.settings import BUILTIN, ControlSettings
+from tidegate.control.settings import ControlSettings
 from tidegate.domain.fleet import Accelerator, Node
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.node.limits import NodeLimits
@@ -18,11 +18,9 @@ SLACK_MS = 10_000  # the core waits this much longer than the node before it tak
 
 
 def control_settings(config: Config, accelerators: tuple[Accelerator, ...]) -> ControlSettings:
-    """CPU accelerators are budgets, not places: an engine that slept on one wakes on any; on GPUs only on its own."""
-    movable = all(accelerator.kind == "cpu" for accelerator in accelerators)
     return ControlSettings(
         region=config.region,
-        engines={"builtin": replace(BUILTIN, movable=movable)},
+        engines=traits(config, accelerators),
         slots=config.engine.slots,
         context_tokens_max=config.engine.context_tokens_max,
         start_ms_max=config.engine.start_ms_max,

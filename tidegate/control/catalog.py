@@ -41,4 +41,5 @@ def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         overflow=deployment.overflow,
         fallback=deployment.fallback,
         resident=deployment.mode is Mode.DEDICATED and deployment.reserved > 0,
+        cache_salt=engine.cache_salt,
     )

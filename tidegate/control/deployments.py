@@ -4,7 +4,8 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from tidegate.control.settings import ControlSettings, EngineTraits
+from tidegate.control.engines import ADAPTER_ROOM, EngineTraits
+from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.domain.units import GIB, MIB
@@ -46,7 +47,7 @@ def deployment(
 ) -> Deployment:
     """The first generation of `endpoint` as `body` asks. Raises Refusal invalid_configuration naming the field."""
     tenant, _ = split_name(endpoint)
-    traits = _engine(body, settings)
+    traits = _engine(body, model, settings)
     regions = tuple(dict.fromkeys(body.regions or [settings.region]))
     _check_regions(regions, facts)
     low, high = _replicas(body)
@@ -54,7 +55,7 @@ def deployment(
         raise _wrong("price_plan", body.price_plan, f"one of {_words(facts.price_plans)}")
     model = _with_context(body, model, settings)
     _check_accelerators(body, traits, regions, facts)
-    slots, accelerator_bytes = _footprint(body, model, regions, facts, settings)
+    slots, accelerator_bytes = _footprint(body, model, regions, facts, settings, traits)
     _check_times(model, facts, settings)
     overflow = _overflow(body)
     return Deployment(
@@ -100,13 +101,21 @@ def _words(names: Collection[str]) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
 
-def _engine(body: EndpointApply, settings: ControlSettings) -> EngineTraits:
+def _engine(body: EndpointApply, model: ModelProfile, settings: ControlSettings) -> EngineTraits:
     traits = settings.engines.get(body.engine)
-    if traits is None:
-        raise _wrong("engine", body.engine, f"one of {_words(settings.engines.keys())}")
+    usable = [name for name, known in settings.engines.items() if not known.missing]
+    if traits is None or traits.missing:
+        because = f" ({traits.missing})" if traits else ""
+        raise _wrong("engine", body.engine, f"one of {_words(usable)}{because}")
     for name in sorted(body.engine_args):
-        if name not in traits.arguments:
+        pattern = traits.arguments.get(name)
+        if pattern is None:
             raise _wrong(f"engine_args.{name}", body.engine_args[name], f"arguments {_words(traits.arguments)}")
+        if not re.fullmatch(pattern, body.engine_args[name]):
+            raise _wrong(f"engine_args.{name}", body.engine_args[name], f"values like {pattern}")
+    if traits.gguf != model.source.lower().endswith(".gguf"):
+        fits = "a GGUF file (a path that ends in .gguf)" if traits.gguf else "a model directory with safetensors files"
+        raise _wrong("engine", body.engine, f"with this model another engine; {body.engine} loads {fits}")
     return traits
 
 
@@ -163,14 +172,16 @@ def _check_accelerators(body: EndpointApply, traits: EngineTraits, regions: tupl
 
 
 def _footprint(
-    body: EndpointApply, model: ModelProfile, regions: tuple[str, ...], facts: Facts, settings: ControlSettings
-) -> tuple[int, int]:
+    body: EndpointApply, model: ModelProfile, regions: tuple[str, ...], facts: Facts, settings: ControlSettings,
+    traits: EngineTraits,
+) -> tuple[int, int]:  # fmt: skip
     """(slots, bytes on each accelerator): weights + KV of `slots` whole contexts + workspace.
 
     Slots that were not asked for by number are as many as fit, up to the default; at least one must.
     """
     shards, context = body.accelerators_per_replica, model.context_tokens_max
-    fixed = -(-model.weight_bytes // shards) + settings.workspace_bytes
+    workspace = traits.workspace_bytes or settings.workspace_bytes
+    fixed = -(-model.weight_bytes // shards) + workspace + int(body.engine_args.get(ADAPTER_ROOM, "0"))
     slot = -(-model.kv_bytes_per_token * context // shards)
     largest = max((facts.accelerator_bytes.get(region, 0) for region in regions), default=0)
     asked = None if body.accelerator_memory is None else _size(body.accelerator_memory)

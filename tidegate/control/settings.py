@@ -3,23 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidegate.control.engines import BUILTIN, EngineTraits
 from tidegate.domain.units import MIB
-
-
-@dataclass(frozen=True, slots=True)
-class EngineTraits:
-    """What a deployment may ask of an engine. `metering` is how gateways count its output (see EndpointEntry).
-
-    `arguments` are the names allowed in `engine_args`; `movable` engines can wake on other accelerators of their node.
-    """
-
-    metering: str = "usage_event"
-    accelerators_per_replica_max: int = 1024
-    arguments: frozenset[str] = frozenset()
-    movable: bool = False
-
-
-BUILTIN = EngineTraits(metering="sse_id", accelerators_per_replica_max=1)
 
 
 @dataclass(frozen=True, slots=True)
