@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tidegate.assemble.sockets import StartError
 from tidegate.config import Config, socket_directory
+from tidegate.stores.batches import SqlBatchStore
 from tidegate.stores.database import migrate, open_database
 from tidegate.stores.journal_reader import SegmentJournalReader
 from tidegate.stores.ledger import SqlLedger
@@ -44,6 +45,7 @@ class Ground:
     ledger: SqlLedger
     prices: SqlPriceBook
     journal_reader: SegmentJournalReader
+    batches: SqlBatchStore
 
 
 def prepare(config: Config, stack: AsyncExitStack) -> Ground:
@@ -77,6 +79,7 @@ def prepare(config: Config, stack: AsyncExitStack) -> Ground:
         ledger=SqlLedger(engine),
         prices=SqlPriceBook(engine),
         journal_reader=SegmentJournalReader(journal),
+        batches=SqlBatchStore(engine),
     )
 
 

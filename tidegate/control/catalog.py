@@ -14,7 +14,7 @@ def catalog(state: State, settings: ControlSettings) -> Catalog:
             KeyEntry(key.digest, key.id, key.tenant, key.expires_ms, revoked=key.revoked_ms is not None)
             for key in state.keys
         ),
-        endpoints=tuple(_entry(deployment, settings) for deployment in state.deployments),
+        endpoints=tuple(entry(deployment, settings) for deployment in state.deployments),
     )
 
 
@@ -23,7 +23,8 @@ def model_name(model: ModelProfile) -> str:
     return model.source.rstrip("/").rsplit("/", 1)[-1] or model.digest
 
 
-def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
+def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
+    """What a gateway must know of one endpoint."""
     engine = settings.engines.get(deployment.engine, EngineTraits())
     return EndpointEntry(
         endpoint=deployment.endpoint,
@@ -34,12 +35,15 @@ def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         generation=deployment.generation,
         context_tokens_max=deployment.model.context_tokens_max,
         created_ms=deployment.created_ms,
-        shared=deployment.mode is Mode.SERVERLESS,
+        shared=deployment.mode is Mode.SERVERLESS and not deployment.base,
         hold_ms_max=settings.hold_ms_max,
         queued_max=settings.queued_max,
         metering=engine.metering,
         overflow=deployment.overflow,
         fallback=deployment.fallback,
-        resident=deployment.mode is Mode.DEDICATED and deployment.reserved > 0,
         cache_salt=engine.cache_salt,
+        resident=deployment.mode is Mode.DEDICATED and deployment.reserved > 0,
+        base=deployment.base,
+        adapter=adapters.header(deployment) if deployment.base else "",
+        slo=deployment.slo,
     )

@@ -1,0 +1,54 @@
+"""Where batch lines of an endpoint are done: a deployment of the same model beside it, of the lowest class, there only
+while there are lines to do.
+
+The core treats it like any endpoint of mode batch: it gets accelerators nobody else wants, and is aborted at once when
+somebody does. Nobody can call it but the batch runner, and what it does is recorded as the endpoint's own, in mode
+batch.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tidegate.control.catalog import entry
+from tidegate.control.settings import ControlSettings
+from tidegate.domain.endpoint import Deployment, Mode
+from tidegate.wire.internal import Catalog, KeyEntry
+
+SUFFIX = ":batch"  # no endpoint of a tenant can be called so
+REPLICAS_MAX = 64
+
+
+def lanes(deployments: Iterable[Deployment], wanted: Mapping[str, bool]) -> dict[str, Deployment]:
+    """The lanes of the endpoints in `wanted`, by the lane's name; True competes with serverless endpoints. An endpoint
+    of mode batch needs none.
+    """
+    owners = [d for d in deployments if d.endpoint in wanted and d.mode is not Mode.BATCH and not d.base]
+    return {owner.endpoint + SUFFIX: _lane(owner, wanted[owner.endpoint]) for owner in owners}
+
+
+def _lane(owner: Deployment, rush: bool) -> Deployment:
+    return replace(
+        owner,
+        endpoint=owner.endpoint + SUFFIX,
+        mode=Mode.SERVERLESS if rush else Mode.BATCH,
+        min_replicas=0,
+        max_replicas=REPLICAS_MAX,
+        concurrency_target=owner.slots,
+        overflow=None,
+        fallback="",
+        lend=False,
+    )
+
+
+def with_lanes(
+    catalog: Catalog, lanes: Mapping[str, Deployment], changes: int, runner_digest: str, settings: ControlSettings
+) -> Catalog:
+    """`catalog` with what gateways must know of batch work. `changes` is how often lanes have changed: a gateway takes
+    the newer version.
+    """
+    entries = tuple(
+        replace(entry(lane, settings), mode=Mode.BATCH, serves=lane.endpoint.removesuffix(SUFFIX), shared=False)
+        for lane in lanes.values()
+    )
+    runner = (KeyEntry(runner_digest, "batch-runner", None, runner=True),) if runner_digest else ()
+    return replace(catalog, version=catalog.version + changes, keys=catalog.keys + runner, batch=entries)
