@@ -46,6 +46,7 @@ def create(
     context_tokens: Annotated[int | None, typer.Option(help="bound on the context, for KV memory")] = None,
     accelerator_memory: Annotated[str | None, typer.Option(help="footprint on its accelerator, e.g. 512MiB")] = None,
     price_plan: Annotated[str | None, typer.Option(help="price plan that rates it")] = None,
+    base: Annotated[str | None, typer.Option(help="carry it as a LoRA adapter on this endpoint's replicas")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait until it is ready or has failed")] = False,
     output: Output = Format.TABLE,
     url: Url = None,
@@ -63,6 +64,7 @@ def create(
         "context_tokens": context_tokens,
         "accelerator_memory": accelerator_memory,
         "price_plan": price_plan,
+        "base": base,
     }
     api = Api(url, key)
     if any(endpoint["name"] == name for endpoint in api.get("endpoints")["data"]):
