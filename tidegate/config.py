@@ -10,23 +10,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.units import GIB, MIB, nano_usd, nano_usd_per_token
-from tidegate.wire import webhooks
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": GIB, "tib": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|b|)", re.IGNORECASE)
@@ -80,27 +69,27 @@ class AcceleratorsConfig(Section):
     memory: Size = 2 * GIB
 
 
+ForeignEngine = Literal["llamacpp", "vllm", "sglang", "trtllm"]
+
+
 class EngineConfig(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     slots: int = Field(default=8, ge=1, le=1024)
     context_tokens_max: int = Field(default=4096, ge=16)
     start_ms_max: int = Field(default=120_000, ge=1_000)
     drain_ms_max: int = Field(default=60_000, ge=100)
+    programs: dict[ForeignEngine, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
 
 
 class GatewayConfig(Section):
     body_bytes_max: Size = 8 * MIB
     body_ms_max: int = Field(default=30_000, ge=100)
-ForeignEngine = Literal["llamacpp", "vllm", "sglang", "trtllm"]
-
-
     hold_ms_max: int = Field(default=150_000, ge=0)
     queued_max: int = Field(default=512, ge=1)
 
 
 class CapacityConfig(Section):
     """Bounds of the capacity core. Quiet for `keep_alive_ms`, an endpoint gives its accelerator memory back."""
-    programs: dict[ForeignEngine, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
 
     keep_alive_ms: int = Field(default=600_000, ge=0)
     residency_ms_min: int = Field(default=200, ge=0)
@@ -145,33 +134,6 @@ class PriceTermsConfig(PriceConfig):
         return (self.endpoint or "", self.tenant or "", self.model or "", self.mode.value if self.mode else "")
 
 
-def _webhook_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{value!r} is not an http or https URL")
-    return value
-
-
-def _webhook_secret(value: SecretStr) -> SecretStr:
-    webhooks.secret_bytes(value.get_secret_value())
-    return value
-
-
-class WebhookConfig(Section):
-    url: Annotated[str, AfterValidator(_webhook_url)]
-    secret: Annotated[SecretStr, AfterValidator(_webhook_secret)]
-
-
-class BatchConfig(Section):
-    """Offline work. `key` or `key_file`: base64 of 32 bytes a line, newest first; neither: a key of our own is made."""
-
-    key: SecretStr | None = None
-    key_file: Path | None = None
-    retention_s: int = Field(default=30 * 86_400, ge=3_600)
-    may_rush: bool = False
-    webhooks: dict[Name, WebhookConfig] = Field(default_factory=dict)
-
-
 class TenantConfig(Section):
     id: Name
     api_key: SecretStr | None = Field(default=None, min_length=16)
@@ -185,6 +147,10 @@ class EndpointConfig(Section):
     mode: Mode = Mode.DEDICATED_SERVERLESS
     min_replicas: int | None = Field(default=None, ge=0)
     max_replicas: int = Field(default=1, ge=1)
+    engine: str = "builtin"
+    engine_args: dict[str, str] = Field(default_factory=dict)
+    slots: int | None = Field(default=None, ge=1, le=1024)
+    context_tokens: int | None = Field(default=None, ge=16)
     accelerator_memory: Size | None = None
     price_plan: str = "default"
 
@@ -220,14 +186,9 @@ class Config(BaseSettings):
     prices: dict[str, PriceConfig] = Field(default_factory=lambda: {"default": PriceConfig()})
     price_terms: tuple[PriceTermsConfig, ...] = ()
     tenants: tuple[TenantConfig, ...] = ()
-    batch: BatchConfig = Field(default_factory=BatchConfig)
     endpoints: tuple[EndpointConfig, ...] = ()
 
     @model_validator(mode="after")
-    engine: str = "builtin"
-    engine_args: dict[str, str] = Field(default_factory=dict)
-    slots: int | None = Field(default=None, ge=1, le=1024)
-    context_tokens: int | None = Field(default=None, ge=16)
     def _refuse_contradictions(self) -> Self:
         problems = list(_contradictions(self))
         if problems:

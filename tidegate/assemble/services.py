@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.assemble.batch import batch_service, digest, runner_secret
@@ -20,10 +20,8 @@ from tidegate.assemble.settings import (
     node_limits,
     node_of,
 )
-from tidegate.assemble.sockets import StartError, listen_unix, public_url
+from tidegate.assemble.sockets import StartError, listen_unix
 from tidegate.assemble.weights import inspector, node_weights
-from tidegate.batch.api import routes as batch_routes
-from tidegate.batch.service import BatchService
 from tidegate.billing.api import routes
 from tidegate.billing.service import Billing
 from tidegate.config import Config
@@ -56,7 +54,6 @@ class Services:
     agent: NodeAgent
     billing: Billing
     driver: BuiltinDriver
-    batch: BatchService
     admin: Server
     admin_path: Path
     gateway: Child
@@ -72,7 +69,6 @@ class Services:
             "node": self.agent.run(),
             "billing": self.billing.run(),
             "admin server": self.admin.run(),
-            "batch": self.batch.run(),
             "gateway": self.gateway.run(),
         }
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
@@ -87,7 +83,6 @@ class Services:
     async def close(self) -> None:
         """No new requests, then no engines, then the last records into the ledger. Each step is bounded."""
         await self._step("gateway", self.gateway.stop())
-        await self._end("batch")
         await self._step("node", self.agent.close())
         self.admin.stop()
         await self._end("billing")
@@ -124,7 +119,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     """Everything plugged together and listening, nothing running yet. Raises StartError, LinkFault."""
     accelerators = _accelerators(config)
     node, limits = node_of(config, accelerators), node_limits(config)
-    lifeline, secret = Lifeline(), runner_secret()
+    lifeline = Lifeline()
     engine_logs, gateway_logs = LogRing(ground.logs / "engines.log"), LogRing(ground.logs / "gateway.log")
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
     control = Control(
@@ -133,7 +128,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         core=FleetCore(core_settings(config, limits, accelerators)),
         listener=await listen(control_address),
         clock=clock,
-        settings=replace(control_settings(config, accelerators), runner_digest=digest(secret)),
+        settings=control_settings(config, accelerators),
         price_plans=lambda: {version.plan for version in ground.prices.versions()},
         time_marks=await asyncio.to_thread(ground.ledger.time_marks),
     )
@@ -148,6 +143,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))
     driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
+    foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     agent = NodeAgent(
         node=node,
         drivers={"builtin": driver, **foreign},
@@ -155,10 +151,8 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         clock=clock,
         limits=limits,
         weights=await asyncio.to_thread(node_weights, config, ground.data),
-    foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     )
-    batch = await batch_service(config, ground, control, public_url(listener, config.host), secret, clock)
-    app = build_app(control, [*routes(billing, control.authorize), *batch_routes(batch, control.authorize)])
+    app = build_app(control, routes(billing, control.authorize))
     gateway = GatewayProcess(
         listen_fd=listener.fileno(),
         lifeline_fd=lifeline.read_fd,
@@ -176,7 +170,6 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         billing=billing,
         driver=driver,
         admin=server,
-        batch=batch,
         admin_path=admin_path,
         gateway=_child(gateway, gateway_logs),
         lifeline=lifeline,

@@ -14,7 +14,7 @@ def catalog(state: State, settings: ControlSettings) -> Catalog:
             KeyEntry(key.digest, key.id, key.tenant, key.expires_ms, revoked=key.revoked_ms is not None)
             for key in state.keys
         ),
-        endpoints=tuple(entry(deployment, settings) for deployment in state.deployments),
+        endpoints=tuple(_entry(deployment, settings) for deployment in state.deployments),
     )
 
 
@@ -23,8 +23,7 @@ def model_name(model: ModelProfile) -> str:
     return model.source.rstrip("/").rsplit("/", 1)[-1] or model.digest
 
 
-def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
-    """What a gateway must know of one endpoint."""
+def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
     engine = settings.engines.get(deployment.engine, EngineTraits())
     return EndpointEntry(
         endpoint=deployment.endpoint,
@@ -35,15 +34,12 @@ def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         generation=deployment.generation,
         context_tokens_max=deployment.model.context_tokens_max,
         created_ms=deployment.created_ms,
-        shared=deployment.mode is Mode.SERVERLESS and not deployment.base,
+        shared=deployment.mode is Mode.SERVERLESS,
         hold_ms_max=settings.hold_ms_max,
         queued_max=settings.queued_max,
         metering=engine.metering,
+        cache_salt=engine.cache_salt,
         overflow=deployment.overflow,
         fallback=deployment.fallback,
-        cache_salt=engine.cache_salt,
         resident=deployment.mode is Mode.DEDICATED and deployment.reserved > 0,
-        base=deployment.base,
-        adapter=adapters.header(deployment) if deployment.base else "",
-        slo=deployment.slo,
     )
