@@ -10,12 +10,23 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.units import GIB, MIB, nano_usd, nano_usd_per_token
+from tidegate.wire import webhooks
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": GIB, "tib": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|b|)", re.IGNORECASE)
@@ -134,6 +145,33 @@ class PriceTermsConfig(PriceConfig):
         return (self.endpoint or "", self.tenant or "", self.model or "", self.mode.value if self.mode else "")
 
 
+def _webhook_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is not an http or https URL")
+    return value
+
+
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    webhooks.secret_bytes(value.get_secret_value())
+    return value
+
+
+class WebhookConfig(Section):
+    url: Annotated[str, AfterValidator(_webhook_url)]
+    secret: Annotated[SecretStr, AfterValidator(_webhook_secret)]
+
+
+class BatchConfig(Section):
+    """Offline work. `key` or `key_file`: base64 of 32 bytes a line, newest first; neither: a key of our own is made."""
+
+    key: SecretStr | None = None
+    key_file: Path | None = None
+    retention_s: int = Field(default=30 * 86_400, ge=3_600)
+    may_rush: bool = False
+    webhooks: dict[Name, WebhookConfig] = Field(default_factory=dict)
+
+
 class TenantConfig(Section):
     id: Name
     api_key: SecretStr | None = Field(default=None, min_length=16)
@@ -182,6 +220,7 @@ class Config(BaseSettings):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
+    batch: BatchConfig = Field(default_factory=BatchConfig)
     weights: WeightsConfig = Field(default_factory=WeightsConfig)
     prices: dict[str, PriceConfig] = Field(default_factory=lambda: {"default": PriceConfig()})
     price_terms: tuple[PriceTermsConfig, ...] = ()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidegate.assemble.batch import batch_service, digest, runner_secret
@@ -20,8 +20,10 @@ from tidegate.assemble.settings import (
     node_limits,
     node_of,
 )
-from tidegate.assemble.sockets import StartError, listen_unix
+from tidegate.assemble.sockets import StartError, listen_unix, public_url
 from tidegate.assemble.weights import inspector, node_weights
+from tidegate.batch.api import routes as batch_routes
+from tidegate.batch.service import BatchService
 from tidegate.billing.api import routes
 from tidegate.billing.service import Billing
 from tidegate.config import Config
@@ -31,6 +33,7 @@ from tidegate.domain.errors import Fault, Refusal, StoreFault
 from tidegate.domain.fleet import Accelerator, Node
 from tidegate.domain.ledger import EndpointFacts
 from tidegate.domain.ports import Clock
+from tidegate.engines.adapters import AdapterFiles
 from tidegate.engines.builtin import BuiltinDriver
 from tidegate.engines.discover import discover
 from tidegate.engines.logs import LogRing
@@ -53,6 +56,7 @@ class Services:
     control: Control
     agent: NodeAgent
     billing: Billing
+    batch: BatchService
     driver: BuiltinDriver
     admin: Server
     admin_path: Path
@@ -68,6 +72,7 @@ class Services:
             "control plane": self.control.run(),
             "node": self.agent.run(),
             "billing": self.billing.run(),
+            "batch": self.batch.run(),
             "admin server": self.admin.run(),
             "gateway": self.gateway.run(),
         }
@@ -82,6 +87,7 @@ class Services:
 
     async def close(self) -> None:
         """No new requests, then no engines, then the last records into the ledger. Each step is bounded."""
+        await self._end("batch")
         await self._step("gateway", self.gateway.stop())
         await self._step("node", self.agent.close())
         self.admin.stop()
@@ -119,16 +125,17 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
     """Everything plugged together and listening, nothing running yet. Raises StartError, LinkFault."""
     accelerators = _accelerators(config)
     node, limits = node_of(config, accelerators), node_limits(config)
-    lifeline = Lifeline()
+    lifeline, secret = Lifeline(), runner_secret()
     engine_logs, gateway_logs = LogRing(ground.logs / "engines.log"), LogRing(ground.logs / "gateway.log")
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
     control = Control(
         store=ground.state,
         inspector=inspector(config, ground.data),
+        adapter_inspector=AdapterFiles(),
         core=FleetCore(core_settings(config, limits, accelerators)),
         listener=await listen(control_address),
         clock=clock,
-        settings=control_settings(config, accelerators),
+        settings=replace(control_settings(config, accelerators), runner_digest=digest(secret)),
         price_plans=lambda: {version.plan for version in ground.prices.versions()},
         time_marks=await asyncio.to_thread(ground.ledger.time_marks),
     )
@@ -152,7 +159,8 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         limits=limits,
         weights=await asyncio.to_thread(node_weights, config, ground.data),
     )
-    app = build_app(control, routes(billing, control.authorize))
+    batch = await batch_service(config, ground, control, public_url(listener, config.host), secret, clock)
+    app = build_app(control, [*routes(billing, control.authorize), *batch_routes(batch, control.authorize)])
     gateway = GatewayProcess(
         listen_fd=listener.fileno(),
         lifeline_fd=lifeline.read_fd,
@@ -168,6 +176,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         control=control,
         agent=agent,
         billing=billing,
+        batch=batch,
         driver=driver,
         admin=server,
         admin_path=admin_path,

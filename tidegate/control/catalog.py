@@ -1,6 +1,8 @@
 """Desired state → what gateways must know of keys and endpoints. A pure function."""
 
-from tidegate.control.settings import ControlSettings, EngineTraits
+from tidegate.control import adapters
+from tidegate.control.engines import EngineTraits
+from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode, ModelProfile
 from tidegate.domain.ports import State
 from tidegate.wire.internal import Catalog, EndpointEntry, KeyEntry
@@ -14,7 +16,8 @@ def catalog(state: State, settings: ControlSettings) -> Catalog:
             KeyEntry(key.digest, key.id, key.tenant, key.expires_ms, revoked=key.revoked_ms is not None)
             for key in state.keys
         ),
-        endpoints=tuple(_entry(deployment, settings) for deployment in state.deployments),
+        endpoints=tuple(entry(deployment, settings) for deployment in state.deployments),
+        limits=state.limits,
     )
 
 
@@ -23,7 +26,8 @@ def model_name(model: ModelProfile) -> str:
     return model.source.rstrip("/").rsplit("/", 1)[-1] or model.digest
 
 
-def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
+def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
+    """What a gateway must know of one endpoint."""
     engine = settings.engines.get(deployment.engine, EngineTraits())
     return EndpointEntry(
         endpoint=deployment.endpoint,
@@ -34,12 +38,18 @@ def _entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         generation=deployment.generation,
         context_tokens_max=deployment.model.context_tokens_max,
         created_ms=deployment.created_ms,
-        shared=deployment.mode is Mode.SERVERLESS,
+        shared=deployment.mode is Mode.SERVERLESS and not deployment.base,
         hold_ms_max=settings.hold_ms_max,
         queued_max=settings.queued_max,
         metering=engine.metering,
         cache_salt=engine.cache_salt,
         overflow=deployment.overflow,
         fallback=deployment.fallback,
+        slo=deployment.slo,
+        canary=deployment.canary.endpoint if deployment.canary else "",
+        canary_permille=deployment.canary_permille,
         resident=deployment.mode is Mode.DEDICATED and deployment.reserved > 0,
+        base=deployment.base,
+        price_plan=deployment.price_plan,
+        adapter=adapters.header(deployment) if deployment.base else "",
     )
