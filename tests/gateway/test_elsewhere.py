@@ -114,3 +114,39 @@ def test_a_clients_own_mistake_is_not_tried_elsewhere(tmp_path: Path) -> None:
             assert not r.engines[1].exchanges
 
     run(main())
+
+
+def test_a_canary_gets_its_share_is_recorded_as_the_endpoint_and_loses_nothing_when_dropped(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2, queued_max=64) as r:
+            own = endpoint(canary="acme/chat:canary", canary_permille=400)
+            lane = endpoint(
+                "acme/chat:canary", serves="acme/chat", fallback="acme/chat", resident=True, model="newer"
+            )  # fmt: skip
+            r.control.endpoints = (own, lane)
+            await r.control.publish()
+            await r.control.route(r.target(0, 8))
+            await r.control.route(name="acme/chat:canary", state=EndpointState.LOADING)
+            await until(lambda: "acme/chat:canary" in r.gateway.parts.loop.endpoints, "the catalog")
+            early = [await r.ask(chat()) for _ in range(12)]
+            assert {reply.headers["x-tidegate-replica"] for reply in early} == {"r0"}, "the canary is not ready yet"
+            assert all("x-tidegate-overflow" not in reply.headers for reply in early)
+
+            await r.control.route(r.target(1, 8), name="acme/chat:canary")
+            replies = [await r.ask(chat()) for _ in range(60)]
+            share = sum(reply.headers["x-tidegate-replica"] == "r1" for reply in replies) / len(replies)
+            assert 0.1 < share < 0.75, "two in five, by the digits of random ids"
+            directly = await r.ask(chat(model="acme/chat:canary"))
+            assert directly.headers["x-tidegate-replica"] == "r1"
+            models = (await r.get("/v1/models")).json["data"]
+            assert [model["id"] for model in models] == ["acme/chat"]
+
+            r.control.endpoints = (endpoint(),)
+            await r.control.publish()
+            assert {(await r.ask(chat())).status for _ in range(10)} == {200}
+            assert {record.endpoint for record in r.journal.final} == {"acme/chat"}
+            assert {record.model for record in r.journal.final} == {"model-digest", "newer"}
+            assert {record.overflow_from for record in r.journal.final} == {""}
+            assert {record.outcome for record in r.journal.final} == {Outcome.COMPLETED}
+
+    run(main())

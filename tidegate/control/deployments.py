@@ -86,10 +86,26 @@ def deployment(
 
 def succeed(previous: Deployment | None, wanted: Deployment) -> Deployment:
     """`wanted` as the next generation of `previous`; `previous` itself where nothing differs."""
+    if wanted.canary is not None:
+        wanted = replace(wanted, canary=succeed(previous.canary if previous else None, wanted.canary))
     if previous is None:
         return wanted
-    same = replace(wanted, generation=previous.generation, created_ms=previous.created_ms)
-    return previous if same == previous else replace(same, generation=previous.generation + 1)
+    same = replace(wanted, generation=previous.generation, created_ms=previous.created_ms, previous=previous.previous)
+    if same == previous:
+        return previous
+    return replace(same, generation=previous.generation + 1, previous=replace(previous, previous=None))
+
+
+def rolled_back(present: Deployment) -> Deployment:
+    """The generation after `present` that is as things were before: without its canary, or as the one before it.
+
+    Raises Refusal conflict when there is nothing to go back to.
+    """
+    if present.canary is not None:
+        return succeed(present, replace(present, canary=None, canary_permille=0))
+    if present.previous is None:
+        raise Refusal("conflict", f"{present.endpoint} has no canary and was never changed: nothing to go back to")
+    return succeed(present, replace(present.previous, canary=None, canary_permille=0))
 
 
 def _wrong(param: str, value: object, accepted: str) -> Refusal:

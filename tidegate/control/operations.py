@@ -123,7 +123,7 @@ def _readable(call: Call) -> Deployment:
 def _shown(call: Call, wanted: list[Deployment]) -> list[admin.EndpointView]:
     seen = {endpoint.endpoint: endpoint for endpoint in call.control.loop.view().endpoints}
     meters, settings, now_ms = call.control.meters, call.control.settings, call.control.clock.now_ms()
-    return [views.endpoint_view(d, seen.get(d.base or d.endpoint), meters, settings, now_ms) for d in wanted]
+    return [views.endpoint_view(d, seen, meters, settings, now_ms) for d in wanted]
 
 
 async def list_endpoints(call: Call) -> object:
@@ -161,6 +161,11 @@ async def sleep_endpoint(call: Call) -> object:
     """Give an endpoint's accelerator memory back; its next request wakes it."""
     await call.control.manual(call.endpoint, "sleep", call.actor)
     return _shown(call, [_readable(call)])[0]
+
+
+async def rollback_endpoint(call: Call) -> object:
+    """Drop the canary, or go back to what the endpoint was before its last change."""
+    return _shown(call, [await call.control.rollback(call.endpoint, call.actor)])[0]
 
 
 async def endpoint_logs(call: Call) -> object:
@@ -216,6 +221,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("DELETE", ENDPOINT, delete_endpoint, admin.StatusView),
     Operation("POST", ENDPOINT + "/wake", wake_endpoint, admin.EndpointView, status=202),
     Operation("POST", ENDPOINT + "/sleep", sleep_endpoint, admin.EndpointView, status=202),
+    Operation("POST", ENDPOINT + "/rollback", rollback_endpoint, admin.EndpointView),
     Operation("GET", ENDPOINT + "/logs", endpoint_logs, Listing[admin.ActivityView], query=(LIMIT,), admin=False),
     Operation("GET", "/api/v1/nodes", list_nodes, Listing[admin.NodeView]),
     Operation("GET", "/api/v1/activity", list_activity, Listing[admin.ActivityView],

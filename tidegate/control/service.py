@@ -1,13 +1,16 @@
 """The control plane as one object: what the admin API and the assembly ask of it."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from tidegate.control import adapters, batch_lanes, elsewhere, http, keys
+import msgspec
+
+from tidegate.control import adapters, batch_lanes, canaries, elsewhere, http, keys
 from tidegate.control.activity import ActivityLog
+from tidegate.control.budgets import Budgets
 from tidegate.control.catalog import catalog, model_name
-from tidegate.control.deployments import Facts, deployment, split_name, succeed
+from tidegate.control.deployments import Facts, deployment, rolled_back, split_name, succeed
 from tidegate.control.desired import DesiredState
 from tidegate.control.loop import FleetLoop
 from tidegate.control.meters import Meters
@@ -17,7 +20,9 @@ from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.errors import Refusal
 from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
 from tidegate.domain.ports import AdapterInspector, Change, Clock, Listener, ModelInspector, State, StateStore
+from tidegate.domain.price import PriceVersion
 from tidegate.money.accelerator_time import AcceleratorTime
+from tidegate.money.treasury import Spent
 from tidegate.policy.reconcile import FleetCore
 from tidegate.wire import admin
 
@@ -26,7 +31,8 @@ class Control:
     """`run` serves until cancelled. The other methods may be called while it runs; `actor` goes to the audit log.
 
     `price_plans` names the plans an endpoint may have (read in a worker thread with each apply). `time_marks`: node →
-    the instant up to which its accelerator time is in the ledger.
+    the instant up to which its accelerator time is in the ledger. `spent` is what the ledger has of each budget, None
+    while it does not know; `prices` reads the price book (in a worker thread).
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class Control:
         settings: ControlSettings,
         price_plans: Callable[[], Collection[str]] = lambda: ("default",),
         time_marks: Mapping[str, int] | None = None,
+        spent: Callable[[], Spent | None] = lambda: None,
+        prices: Callable[[], Sequence[PriceVersion]] = tuple,
     ) -> None:
         self.settings = settings
         self.clock = clock
@@ -48,6 +56,7 @@ class Control:
         self.activity = ActivityLog(store, clock)
         self.loop = FleetLoop(core, self.activity, self.meters, clock)
         self.desired = DesiredState(store, self._changed)
+        self.budgets = Budgets(self.desired, self.loop, clock, spent, prices)
         self.authorize = http.authorizer(self.desired, clock)
         self._inspector = inspector
         self._adapter_inspector = adapter_inspector
@@ -66,9 +75,10 @@ class Control:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.loop.run())  # first: with many endpoints the inbox fills before all are told
                 group.create_task(self.activity.run())
+                group.create_task(self.budgets.run())
                 await self._changed(State(0), state)
                 self._loaded.set()
-                group.create_task(serve_links(self._listener, self.loop, self.clock))
+                group.create_task(serve_links(self._listener, self.loop, self.budgets, self.clock))
         finally:
             self.activity.end_subscriptions()
 
@@ -151,6 +161,7 @@ class Control:
         """Makes `endpoint` be as `body` says; the same again changes nothing. Raises Refusal naming what is wrong."""
         tenant, _ = split_name(endpoint)
         model = await self._inspect(endpoint, body)
+        canary = await asyncio.to_thread(self._inspector.inspect, body.canary.model) if body.canary else None
         facts = self._facts(await asyncio.to_thread(self._price_plans))
 
         def build(state: State) -> Change | None:
@@ -164,6 +175,10 @@ class Control:
             else:
                 base = adapters.find_base(endpoint, body.base, others)
                 wanted = adapters.deployment(endpoint, tenant, body, model, base, self.clock.now_ms())
+            if body.canary is not None and canary is not None:
+                asked = msgspec.structs.replace(body, model=body.canary.model)
+                made = deployment(endpoint, asked, canary, facts, self.settings, self.clock.now_ms())
+                wanted = canaries.beside(wanted, made, body.canary.weight)
             wanted = succeed(previous, wanted)
             elsewhere.check(wanted, others)
             adapters.check(wanted, others)
@@ -184,6 +199,26 @@ class Control:
         await self.loop.settled()
         return wanted
 
+    async def rollback(self, endpoint: str, actor: str) -> Deployment:
+        """Drops the canary, or goes back to what was before the last change. Raises Refusal not_found, conflict."""
+
+        def build(state: State) -> Change:
+            present = next((d for d in state.deployments if d.endpoint == endpoint), None)
+            if present is None:
+                raise no_endpoint(endpoint)
+            wanted = rolled_back(present)
+            others = {d.endpoint: d for d in state.deployments if d is not present}
+            elsewhere.check(wanted, others)
+            adapters.check(wanted, others)
+            return Change(put=(wanted,))
+
+        wanted = next(d for d in (await self.desired.change(build)).deployments if d.endpoint == endpoint)
+        self.activity.note(
+            actor, "rollback", endpoint, f"generation={wanted.generation} model={model_name(wanted.model)}"
+        )
+        await self.loop.settled()
+        return wanted
+
     async def _inspect(self, endpoint: str, body: admin.EndpointApply) -> ModelProfile:
         if body.base is None:
             return await asyncio.to_thread(self._inspector.inspect, body.model)
@@ -198,9 +233,7 @@ class Control:
             if not any(d.endpoint == endpoint for d in state.deployments):
                 raise no_endpoint(endpoint)
             if users := elsewhere.users(endpoint, {d.endpoint: d for d in state.deployments}):
-                raise Refusal(
-                    "conflict", f"{', '.join(users)} overflow or fall back to it: change them first"
-                )
+                raise Refusal("conflict", f"{', '.join(users)} overflow or fall back to it: change them first")
             if carried := adapters.users(endpoint, {d.endpoint: d for d in state.deployments}):
                 raise Refusal("conflict", f"it carries {', '.join(carried[:10])}: remove them first")
             return Change(remove_deployments=(endpoint,))
@@ -237,7 +270,7 @@ class Control:
     async def _tell_lanes(self, state: State) -> None:
         before, self._lanes = self._lanes, batch_lanes.lanes(state.deployments, self._batch_wanted)
         self._lane_changes += before != self._lanes
-        plain = catalog(state, self.settings)
+        plain = canaries.with_entries(catalog(state, self.settings), state.deployments, self.settings)
         digest = self.settings.runner_digest
         await self.loop.tell(batch_lanes.with_lanes(plain, self._lanes, self._lane_changes, digest, self.settings))
         for name, lane in self._lanes.items():
@@ -252,8 +285,8 @@ class Control:
             await self._tell_deployments(before, after)
 
     async def _tell_deployments(self, before: State, after: State) -> None:
-        known = adapters.placed(before.deployments)
-        for wanted in adapters.placed(after.deployments).values():
+        known = canaries.placed(adapters.placed(before.deployments))
+        for wanted in canaries.placed(adapters.placed(after.deployments)).values():
             if known.pop(wanted.endpoint, None) != wanted:
                 await self.loop.tell(EndpointApplied(wanted))
         for endpoint in known:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 from tidegate.control import promises
+from tidegate.control.canaries import PERMILLE
 from tidegate.control.keys import key_state
 from tidegate.control.meters import Meters
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import ApiKey, Deployment, EndpointState, Tenant
+from tidegate.domain.endpoint import ApiKey, Deployment, EndpointState, ModelProfile, Tenant
 from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.ports import Activity
 from tidegate.policy import view as core
@@ -58,10 +59,10 @@ def activity_view(line: Activity) -> admin.ActivityView:
 
 
 def endpoint_view(
-    wanted: Deployment, seen: core.EndpointView | None, meters: Meters, settings: ControlSettings, now_ms: int
+    wanted: Deployment, fleet: Mapping[str, core.EndpointView], meters: Meters, settings: ControlSettings, now_ms: int
 ) -> admin.EndpointView:
-    """`seen` is None in the instant before the core has heard of the endpoint."""
-    model, name = wanted.model, wanted.endpoint
+    """`fleet` is the core's view by endpoint; it lacks one in the instant before the core has heard of it."""
+    name, seen = wanted.endpoint, fleet.get(wanted.base or wanted.endpoint)
     return admin.EndpointView(
         name=name,
         tenant=wanted.tenant,
@@ -69,10 +70,7 @@ def endpoint_view(
         tier=seen.tier if seen else Tier.DISK,
         reason=seen.reason if seen else "",
         mode=wanted.mode,
-        model=admin.ModelView(
-            model.source, model.digest, model.kind, model.params, model.weight_bytes, model.kv_bytes_per_token,
-            model.context_tokens_max,
-        ),
+        model=_model(wanted.model),
         generation=wanted.generation,
         min_replicas=wanted.min_replicas,
         max_replicas=wanted.max_replicas,
@@ -93,10 +91,12 @@ def endpoint_view(
         fallback=admin.FallbackBody(to=wanted.fallback) if wanted.fallback else None,
         lend=wanted.lend,
         base=wanted.base or None,
-        limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, model.context_tokens_max),
+        limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, wanted.model.context_tokens_max),
         concurrency=promises.concurrency(wanted, seen),
         activation_bounds={tier: promises.bound(times) for tier, times in meters.activation_ms.get(name, {}).items()},
         slo_status=promises.slo_status(wanted, meters, now_ms),
+        canary=_canary(wanted, fleet, meters, now_ms),
+        rollback_to=wanted.previous.generation if wanted.previous else None,
         slo_since_ms=meters.attainment.since_ms,
         replicas=[_replica(replica) for replica in seen.replicas] if seen else [],
         queued=seen.queued if seen else 0,
@@ -105,6 +105,30 @@ def endpoint_view(
         activations=meters.activations.get(name, 0),
         activation_ms_last=meters.activation_ms_last.get(name),
     )  # fmt: skip
+
+
+def _model(model: ModelProfile) -> admin.ModelView:
+    return admin.ModelView(
+        model.source, model.digest, model.kind, model.params, model.weight_bytes, model.kv_bytes_per_token,
+        model.context_tokens_max,
+    )  # fmt: skip
+
+
+def _canary(
+    wanted: Deployment, fleet: Mapping[str, core.EndpointView], meters: Meters, now_ms: int
+) -> admin.CanaryView | None:
+    if (lane := wanted.canary) is None:
+        return None
+    seen = fleet.get(lane.endpoint)
+    return admin.CanaryView(
+        model=_model(lane.model),
+        weight=wanted.canary_permille / PERMILLE,
+        generation=lane.generation,
+        state=seen.state if seen else EndpointState.CREATING,
+        reason=seen.reason if seen else "",
+        concurrency=promises.concurrency(lane, seen),
+        slo_status=promises.slo_status(lane, meters, now_ms),
+    )
 
 
 def _overflow(wanted: Deployment) -> admin.OverflowBody | None:

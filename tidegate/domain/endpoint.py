@@ -103,6 +103,7 @@ class Deployment:
     workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
     takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on
     other accelerators of its node than those it slept on. `fallback`: the endpoint that serves what this one fails to.
+    `canary` stands beside it and gets `canary_permille` of its requests; `previous` is what a rollback goes back to.
     `base`: this endpoint is a LoRA adapter (`model`) without replicas; those of `base` carry it.
     """
 
@@ -130,6 +131,9 @@ class Deployment:
     fallback: str = ""
     lend: bool = False
     base: str = ""
+    canary: "Deployment | None" = None
+    canary_permille: int = 0
+    previous: "Deployment | None" = None
 
     @property
     def reserved(self) -> int:

@@ -182,6 +182,8 @@ class Gateway:
         admission.check_kind(api, entry.kind, request.model)
         if line:
             entry = self._loop.batch_lane(entry)
+        elif entry.canary and routing.to_canary(entry.canary_permille, request_id):
+            entry = self._loop.endpoints.get(entry.canary, entry)
         options = request.stream_options
         call = Call(
             id=request_id,
@@ -249,7 +251,7 @@ class Gateway:
                 raise Refusal("model_not_found", f"no such model: {name[:200]}", param="model")
             await reply_json(send, _encode(_model(entry)), headers)
             return
-        found = routing.visible(endpoints.values(), key.tenant)
+        found = [entry for entry in routing.visible(endpoints.values(), key.tenant) if not entry.serves]
         await reply_json(send, _encode({"object": "list", "data": [_model(entry) for entry in found]}), headers)
 
     async def _healthz(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:

@@ -172,7 +172,7 @@ class Relay:
         if served is None:  # removed in the instant between the decision and this line
             raise Refusal("model_not_found", f"no such model: {called.endpoint}", param="model")
         call.entry = served
-        if grant.reason:
+        if self._overflowed:
             self._parts.metrics.overflowed(called.endpoint, served.endpoint, grant.reason)
 
     async def _hold(self, waiter: Waiting) -> Answer | None:
@@ -322,9 +322,16 @@ class Relay:
             queue_ms=self._held_ms,
             activation_ms=grant.activation_ms if grant else 0,
             refusal=refusal,
-            overflow_from=self._called.endpoint if grant and grant.reason else "",
-            overflow_reason=grant.reason if grant else "",
+            overflow_from=self._overflowed,
+            overflow_reason=grant.reason if grant and self._overflowed else "",
         )
+
+    @property
+    def _overflowed(self) -> str:
+        """The endpoint called, where another one serves. A canary's own endpoint standing in for it is no overflow."""
+        called, served = self._called, self._call.entry
+        name = called.serves or called.endpoint
+        return name if self._grant and self._grant.reason and served.endpoint != name else ""
 
     # --- heads --------------------------------------------------------------------------------------------------------
 
@@ -348,7 +355,7 @@ class Relay:
             (b"x-tidegate-queue-ms", b"%d" % grant.held_ms),
             (b"x-tidegate-activation-ms", b"%d" % grant.activation_ms),
         ]
-        if grant.reason:
+        if self._overflowed:
             headers.append((b"x-tidegate-overflow", f"{call.entry.endpoint}; reason={grant.reason}".encode()))
         return headers
 

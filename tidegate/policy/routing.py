@@ -32,6 +32,11 @@ def resolve(endpoints: Mapping[str, Endpoint], tenant: str, model: str) -> Endpo
     return found
 
 
+def to_canary(permille: int, request: str) -> bool:
+    """Whether this request is of the share that a canary gets. Request ids are random, so their digits decide."""
+    return int(request[-6:], 16) % 1_000 < permille
+
+
 def may_call(endpoint: EndpointFacts, tenant: str | None) -> bool:
     """None is an administrator, who sees every endpoint."""
     return tenant is None or endpoint.shared or endpoint.tenant == tenant

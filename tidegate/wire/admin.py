@@ -79,6 +79,13 @@ class FallbackBody(Request, frozen=True):
     to: Annotated[str, Meta(min_length=3, max_length=130)]
 
 
+class CanaryBody(Request, frozen=True):
+    """Another model for a share (`weight`, 0 to 1) of the endpoint's requests; also called as ``tenant/name:canary``."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    weight: Annotated[float, Meta(ge=0, le=1)]
+
+
 class EndpointApply(Request, frozen=True):
     """An endpoint's whole desired state: what is left out gets its default, not its previous value.
 
@@ -107,6 +114,7 @@ class EndpointApply(Request, frozen=True):
     fallback: FallbackBody | None = None
     lend: bool = False
     base: Annotated[str, Meta(min_length=3, max_length=130)] | None = None
+    canary: CanaryBody | None = None
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -198,11 +206,23 @@ class SloView(Struct, frozen=True):
     error_budget: float | None
 
 
+class CanaryView(Struct, frozen=True, kw_only=True):
+    """A canary as desired and as it is; `slo_status` is of its own requests."""
+
+    model: ModelView
+    weight: float
+    generation: int
+    state: EndpointState
+    reason: str
+    concurrency: ConcurrencyView
+    slo_status: dict[str, SloView]
+
+
 class EndpointView(Struct, frozen=True, kw_only=True):
     """An endpoint as desired and as it is. `tier` is the best its weights have anywhere. Bytes are per accelerator.
 
     `activation_ms_last` is from the first request that found no capacity (or the command, if none waited) to ready;
-    `activation_bounds` are the same by the tier it came from. `slo_status` is by window (5m, 1h, 24h, 30d), measured
+    `rollback_to` is the generation that a rollback goes back to. `activation_bounds` are the same by the tier it came from. `slo_status` is by window (5m, 1h, 24h, 30d), measured
     since `slo_since_ms`.
     """
 
@@ -236,6 +256,8 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     activation_bounds: dict[str, BoundView]
     slo_status: dict[str, SloView]
     slo_since_ms: int
+    canary: CanaryView | None
+    rollback_to: int | None
     replicas: list[ReplicaView]
     queued: int
     in_flight: int

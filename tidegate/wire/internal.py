@@ -66,7 +66,8 @@ class EndpointEntry:
     llama.cpp's own counts when asked) or ``usage_event`` (usage comes once, at the end). `cache_salt`: the engine
     shares cached prefixes only within a salt, which the gateway sets to the tenant's. `remote` endpoints have no
     replicas: a gateway routes to the target itself, like to a replica of `concurrency_max` slots that is always ready.
-    `serves` names the endpoint whose batch lines this one does; usage is then recorded under that name.
+    `serves` names the endpoint whose batch lines this one does, or whose canary it is; usage is then recorded under
+    that name. The endpoint `canary` gets `canary_permille` of this one's requests.
     `resident`: it always has a replica, so that having none means it failed. `base`: it is an adapter, which replicas
     of that endpoint serve when asked with the header `adapter` (``DIGEST FOLDER``).
     """
@@ -89,6 +90,8 @@ class EndpointEntry:
     fallback: str = ""
     resident: bool = False
     slo: Slo = Slo()
+    canary: str = ""
+    canary_permille: int = 0
     serves: str = ""
     base: str = ""
     adapter: str = ""
