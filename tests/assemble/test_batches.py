@@ -1,9 +1,9 @@
 """Files and batches on a whole platform, asked by the official OpenAI SDK, unmodified."""
 
+import asyncio
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -43,11 +43,11 @@ async def ended(client: openai.AsyncOpenAI, batch_id: str, *statuses: str) -> An
     return found[-1]
 
 
-def test_a_batch_from_upload_to_results(run: Callable[[Story], None], tmp_path: Path) -> None:
+def test_a_batch_from_upload_to_results(run: Callable[[Story], None]) -> None:
     async def story(live: Live) -> None:
         async with sdk(live) as client, live.client("admin_key") as admin:
             lines = [line(number) for number in range(40)]
-            lines[7]["body"]["max_tokens"] = -1
+            lines[7]["body"]["max_tokens"] = "many"
             file = await upload(client, jsonl(*lines), expires_after={"anchor": "created_at", "seconds": 3600})
             assert (file.purpose, file.filename, file.status) == ("batch", "in.jsonl", "processed")
             assert file.expires_at == file.created_at + 3600
@@ -73,12 +73,12 @@ def test_a_batch_from_upload_to_results(run: Callable[[Story], None], tmp_path: 
 
             async def billed() -> bool:
                 usage = (await admin.get("/api/v1/usage", params={"by": "mode"})).json()
-                rows = {row["mode"]: row for row in usage["data"]}
+                rows = {row["group"]: row for row in usage["rows"]}
                 return "batch" in rows and rows["batch"]["billed_requests"] == 39
 
             await until(billed)
             usage = (await admin.get("/api/v1/usage", params={"by": "endpoint"})).json()
-            assert [row["endpoint"] for row in usage["data"]] == ["acme/tides"]  # never the lane's own name
+            assert [row["group"] for row in usage["rows"]] == ["acme/tides"]  # never the lane's own name
             with pytest.raises(openai.ConflictError, match="'completed'"):
                 await client.batches.cancel(batch.id)
             for each in (file.id, done.output_file_id):
@@ -128,7 +128,7 @@ def test_what_is_wrong_with_lines_is_said_with_their_numbers(run: Callable[[Stor
     run(story)
 
 
-def test_uploads_that_are_none(run: Callable[[Story], None]) -> None:
+def test_uploads_that_are_none(run: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(live: Live) -> None:
         async with sdk(live) as client, sdk(live, "admin_key") as admin, live.client() as http:
             with pytest.raises(openai.BadRequestError, match="Must be"):
@@ -144,15 +144,17 @@ def test_uploads_that_are_none(run: Callable[[Story], None]) -> None:
             for body, kind in ((half, form), (b"plain", {}), (b"--b--\r\n", form)):
                 answer = await http.post("/v1/files", content=body, headers=kind)
                 assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-            too_large = httpx.Headers(form | {"content-length": str(201 << 20)})
-            with pytest.raises((httpx.HTTPStatusError, httpx.TransportError)):
-                (await http.post("/v1/files", content=_endless(), headers=too_large)).raise_for_status()
+            reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(live.ready["base_url"]).port)
+            head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {live.ready['api_key']}\r\n"
+            writer.write(f"{head}content-length: {201 << 20}\r\n\r\n".encode())
+            assert b" 413 " in await reader.readline()  # before a byte of it was sent
+            writer.close()
+            monkeypatch.setattr("tidegate.batch.upload.FILE_BYTES_MAX", 100_000)
+            with pytest.raises(openai.APIStatusError) as too_large:
+                await upload(client, b"x" * 300_000)
+            assert (too_large.value.status_code, too_large.value.code) == (413, "body_too_large")
             assert [f async for f in client.files.list()] == []
             assert list((live.data / "batch").iterdir()) == []
-
-    async def _endless() -> Any:
-        while True:
-            yield b"x" * 65_536
 
     run(story)
 
