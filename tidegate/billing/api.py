@@ -3,7 +3,7 @@ raised, and answered by the application they are mounted in.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 
 from starlette.concurrency import iterate_in_threadpool
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from tidegate.billing.exports import MEDIA_TYPES, ExportFormat, export
 from tidegate.billing.http import Authorize, answer, choice, guard, known
 from tidegate.billing.periods import Period, parse_instant, parse_period
 from tidegate.billing.price_api import price_routes
@@ -20,10 +21,6 @@ from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
 from tidegate.wire.admin import Identity, Listing
 from tidegate.wire.billing import Invoice
-
-
-class ExportFormat(StrEnum):
-    CSV = "csv"
 
 
 class InvoiceFormat(StrEnum):
@@ -71,22 +68,15 @@ class _Api:
         return answer(await asyncio.to_thread(self._statements.time, period, now_ms, tenant))
 
     async def export(self, request: Request, identity: Identity) -> Response:
-        """Usage as a trace in CSV: ``t_s`` (seconds into the period), endpoint, input and output tokens."""
+        """Usage of a period: ``csv`` is a trace (``t_s``, endpoint, input and output tokens), ``focus`` is FOCUS 1.0
+        in CSV, ``cloudevents`` and ``lago`` are one event a line.
+        """
         known(request, "format", "period", "from", "to", "tenant")
-        choice(request, "format", ExportFormat, ExportFormat.CSV)
+        form = choice(request, "format", ExportFormat, ExportFormat.CSV)
         period, tenant = self._period(request), _tenant(request, identity)
         await self._billing.drain()
-        body = iterate_in_threadpool(self._csv(period, tenant))
-        return StreamingResponse(_encoded(body), media_type="text/csv; charset=utf-8")
-
-    def _csv(self, period: Period, tenant: str | None) -> Iterator[str]:
-        yield "t_s,endpoint,input_tokens,output_tokens\n"
-        for rows in self._statements.export(period, tenant):
-            yield "".join(
-                f"{_seconds(row.arrived_ms - period.start_ms)},{_csv_text(row.endpoint)},"
-                f"{row.input_tokens},{row.output_tokens}\n"
-                for row in rows
-            )
+        body = iterate_in_threadpool(export(self._billing.ledger, form, period, tenant))
+        return StreamingResponse(_encoded(body), media_type=MEDIA_TYPES[form])
 
     async def invoices(self, request: Request, identity: Identity) -> Response:
         """Invoices of a period: of every tenant, or of the one whose key asks. As JSON, CSV or a page (`format`)."""
@@ -146,12 +136,3 @@ def _rendered(invoices: Sequence[Invoice], form: InvoiceFormat) -> Response:
 async def _encoded(texts: AsyncIterator[str]) -> AsyncIterator[bytes]:
     async for text in texts:
         yield text.encode()
-
-
-def _seconds(ms: int) -> str:
-    return f"{ms // 1000}.{ms % 1000:03d}"
-
-
-def _csv_text(text: str) -> str:
-    """Quoted where CSV needs it (RFC 4180)."""
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text

@@ -4,21 +4,19 @@ Each is a function of what the stores hold and of its arguments, never of the cl
 `as_of_ms`, an invoice of a finished period is the same to the byte.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from tidegate.billing.accelerator_time import time_view
 from tidegate.billing.invoices import Book, make_invoice
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import ExportRow, FactsSpan, UsageGroup, UsageKey, UsageSum
+from tidegate.domain.ledger import FactsSpan, UsageGroup, UsageKey, UsageSum
 from tidegate.domain.ports import Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.same_traffic import cuts, token_costs
 from tidegate.wire.accelerator_time import TimeView
 from tidegate.wire.billing import BalanceView, Invoice, UsageReport, UsageRow
-
-EXPORT_PAGE_ROWS_MAX = 5_000
 
 _GROUPS: dict[UsageGroup, Callable[[UsageKey], str]] = {
     UsageGroup.ENDPOINT: lambda key: key.endpoint,
@@ -62,16 +60,6 @@ class Statements:
     def balances(self) -> list[BalanceView]:
         sums = self._ledger.balances()
         return [BalanceView(account=name, nano_usd=amount, usd=usd(amount)) for name, amount in sorted(sums.items())]
-
-    def export(self, period: Period, tenant: str | None) -> Iterator[Sequence[ExportRow]]:
-        """Requests in the order of their arrival, in pages of at most `EXPORT_PAGE_ROWS_MAX`."""
-        after = (-1, 0)
-        while True:
-            rows = self._ledger.export(period.start_ms, period.end_ms, tenant, after, EXPORT_PAGE_ROWS_MAX)
-            if not rows:
-                return
-            yield rows
-            after = (rows[-1].arrived_ms, rows[-1].number)
 
     def _book(self, period: Period, tenant: str | None, as_of_ms: int) -> Book:
         end_ms = max(min(period.end_ms, as_of_ms), period.start_ms)

@@ -1,6 +1,10 @@
 """`tidegate usage`: what was consumed, and the same as a trace for `simulate`, `plan` and `advise`."""
 
+import csv
+import io
+import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +21,14 @@ TIME_COLUMNS = (*STATES[:5], "lent", "borrowed", "tokens_usd", "time_usd", "dedi
 By = Annotated[str, typer.Option("--by", help="endpoint | model | tenant | mode | hour | key")]
 Since = Annotated[str | None, typer.Option("--from", help="start of the period")]
 Until = Annotated[str | None, typer.Option("--to", help="end of the period")]
+
+
+class Export(StrEnum):
+    CSV = "csv"
+    PARQUET = "parquet"
+    FOCUS = "focus"
+    CLOUDEVENTS = "cloudevents"
+    LAGO = "lago"
 
 
 @app.callback()
@@ -78,22 +90,54 @@ def _s(ms: int) -> float:
 def export(
     since: Since = None,
     until: Until = None,
+    form: Annotated[Export, typer.Option("--format", help="csv and parquet are traces")] = Export.CSV,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="write here instead of to the terminal")] = None,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """One line a request, t_s,endpoint,input_tokens,output_tokens: a trace for `tidegate simulate`."""
-    text = Api(url, key).text("usage/export", **period(since, until))
-    if output is Format.JSON:
-        header, *lines = text.splitlines()
-        rows = [dict(zip(header.split(","), _typed(line), strict=True)) for line in lines]
-        show(rows, output)
+    """One line a request: csv and parquet are traces for `tidegate simulate` (t_s,endpoint,input_tokens,output_tokens),
+    cloudevents and lago events for metering systems, focus costs by the hour (FOCUS 1.0).
+    """
+    if form is Export.PARQUET and file is None:
+        raise Problem("--format parquet needs --file", exit_code=2)
+    asked = Export.CSV if form is Export.PARQUET else form
+    text = Api(url, key).text("usage/export", **period(since, until), format=asked.value)
+    if form is Export.PARQUET and file is not None:
+        _parquet(text, file)
+    elif output is Format.JSON:
+        show(_rows(text, form), output)
+        return
     elif file is None:
         sys.stdout.write(text)
+        return
     else:
         save(file, text)
-        typer.echo(f"{len(text.splitlines()) - 1} requests to {file}", err=True)
+    header = 0 if form in (Export.CLOUDEVENTS, Export.LAGO) else 1
+    typer.echo(f"{max(len(text.splitlines()) - header, 0)} rows to {file}", err=True)
+
+
+def _parquet(text: str, file: Path) -> None:
+    try:
+        import polars
+    except ImportError:
+        raise Problem("--format parquet needs polars: pip install 'tidegate[advisor]'", exit_code=2) from None
+    kinds = {
+        "t_s": polars.Float64, "endpoint": polars.String, "input_tokens": polars.Int64, "output_tokens": polars.Int64
+    }  # fmt: skip
+    try:
+        polars.read_csv(io.BytesIO(text.encode()), schema=kinds).write_parquet(file)
+    except OSError as error:
+        raise Problem(f"{file}: {error.strerror}") from None
+
+
+def _rows(text: str, form: Export) -> list[dict[str, Any]]:
+    if form in (Export.CLOUDEVENTS, Export.LAGO):
+        return [json.loads(line) for line in text.splitlines()]
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    if form is Export.FOCUS:
+        return rows
+    return [{name: _typed(name, value) for name, value in row.items()} for row in rows]
 
 
 def save(file: Path, text: str) -> None:
@@ -104,9 +148,8 @@ def save(file: Path, text: str) -> None:
         raise Problem(f"{file}: {error.strerror}") from None
 
 
-def _typed(line: str) -> list[Any]:
-    at, endpoint, taken, given = line.split(",")
-    return [float(at), endpoint, int(taken), int(given)]
+def _typed(name: str, text: str) -> Any:
+    return {"t_s": float, "input_tokens": int, "output_tokens": int}.get(name, str)(text)
 
 
 def period(since: str | None, until: str | None) -> dict[str, str]:

@@ -49,6 +49,15 @@ class RatedUsage(NamedTuple):
     entries: tuple[Entry, ...]
 
 
+class Charged(NamedTuple):
+    """A usage record as the ledger has it: `number` is its transaction, `nano_usd` what the tenant owes for it."""
+
+    number: int
+    record: UsageRecord
+    price_version: int
+    nano_usd: int
+
+
 @dataclass(frozen=True, slots=True)
 class RatedTime:
     """Accelerator time of a dedicated endpoint within one hour: `duration_ms` is summed over its accelerators."""

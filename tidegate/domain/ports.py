@@ -12,6 +12,7 @@ from typing import Protocol
 from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ledger import (
+    Charged,
     EndpointFacts,
     ExportRow,
     FactsSpan,
@@ -370,6 +371,22 @@ class Ledger(Protocol):
     ) -> Sequence[ExportRow]:
         """Requests the engine answered, by arrival, after the (arrived_ms, number) of a previous row; first (-1, 0)."""
         ...
+
+    def records(
+        self, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
+    ) -> Sequence[Charged]:
+        """The same whole, with what each was charged; refusals are left out."""
+        ...
+
+    def records_after(self, number: int, rows_max: int) -> Sequence[Charged]:
+        """Records in the order in which they were posted, after a transaction; refusals are left out."""
+        ...
+
+    def delivered(self, sink: str) -> int:
+        """The last transaction that collector `sink` has taken; 0 when none."""
+        ...
+
+    def set_delivered(self, sink: str, number: int) -> None: ...
 
 
 class TimeSource(Protocol):

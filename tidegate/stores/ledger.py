@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, selec
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import (
     NO_PRICE,
+    Charged,
     EndpointFacts,
     Entry,
     ExportRow,
@@ -42,6 +43,7 @@ from tidegate.stores.ledger_tables import (
     accelerator_time,
     balances,
     cursors,
+    deliveries,
     endpoint_facts,
     entries,
     ledger_state,
@@ -204,6 +206,25 @@ class SqlLedger:
     ) -> Sequence[ExportRow]:
         with sql_faults("usage cannot be read"), read(self._engine) as connection:
             return ledger_reads.export(connection, start_ms, end_ms, tenant, after, rows_max)
+
+    def records(
+        self, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
+    ) -> Sequence[Charged]:
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return ledger_reads.records(connection, start_ms, end_ms, tenant, after, rows_max)
+
+    def records_after(self, number: int, rows_max: int) -> Sequence[Charged]:
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return ledger_reads.records_after(connection, number, rows_max)
+
+    def delivered(self, sink: str) -> int:
+        with sql_faults("deliveries cannot be read"), read(self._engine) as connection:
+            return ledger_reads.delivered(connection, sink)
+
+    def set_delivered(self, sink: str, number: int) -> None:
+        with sql_faults("deliveries cannot be written"), write(self._engine) as connection:
+            connection.execute(delete(deliveries).where(deliveries.c.sink == sink))
+            connection.execute(insert(deliveries), {"sink": sink, "delivered": number})
 
 
 def _cursor(connection: Connection, boot: str) -> Cursor:

@@ -1,8 +1,9 @@
 """Queries on the money tables. Each is one statement, so each is a consistent picture."""
 
 from collections.abc import Collection
+from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, and_, case, cast, func, literal, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, and_, case, cast, func, literal, select, tuple_
 
 from tidegate.domain.ledger import (
     REVENUE_CACHED_INPUT,
@@ -10,6 +11,7 @@ from tidegate.domain.ledger import (
     REVENUE_INPUT,
     REVENUE_MINIMUM,
     REVENUE_OUTPUT,
+    Charged,
     EndpointFacts,
     ExportRow,
     FactsSpan,
@@ -24,6 +26,7 @@ from tidegate.domain.ledger import (
 from tidegate.domain.limits import Spending
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome
+from tidegate.stores import ledger_rows
 from tidegate.stores import ledger_tables as tables
 from tidegate.stores.ledger_rows import KEY_FIELDS, SUM_FIELDS, Cell
 
@@ -170,6 +173,38 @@ def export(
     if tenant is not None:
         query = query.where(t.tenant == tenant)
     return [ExportRow(*row) for row in connection.execute(query)]
+
+
+def records(
+    connection: Connection, start_ms: int, end_ms: int, tenant: str | None, after: tuple[int, int], rows_max: int
+) -> list[Charged]:
+    t = tables.usage_records.c
+    query = _charged().where(
+        t.arrived_ms >= start_ms, t.arrived_ms < end_ms, tuple_(t.arrived_ms, t.transaction_id) > tuple_(*after)
+    )
+    if tenant is not None:
+        query = query.where(t.tenant == tenant)
+    rows = connection.execute(query.order_by(t.arrived_ms, t.transaction_id).limit(rows_max))
+    return [ledger_rows.charged(row._mapping) for row in rows]
+
+
+def records_after(connection: Connection, number: int, rows_max: int) -> list[Charged]:
+    t = tables.usage_records.c
+    rows = connection.execute(_charged().where(t.transaction_id > number).order_by(t.transaction_id).limit(rows_max))
+    return [ledger_rows.charged(row._mapping) for row in rows]
+
+
+def delivered(connection: Connection, sink: str) -> int:
+    t = tables.deliveries.c
+    return connection.execute(select(t.delivered).where(t.sink == sink)).scalar_one_or_none() or 0
+
+
+def _charged() -> Select[Any]:
+    """Records that are no refusals, with what their tenants owe for them."""
+    u, e = tables.usage_records, tables.entries
+    owed = and_(e.c.transaction_id == u.c.transaction_id, e.c.account == literal("tenant/") + u.c.tenant)
+    query = select(u, func.coalesce(e.c.amount, 0).label("nano_usd")).select_from(u.outerjoin(e, owed))
+    return query.where(u.c.outcome != Outcome.REFUSED.value)
 
 
 def _total(column: ColumnElement[int]) -> ColumnElement[int]:

@@ -1,6 +1,7 @@
 """Between domain objects and rows of the money tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from tidegate.domain.ledger import (
     REVENUE_INPUT,
     REVENUE_MINIMUM,
     REVENUE_OUTPUT,
+    Charged,
     Entry,
     FactsSpan,
     RatedTime,
@@ -18,7 +20,7 @@ from tidegate.domain.ledger import (
     UsageSum,
 )
 from tidegate.domain.units import MS_PER_HOUR
-from tidegate.domain.usage import Outcome, UsageRecord
+from tidegate.domain.usage import CountSource, Outcome, UsageRecord
 
 KEY_FIELDS = UsageKey.__slots__
 SUM_FIELDS = UsageSum.__slots__
@@ -68,6 +70,13 @@ def usage_row(rated: RatedUsage, number: int) -> Row:
         r.overflow_from,
         r.overflow_reason,
     )
+
+
+def charged(row: Mapping[Any, Any]) -> Charged:
+    """Back from a row of `usage_records` with `nano_usd`."""
+    values = {name: row[name] for name in UsageRecord.__slots__}
+    values |= {"outcome": Outcome(row["outcome"]), "count_source": CountSource(row["count_source"])}
+    return Charged(row["transaction_id"], UsageRecord(**values), row["price_version"], row["nano_usd"])
 
 
 def entry_rows(transactions: Iterable[tuple[Entry, ...]], number: int) -> tuple[list[Row], dict[str, int]]:
