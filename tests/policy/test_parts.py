@@ -188,3 +188,40 @@ def test_a_victim_on_several_accelerators_is_paid_for_once_and_frees_them_all() 
     assert together is not None
     assert together.victims == ("wide",)
     assert together.regret_ms == 5.0
+
+
+def test_how_soon_it_is_needed_grows_with_the_rate_of_arrivals() -> None:
+    def every(gap_ms: int) -> float:
+        history = ArrivalHistory()
+        for number in range(200):
+            history.observe(number * gap_ms, 1)
+        return history.needed_soon(199 * gap_ms + 100, 1_000, 300_000)
+
+    assert every(10_000) / every(100_000) == pytest.approx(10.0, rel=0.5)
+    assert every(500) > every(5_000) > every(50_000)
+
+
+def test_a_burst_is_what_comes_within_a_second_of_a_quiet_one() -> None:
+    history = ArrivalHistory()
+    for number in range(60):
+        for step in range(8):
+            history.observe(number * 60_000 + step * 100, 2)
+        history.observe(number * 60_000 + 1_500, 5)  # later than a second: not counted
+    assert history.burst == pytest.approx(16.0, rel=0.05)
+
+
+def test_busy_hours_are_known_after_a_day() -> None:
+    """One request a minute in the afternoon, one an hour at night, three days: at night a quiet minute means little."""
+    hour, history = 3_600_000, ArrivalHistory()
+    for day in range(3):
+        for at in range(24):
+            step = 60_000 if 12 <= at < 18 else hour
+            for offset in range(0, hour, step):
+                history.observe(1 + (day * 24 + at) * hour + offset, 1)
+
+    def asked(at: int) -> float:
+        history.observe((72 + at) * hour, 1)
+        return history.needed_within((72 + at) * hour + 30_000, 60_000)
+
+    night, afternoon = asked(3), asked(14)
+    assert afternoon > 2.0 * night

@@ -14,7 +14,7 @@ from tidegate.sim.timeline import BINS, Timeline
 def run(tmp_path: Path, accelerators: int = 2) -> tuple[dict[str, object], Timeline]:
     timeline = Timeline()
     trace = small_trace(tmp_path / "t.csv", endpoints=10, minutes=30.0)
-    return api.simulate(trace, accelerators=accelerators, slo_ttft_ms=500.0, timeline=timeline), timeline
+    return api.simulate(trace, accelerators=accelerators, slo_ttft_ms=200.0, timeline=timeline), timeline
 
 
 def test_the_timeline_agrees_with_the_verdict(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_the_timeline_agrees_with_the_verdict(tmp_path: Path) -> None:
     assert sum(t.activations for t in totals) == result["activations"]
     assert sum(t.evictions for t in totals) == result["evictions"]
     assert sum(sum(piece.requests.values()) for piece in timeline.slices) == result["requests"]
-    assert 0 < sum(sum(piece.missed.values()) for piece in timeline.slices)  # 14B models wake in 0.69 s
+    assert sum(sum(piece.missed.values()) for piece in timeline.slices) > 0  # 14B models wake in 0.42 s over two links
 
 
 def test_nobody_is_in_memory_that_is_not_there(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """When will this endpoint be needed again? An idle-gap histogram of its own history, honest when there is little of it.
 
 Gaps fall into half-octave bins (1 ms … 34 years), so 64 numbers hold any history and a query costs one pass over them.
-The histogram forgets: all counts are halved when there are `COUNT_MAX`. Until there is history the answer is the scale-
-free prior "quiet for as long again": P(needed within h | quiet for a) = h ÷ (a + h), which weighs as much as
-`PRIOR_WEIGHT` gaps. (Shahrad et al., ATC '20, use per-minute bins over four hours; log bins need no range and no
-fallback.)
+The histogram forgets: all counts are halved when there are `COUNT_MAX`. Gaps are measured in *operational time*, which
+runs faster in hours that are busier than the mean hour (by hour of the day once a day was seen, by hour of the week
+once two weeks were), so one histogram holds for day and night; without such history it is plain time. Until there is
+history the answer is the scale-free prior "quiet for as long again": P(needed within h | quiet for a) = h ÷ (a + h),
+which weighs as much as `PRIOR_WEIGHT` gaps. (Shahrad et al., ATC '20, use per-minute bins over four hours; log bins
+need no range and no fallback.)
 """
 
 from math import log2
@@ -12,6 +14,12 @@ from math import log2
 BINS = 64
 COUNT_MAX = 512.0
 PRIOR_WEIGHT = 2.0
+HOUR_MS = 3_600_000
+HOURS_A_WEEK = 168
+PACE_MAX = 4.0
+HORIZON_STEP = 4
+BURST_MS = 1_000
+BURST_SHARE = 0.125  # weight of the newest burst in the mean
 
 
 def _position(gap_ms: float) -> float:
@@ -20,14 +28,22 @@ def _position(gap_ms: float) -> float:
 
 
 class ArrivalHistory:
-    """Arrivals of one endpoint, seen from reports."""
+    """Arrivals of one endpoint, seen from reports. `burst`: how many requests its bursts bring in their first second,
+    in the mean (a burst begins with a request after a quiet second).
+    """
 
-    __slots__ = ("_bins", "_count", "_tails", "arrivals", "last_ms")
+    __slots__ = ("_bins", "_burst", "_burst_ms", "_count", "_hour", "_hours", "_pace", "_since", "_tails", "arrivals",
+                 "burst", "last_ms")  # fmt: skip
 
     def __init__(self) -> None:
         self._bins = [0.0] * BINS
         self._count = 0.0
         self._tails: list[float] | None = None
+        self._hours = [0.0] * HOURS_A_WEEK
+        self._hour = self._since = -1
+        self._pace = 1.0
+        self._burst, self._burst_ms = 0, 0
+        self.burst = 1.0
         self.last_ms: int | None = None
         self.arrivals = 0
 
@@ -35,14 +51,43 @@ class ArrivalHistory:
         """`arrivals` more requests have come by `now_ms`; the gap before them is one observation."""
         assert arrivals > 0
         self.arrivals += arrivals
-        if self.last_ms is not None and now_ms > self.last_ms:
-            self._bins[int(_position(now_ms - self.last_ms))] += 1.0
+        gap_ms = self.quiet_ms(now_ms)
+        if gap_ms:
+            self._bins[int(_position(gap_ms * self._pace))] += 1.0
             self._count += 1.0
             self._tails = None
             if self._count >= COUNT_MAX:
                 self._bins = [b * 0.5 for b in self._bins]
                 self._count *= 0.5
+        if gap_ms is None or gap_ms >= BURST_MS:
+            if self._burst:
+                self.burst += BURST_SHARE * (self._burst - self.burst)
+            self._burst, self._burst_ms = arrivals, now_ms
+        elif now_ms - self._burst_ms < BURST_MS:
+            self._burst += arrivals
+        self._enter_hour(now_ms // HOUR_MS)
+        self._hours[self._hour % HOURS_A_WEEK] += arrivals
         self.last_ms = now_ms
+
+    def _enter_hour(self, hour: int) -> None:
+        """On the first arrival in an hour: what was a week ago counts half, and the pace of the hour is reckoned."""
+        if hour == self._hour:
+            return
+        if self._since < 0:
+            self._since = self._hour = hour
+        hours = self._hours
+        for passed in range(max(self._hour + 1, hour - HOURS_A_WEEK + 1), hour + 1):
+            hours[passed % HOURS_A_WEEK] *= 0.5
+        self._hour = hour
+        days, total = (hour - self._since) / 24, sum(hours)
+        if days < 1.0 or not total:
+            return
+        if days >= 14.0:
+            here, mean = hours[hour % HOURS_A_WEEK], total / HOURS_A_WEEK
+        else:
+            here, mean = sum(hours[hour % 24 :: 24]), total / 24
+        prior = mean / days  # one day at the mean pace
+        self._pace = min(max((here + prior) / (mean + prior), 1.0 / PACE_MAX), PACE_MAX)
 
     def quiet_ms(self, now_ms: int) -> int | None:
         """How long since the last arrival; None if there was none."""
@@ -53,25 +98,27 @@ class ArrivalHistory:
         age = self.quiet_ms(now_ms)
         if age is None:
             return 0.0
-        tail = self._mass_above(age)
-        beyond = self._mass_above(age + horizon_ms)
+        tail = self._mass_above(age * self._pace)
+        beyond = self._mass_above((age + horizon_ms) * self._pace)
         lindy = horizon_ms / (age + horizon_ms) if horizon_ms else 0.0
         return (tail - beyond + PRIOR_WEIGHT * lindy) / (tail + PRIOR_WEIGHT)
 
     def needed_soon(self, now_ms: int, shortest_ms: int, longest_ms: int) -> float:
-        """Mean of `needed_within` over horizons from `shortest_ms` to `longest_ms`, each four times the last.
+        """How soon it is needed, in [0, 1]: mean of `needed_within` over horizons from `shortest_ms` to `longest_ms`,
+        each `HORIZON_STEP` times the last and weighted by one over its length.
 
-        One horizon cannot tell apart two endpoints that are both sure to be needed within it; the mean over a geometric
-        row ranks them by how soon, on the scale of logarithms, on which arrival rates differ.
+        So it grows in proportion to the rate of arrivals, as what an eviction costs over time does (who is needed ten
+        times as often is missed ten times as often), and no single horizon decides which rate that is.
         """
-        total, count, horizon = 0.0, 0, max(1, shortest_ms)
-        while count == 0 or horizon <= longest_ms:
-            total += self.needed_within(now_ms, horizon)
-            count += 1
-            horizon *= 4
-        return total / count
+        total, weights, weight, horizon = 0.0, 0.0, 1.0, max(1, shortest_ms)
+        while not weights or horizon <= longest_ms:
+            total += weight * self.needed_within(now_ms, horizon)
+            weights += weight
+            weight /= HORIZON_STEP
+            horizon *= HORIZON_STEP
+        return total / weights
 
-    def _mass_above(self, gap_ms: int) -> float:
+    def _mass_above(self, gap_ms: float) -> float:
         """How many observed gaps were longer; within a bin they count as evenly spread."""
         tails = self._tails
         if tails is None:

@@ -98,14 +98,16 @@ def _dedicated(profile: FleetProfile, deployment: Deployment, replicas: int) -> 
 
 
 def _peak_replicas(profile: FleetProfile, path: Path, share: float) -> dict[str, int]:
-    """Replicas that keep the busiest minute's prefills within `share` of the compute."""
+    """Replicas that keep the work of the busiest minute, prefills and reading of KV, within `share` of the compute."""
+    hardware = profile.accelerator
     busiest: dict[str, float] = {}
     minute, work = -1, dict[str, float]()
-    for at_ms, endpoint, input_tokens, _ in trace.rows(path):
+    for at_ms, endpoint, input_tokens, output_tokens in trace.rows(path):
         if int(at_ms // 60_000.0) != minute:
             minute, work = int(at_ms // 60_000.0), {}
         model = profile.model_of(endpoint)
-        rate = profile.accelerator.dense_flop_per_ms * model.flop_rate_factor
-        work[endpoint] = work.get(endpoint, 0.0) + input_tokens * 2.0 * model.params / rate
+        prefill_ms = input_tokens * 2.0 * model.params / (hardware.dense_flop_per_ms * model.flop_rate_factor)
+        read_bytes = (output_tokens - 1) * (input_tokens + output_tokens / 2) * model.kv_bytes_per_token
+        work[endpoint] = work.get(endpoint, 0.0) + prefill_ms + read_bytes / hardware.memory_bytes_per_ms
         busiest[endpoint] = max(busiest.get(endpoint, 0.0), work[endpoint])
     return {endpoint: max(1, ceil(peak / 60_000.0 / share)) for endpoint, peak in busiest.items()}

@@ -5,6 +5,7 @@ by.
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.fleet import Tier
 from tidegate.policy.eviction import TierCost, descend_after_ms, regret_ms
+from tidegate.policy.forecast import BURST_MS
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
 
 SLO_TTFT_MS = 2_000
@@ -13,6 +14,8 @@ SHORTEST_MS = 1_000
 P_STALE_MS = 250
 # Batch is rated at half the price and nobody waits for it: ten ms of its work weigh as one of a tenant's wait.
 BATCH_WORTH_PER_MS = 0.1
+# A burst is taken to go on as it began for this long at most.
+BURSTS_MAX = 4.0
 # A replica beside another one of its endpoint is missed this much: demand finds the other first.
 SPARE_SHARE = 0.1
 
@@ -24,15 +27,22 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
     if fleet.settings.victim_order == "lru":
         return 1e9 / (1 + now_ms - owner.quiet_since_ms)
     room = owner.deployment.host_bytes <= fleet.book.host_free(replica.node)
+    back_ms = _return_ms(fleet, owner, replica, Tier.HOST if room else Tier.DISK)
     share = SPARE_SHARE if owner.live_count() > max(owner.required, 1) else 1.0
-    return share * _p_needed(fleet, owner, now_ms) * _return_ms(fleet, owner, replica, Tier.HOST if room else Tier.DISK)
+    return share * _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
+
+
+def late_requests(owner: Endpoint, back_ms: float) -> float:
+    """How many requests a return of `back_ms` keeps waiting: the one that asks for it, and what its burst brings."""
+    return 1.0 + (max(owner.history.burst, 1.0) - 1.0) * min(back_ms / BURST_MS, BURSTS_MAX)
 
 
 def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
     """Of dropping a sleeping replica from host memory to disk."""
     dearer_ms = _return_ms(fleet, owner, replica, Tier.DISK) - _return_ms(fleet, owner, replica, Tier.HOST)
     spare = any(r is not replica and owner.current(r) for r in owner.replicas.values())
-    return _p_needed(fleet, owner, now_ms) * max(dearer_ms, 0.0) * (SPARE_SHARE if spare else 1.0)
+    missed_ms = max(dearer_ms, 0.0) * late_requests(owner, dearer_ms)
+    return _p_needed(fleet, owner, now_ms) * missed_ms * (SPARE_SHARE if spare else 1.0)
 
 
 def lend_after_ms(fleet: Fleet, owner: Endpoint, replica: Replica) -> float:
