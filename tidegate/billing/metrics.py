@@ -19,6 +19,12 @@ class BillingMetrics:
         self.unrated = Counter(
             "tidegate_ledger_unrated_total", "Billable usage records without a price in force", registry=registry
         )
+        self.events = Counter(
+            "tidegate_usage_events_total",
+            "Usage events for collectors: delivered, dead (never taken, kept aside), retried (tries that failed)",
+            ["collector", "outcome"],
+            registry=registry,
+        )
         self.damage = Counter(
             "tidegate_journal_damage_total", "Pages of a journal with damaged bytes, set aside", registry=registry
         )

@@ -389,6 +389,12 @@ class Ledger(Protocol):
     def set_delivered(self, sink: str, number: int) -> None: ...
 
 
+class DeadLetters(Protocol):
+    def append(self, sink: str, why: str, event: Mapping[str, object]) -> None:
+        """Keeps an event that collector `sink` will never take. StoreFault when it cannot be kept."""
+        ...
+
+
 class TimeSource(Protocol):
     """Where accelerator time comes from. Called on the event loop; never waits."""
 
