@@ -8,21 +8,22 @@ from hypothesis import strategies as st
 
 from tests.money import HOUR_MS, NOVEMBER_MS
 from tidegate.domain.errors import Refusal
-from tidegate.domain.limits import Lease, Limits, Scope, Spending, Window
+from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
 from tidegate.money.gate import Demand, Gate, Hold
 from tidegate.money.treasury import Spent, Treasury
 
-DAY = Spending(Scope.TENANT, "acme", Window.DAY, NOVEMBER_MS)
+DAY = Spending(Scope.TENANT, "acme", Window.DAY, 7, NOVEMBER_MS)
+TOMORROW = DAY._replace(start_ms=NOVEMBER_MS + 24 * HOUR_MS)
 NOON = NOVEMBER_MS + 12 * HOUR_MS
 FOREVER = 10**15
 
 
 def rule(full: int, window: Window = Window.DAY) -> Limits:
-    return Limits(Scope.TENANT, "acme", budgets=((window, full),))
+    return Limits(Scope.TENANT, "acme", budgets=(Budget(window, full, 7),))
 
 
 def nothing(*gateways: str) -> Spent:
-    return Spent({}, frozenset(), frozenset(gateways))
+    return Spent({DAY: {}, TOMORROW: {}}, frozenset(), frozenset(gateways))
 
 
 def a_gate(full: int) -> Gate:
@@ -44,7 +45,7 @@ def refused(gate: Gate, cost: int, now_ms: int = NOON) -> Refusal:
 def test_without_a_lease_a_budget_is_unknown_and_a_lease_grows_old() -> None:
     gate = a_gate(100)
     assert refused(gate, 1).code == "budget_unavailable"
-    gate.leased([Lease(*DAY, 100)], NOON + 10)
+    gate.leased([Lease(DAY, 100)], NOON + 10)
     ask(gate, 1)
     assert refused(gate, 1, NOON + 10).code == "budget_unavailable"
     gate.leased([], NOON + 20)
@@ -53,7 +54,7 @@ def test_without_a_lease_a_budget_is_unknown_and_a_lease_grows_old() -> None:
 
 def test_a_reservation_is_the_most_it_can_cost_and_the_rest_is_given_back() -> None:
     gate = a_gate(100)
-    gate.leased([Lease(*DAY, 100)], FOREVER)
+    gate.leased([Lease(DAY, 100)], FOREVER)
     hold = ask(gate, 60)
     no = refused(gate, 41)
     assert (no.code, no.limit.kind, no.limit.current, no.limit.full) == ("insufficient_quota", "budget", 60, 100)
@@ -66,41 +67,40 @@ def test_a_reservation_is_the_most_it_can_cost_and_the_rest_is_given_back() -> N
 def test_a_total_budget_does_not_come_back() -> None:
     gate = Gate()
     gate.set([rule(100, Window.TOTAL)], 1, NOON)
-    gate.leased([Lease(Scope.TENANT, "acme", Window.TOTAL, 0, 0)], FOREVER)
+    gate.leased([Lease(Spending(Scope.TENANT, "acme", Window.TOTAL, 7, 0), 0)], FOREVER)
     assert refused(gate, 1).retry_after_ms is None
     ask(gate, 0)
 
 
 def test_a_request_that_runs_past_midnight_belongs_to_the_day_it_arrived_in() -> None:
     gate = a_gate(100)
-    tomorrow = DAY._replace(start_ms=NOVEMBER_MS + 24 * HOUR_MS)
-    gate.leased([Lease(*DAY, 100), Lease(*tomorrow, 100)], FOREVER)
+    gate.leased([Lease(DAY, 100), Lease(TOMORROW, 100)], FOREVER)
     hold = ask(gate, 100)
-    ask(gate, 100, tomorrow.start_ms)
-    gate.settle(hold, 1, 30, tomorrow.start_ms + 5)
-    assert {lease.of: lease.used_nano_usd for lease in gate.leases()} == {DAY: 30, tomorrow: 100}
+    ask(gate, 100, TOMORROW.start_ms)
+    gate.settle(hold, 1, 30, TOMORROW.start_ms + 5)
+    assert {lease.of: lease.used_nano_usd for lease in gate.leases()} == {DAY: 30, TOMORROW: 100}
 
 
 def test_one_gateway_has_it_all_two_have_halves() -> None:
     treasury = Treasury(0)
     treasury.joined("a")
-    assert treasury.lease([rule(100)], nothing(), NOON) == {"a": (1, (Lease(*DAY, 100),))}
+    assert treasury.lease([rule(100)], nothing(), NOON) == {"a": (1, (Lease(DAY, 100),))}
     assert treasury.lease([rule(100)], nothing(), NOON) == {}
-    treasury.reported("a", 1, [Lease(*DAY, 100, 10)])
+    treasury.reported("a", 1, [Lease(DAY, 100, 10)])
     treasury.joined("b")
     down = treasury.lease([rule(100)], nothing(), NOON)
-    assert down == {"a": (2, (Lease(*DAY, 55),)), "b": (2, (Lease(*DAY, 0),))}
+    assert down == {"a": (2, (Lease(DAY, 55),)), "b": (2, (Lease(DAY, 0),))}
     assert treasury.committed(DAY, nothing()) == 100
-    treasury.reported("a", 2, [Lease(*DAY, 55, 12)])
+    treasury.reported("a", 2, [Lease(DAY, 55, 12)])
     up = treasury.lease([rule(100)], nothing(), NOON)
-    assert up == {"b": (3, (Lease(*DAY, 44),))}
+    assert up == {"b": (3, (Lease(DAY, 44),))}
 
 
 def test_the_next_window_is_leased_before_it_begins() -> None:
     treasury = Treasury(0)
     treasury.joined("a")
     (_, leases) = treasury.lease([rule(100)], nothing(), NOVEMBER_MS + 24 * HOUR_MS - 1)["a"]
-    assert [lease.start_ms for lease in leases] == [NOVEMBER_MS, NOVEMBER_MS + 24 * HOUR_MS]
+    assert [lease.of for lease in leases] == [DAY, TOMORROW]
 
 
 def test_a_gateway_that_is_gone_keeps_its_part_until_its_journal_is_read() -> None:
@@ -116,12 +116,26 @@ def test_a_gateway_that_is_gone_keeps_its_part_until_its_journal_is_read() -> No
     assert lease.cap_nano_usd == 70
 
 
+def test_what_the_ledger_has_not_looked_at_is_not_leased() -> None:
+    treasury = Treasury(0)
+    treasury.joined("a")
+    assert treasury.lease([rule(100)], Spent({}, frozenset(), frozenset()), NOON) == {}
+
+
+def test_a_lease_that_came_before_its_rule_is_told_again() -> None:
+    treasury = Treasury(0)
+    treasury.joined("a")
+    ((number, leases),) = treasury.lease([rule(100)], nothing(), NOON).values()
+    treasury.reported("a", number, [])
+    assert treasury.lease([rule(100)], nothing(), NOON) == {"a": (number + 1, leases)}
+
+
 def test_a_new_control_waits_for_gateways_it_does_not_know() -> None:
     treasury = Treasury(NOON + 10)
     treasury.joined("b")
     assert treasury.lease([rule(100)], nothing("a", "b"), NOON) == {}
     treasury.joined("a")
-    treasury.reported("a", 0, [Lease(*DAY, 80, 20)])
+    treasury.reported("a", 0, [Lease(DAY, 80, 20)])
     granted = treasury.lease([rule(100)], nothing("a", "b"), NOON)
     assert treasury.committed(DAY, nothing("a", "b")) <= 100
     assert granted["b"][1][0].cap_nano_usd == 20

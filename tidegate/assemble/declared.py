@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tidegate.config import Config, EndpointConfig, PriceConfig, PriceTermsConfig
+from tidegate.config import Config, EndpointConfig, PriceConfig
 from tidegate.control.service import Control
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import nano_usd, nano_usd_per_token
-from tidegate.money.prices import PriceTable, terms_of
+from tidegate.money.prices import PriceTable, Terms, terms_of
 from tidegate.wire.admin import EndpointApply
 
 ACTOR = "configuration"
@@ -23,8 +23,8 @@ def set_prices(book: PriceBook, config: Config, now_ms: int) -> None:
     configured = "prices" in config.model_fields_set
     versions = book.versions()
     table, known = PriceTable(versions), {terms_of(version) for version in versions}
-    declared = [(_version(price, plan=plan), configured) for plan, price in config.prices.items()]
-    declared += [(_version(price, **_terms(price)), True) for price in config.price_terms]
+    declared = [(_version(price, (plan, "", "", "", "")), configured) for plan, price in config.prices.items()]
+    declared += [(_version(price, ("", *price.terms)), True) for price in config.price_terms]
     for version, insisted in declared:
         terms = terms_of(version)
         if terms not in known:
@@ -37,14 +37,15 @@ def _same(version: PriceVersion, in_force: PriceVersion | None) -> bool:
     return in_force is not None and version == replace(in_force, id=0, effective_ms=0, created_ms=0)
 
 
-def _terms(price: PriceTermsConfig) -> dict[str, str]:
-    endpoint, tenant, model, mode = price.terms
-    return {"plan": "", "endpoint": endpoint, "tenant": tenant, "model": model, "mode": mode}
-
-
-def _version(price: PriceConfig, **terms: str) -> PriceVersion:
+def _version(price: PriceConfig, terms: Terms) -> PriceVersion:
+    plan, endpoint, tenant, model, mode = terms
     return PriceVersion(
         id=0,
+        plan=plan,
+        endpoint=endpoint,
+        tenant=tenant,
+        model=model,
+        mode=mode,
         effective_ms=0,
         input_nano_usd=nano_usd_per_token(price.input_usd_per_million_tokens),
         cached_input_nano_usd=nano_usd_per_token(price.cached_input_usd_per_million_tokens),
@@ -53,7 +54,6 @@ def _version(price: PriceConfig, **terms: str) -> PriceVersion:
         accelerator_kinds=tuple((kind, nano_usd(text)) for kind, text in sorted(price.accelerator_hours_usd.items())),
         minimum_nano_usd=nano_usd(price.minimum_usd),
         batch_percent=price.batch_percent,
-        **terms,
     )
 
 

@@ -123,7 +123,7 @@ class Services:
 
 async def build(config: Config, ground: Ground, listener: socket.socket, clock: Clock) -> Services:
     """Everything plugged together and listening, nothing running yet. Raises StartError, LinkFault."""
-    accelerators = _accelerators(config)
+    accelerators = accelerators_of(config)
     node, limits = node_of(config, accelerators), node_limits(config)
     lifeline, secret = Lifeline(), runner_secret()
     engine_logs, gateway_logs = LogRing(ground.logs / "engines.log"), LogRing(ground.logs / "gateway.log")
@@ -138,6 +138,8 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         settings=replace(control_settings(config, accelerators), runner_digest=digest(secret)),
         price_plans=lambda: {version.plan for version in ground.prices.versions()},
         time_marks=await asyncio.to_thread(ground.ledger.time_marks),
+        spent=lambda: billing.spent,
+        prices=ground.prices.versions,
     )
     billing = Billing(
         reader=ground.journal_reader,
@@ -146,6 +148,8 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         clock=clock,
         endpoint_facts=lambda: endpoint_facts(control),
         time=control.meters.time,
+        limits=lambda: control.desired.state.limits,
+        on_prices=control.budgets.priced,
     )
     control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))
@@ -213,7 +217,8 @@ def endpoint_facts(control: Control) -> Mapping[str, EndpointFacts] | None:
     }
 
 
-def _accelerators(config: Config) -> tuple[Accelerator, ...]:
+def accelerators_of(config: Config) -> tuple[Accelerator, ...]:
+    """What this machine can compute on, as configured. Raises StartError."""
     shape = config.accelerators
     try:
         return discover(shape.kind, cpu_count=shape.count, cpu_memory_bytes=shape.memory)

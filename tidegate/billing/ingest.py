@@ -6,11 +6,14 @@ journals wait on the gateways' disks.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tidegate.billing.metrics import BillingMetrics
+from tidegate.billing.spending import SpendingFold
+from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage, StateSum, TimeReport
+from tidegate.domain.limits import Limits
 from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
@@ -43,16 +46,39 @@ class Ingest:
         self._observed: Mapping[str, EndpointFacts] | None = None
         self._spans: dict[str, list[FactsSpan]] = {}
         self._charged_until_ms = 0
+        self.spending = SpendingFold(ledger)
 
-    def turn(self, now_ms: int, facts: Mapping[str, EndpointFacts] | None, time: TimeReport) -> Turn:
+    def turn(
+        self,
+        now_ms: int,
+        facts: Mapping[str, EndpointFacts] | None,
+        time: TimeReport,
+        limits: Sequence[Limits] = (),
+    ) -> Turn:
         """Brings the ledger up to date with the journals, or `TURN_PAGES_MAX` pages further. Raises StoreFault.
 
-        `facts` is what is known of every endpoint, None while nothing is known yet; `time` is what nodes reported.
+        `facts` is what is known of every endpoint, None while nothing is known yet; `time` is what nodes reported;
+        `limits` name the budgets of which is kept what was spent.
         """
+        try:
+            return self._turn(now_ms, facts, time, limits)
+        except StoreFault:
+            self.spending.forget()  # a transaction whose end is not known may have been posted
+            raise
+
+    def _turn(
+        self,
+        now_ms: int,
+        facts: Mapping[str, EndpointFacts] | None,
+        time: TimeReport,
+        limits: Sequence[Limits],
+    ) -> Turn:
         self._observe(now_ms, facts)
         prices = PriceTable(self._prices.versions())
         records = pages = 0
-        for boot in self._reader.boots():
+        boots = self._reader.boots()
+        self.spending.watch(limits, boots, now_ms)
+        for boot in boots:
             cursor = self._ledger.cursor(boot)
             while pages < TURN_PAGES_MAX:
                 page = self._reader.read(cursor, PAGE_RECORDS_MAX)
@@ -64,6 +90,8 @@ class Ingest:
         for node_time in time.pages:
             self._ledger.add_time(node_time)
         self._post_time(time.settled_ms, prices)
+        if pages < TURN_PAGES_MAX:
+            self.spending.settle(boots)
         return Turn(records, pages >= TURN_PAGES_MAX)
 
     # --- usage ----------------------------------------------------------------------------------------------------
@@ -79,6 +107,7 @@ class Ingest:
             posted = self._count(LedgerPage(start, page.next, rated, checkpoints))
         if page.closed:
             posted += self._finish(page.next, prices)
+            self.spending.closed(start.boot)
         if page.closed or page.next.segment != start.segment:
             self._reader.forget(page.next)
         return posted
@@ -93,6 +122,10 @@ class Ingest:
 
     def _count(self, page: LedgerPage) -> int:
         posted = self._ledger.post(page)
+        if posted.duplicates:
+            self.spending.forget()
+        else:
+            self.spending.posted(page.final)
         self._metrics.records.inc(posted.records)
         self._metrics.duplicates.inc(posted.duplicates)
         if posted.unrated:

@@ -9,8 +9,10 @@ from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.statements import Statements
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, TimeReport
+from tidegate.domain.limits import Limits
 from tidegate.domain.ports import Clock, JournalReader, Ledger, PriceBook, TimeSource
 from tidegate.domain.price import PriceVersion
+from tidegate.money.treasury import Spent
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ class Billing:
     state.
 
     It is called on the event loop. `time` is where accelerator time comes from; without it, none is charged.
+    `limits` name the budgets of which it keeps what was spent;
     `on_prices` is told the whole price book after each change to it.
     """
 
@@ -35,6 +38,7 @@ class Billing:
         clock: Clock,
         endpoint_facts: Callable[[], Mapping[str, EndpointFacts] | None],
         time: TimeSource | None = None,
+        limits: Callable[[], Sequence[Limits]] = tuple,
         on_prices: Callable[[Sequence[PriceVersion]], Awaitable[None]] | None = None,
     ) -> None:
         self.ledger = ledger
@@ -45,6 +49,7 @@ class Billing:
         self._ingest = Ingest(reader, ledger, prices, self.metrics)
         self._endpoint_facts = endpoint_facts
         self._time = time
+        self._limits = limits
         self._on_prices = on_prices
         self._turn = asyncio.Lock()
         self._caught_up_ms = clock.now_ms()
@@ -60,6 +65,11 @@ class Billing:
                 log.warning("the ledger is behind: %s", fault.reason)
                 retry_ms = min(retry_ms * 2, RETRY_MS_MAX)
             await asyncio.sleep(retry_ms / 1000)
+
+    @property
+    def spent(self) -> Spent | None:
+        """What the ledger has of each budget; None before the journals were first read to their ends."""
+        return self._ingest.spending.known
 
     async def add_price(self, version: PriceVersion) -> PriceVersion:
         """Raises Refusal conflict when a version with the same terms begins at the same instant, StoreFault."""
@@ -78,7 +88,7 @@ class Billing:
             async with self._turn:
                 now_ms = self.clock.now_ms()
                 time = self._reported(now_ms, checkpoint=checkpoint)
-                turn = await asyncio.to_thread(self._ingest.turn, now_ms, self._endpoint_facts(), time)
+                turn = await asyncio.to_thread(self._ingest.turn, now_ms, self._endpoint_facts(), time, self._limits())
                 if self._time is not None:
                     for page in time.pages:
                         self._time.confirm(page)

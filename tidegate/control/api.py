@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from tidegate.control import console, http, openapi, views
+from tidegate.control.limits import LIMIT_OPERATIONS
 from tidegate.control.meters import fleet_metrics
 from tidegate.control.operations import OPERATIONS, Call, Operation, check_endpoint, check_query
 from tidegate.control.promises import endpoint_metrics
@@ -37,9 +38,10 @@ def build_app(
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series a counter, which nobody reads
     plain = [*_plain_routes(control, registries), *extra_routes]
-    document = msgspec.json.encode(openapi.document(OPERATIONS, plain))
+    operations = (*OPERATIONS, *LIMIT_OPERATIONS)
+    document = msgspec.json.encode(openapi.document(operations, plain))
     routes = [
-        *(Route(o.path, _served(control, o), methods=[o.method]) for o in OPERATIONS),
+        *(Route(o.path, _served(control, o), methods=[o.method]) for o in operations),
         *plain,
         Route("/api/openapi.json", _constant(document), methods=["GET"]),
         *console.routes(),

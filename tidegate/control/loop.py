@@ -120,6 +120,10 @@ class FleetLoop:
         return tuple(self._nodes.values())
 
     @property
+    def gateway_sessions(self) -> tuple[GatewaySession, ...]:
+        return tuple(self._gateways.values())
+
+    @property
     def gateways(self) -> tuple[str, ...]:
         return tuple(self._gateways)
 

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 
+from tidegate.control.budgets import Budgets
 from tidegate.control.loop import Closed, FleetLoop, GatewaySession, NodeSession, Opened, Session
 from tidegate.domain import plan
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.ports import Clock, Link, Listener
-from tidegate.wire.internal import GatewayHello, ServiceReported
+from tidegate.wire.internal import BudgetUse, GatewayHello, ServiceReported
 
 HELLO_MS_MAX = 10_000
 LINKS_MAX = 1_024
@@ -15,7 +16,7 @@ LINKS_MAX = 1_024
 log = logging.getLogger(__name__)
 
 
-async def serve_links(listener: Listener, loop: FleetLoop, clock: Clock) -> None:
+async def serve_links(listener: Listener, loop: FleetLoop, budgets: Budgets, clock: Clock) -> None:
     """Accepts links for ever. What one of them does wrong ends that one."""
     links: set[asyncio.Task[None]] = set()
     try:
@@ -26,21 +27,27 @@ async def serve_links(listener: Listener, loop: FleetLoop, clock: Clock) -> None
                     log.warning("more than %d links: one is turned away", LINKS_MAX)
                     await link.close()
                     continue
-                task = group.create_task(_serve(link, loop, clock))
+                task = group.create_task(_serve(link, loop, budgets, clock))
                 links.add(task)
                 task.add_done_callback(links.discard)
     finally:
         await listener.close()
 
 
-async def _serve(link: Link, loop: FleetLoop, clock: Clock) -> None:
+async def _serve(link: Link, loop: FleetLoop, budgets: Budgets, clock: Clock) -> None:
     session: Session | None = None
     try:
         async with asyncio.timeout(HELLO_MS_MAX / 1_000):
             session, opened = _introduced(await link.receive(), link, clock.now_ms())
         await loop.tell(opened)
+        budgets.wake()
         while True:
-            await loop.tell(_allowed(session, await link.receive()))
+            match allowed := _allowed(session, await link.receive()):
+                case BudgetUse():
+                    assert isinstance(session, GatewaySession)
+                    budgets.reported(session, allowed)
+                case _:
+                    await loop.tell(allowed)
     except LinkFault as fault:
         log.info("link of %s ended: %s", _who(session), fault.reason)
     except TimeoutError:
@@ -64,12 +71,12 @@ def _introduced(message: object, link: Link, now_ms: int) -> tuple[Session, Open
             raise LinkFault(f"first message was {type(message).__name__}, not GatewayHello or NodeJoined")
 
 
-def _allowed(session: Session, message: object) -> plan.Event | ServiceReported:
+def _allowed(session: Session, message: object) -> plan.Event | ServiceReported | BudgetUse:
     """`message` if it is one this peer may send, about itself. Raises LinkFault."""
     match session, message:
         case GatewaySession(), plan.DemandReported() | plan.FenceConfirmed() if message.gateway == session.gateway:
             return message
-        case GatewaySession(), ServiceReported() if message.gateway == session.gateway:
+        case GatewaySession(), ServiceReported() | BudgetUse() if message.gateway == session.gateway:
             return message
         case NodeSession(), plan.ReplicaChanged() if message.status.node == session.node.id:
             return message

@@ -21,42 +21,41 @@ class Window(StrEnum):
     TOTAL = auto()
 
 
+class Budget(NamedTuple):
+    """Nano-USD a window. Requests that arrive from `since_ms` on reserve against it; earlier ones count as spent."""
+
+    window: Window
+    nano_usd: int
+    since_ms: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None is no limit. `subject` is a key's id, a tenant's or an endpoint's name; budgets are nano-USD charged for
-    tokens, by their window.
-    """
+    """None: no limit. `subject` is a key's id, a tenant's or an endpoint's name; `budgets` are of what tokens cost."""
 
     scope: Scope
     subject: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
-    budgets: tuple[tuple[Window, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """How much of a budget one gateway may spend itself: `cap_nano_usd` in all, in the window that began at `start_ms`,
-    of which it has spent or reserved `used_nano_usd`.
-    """
-
-    scope: Scope
-    subject: str
-    window: Window
-    start_ms: int
-    cap_nano_usd: int
-    used_nano_usd: int = 0
-
-    @property
-    def of(self) -> "Spending":
-        return Spending(self.scope, self.subject, self.window, self.start_ms)
+    budgets: tuple[Budget, ...] = ()
 
 
 class Spending(NamedTuple):
-    """One budget in one window."""
+    """One budget in the window that began at `start_ms`."""
 
     scope: Scope
     subject: str
     window: Window
+    since_ms: int
     start_ms: int
+
+
+class Lease(NamedTuple):
+    """How much of a budget one gateway may spend itself: `cap_nano_usd` in all, of which it has spent or reserved
+    `used_nano_usd`.
+    """
+
+    of: Spending
+    cap_nano_usd: int
+    used_nano_usd: int = 0

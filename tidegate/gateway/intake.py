@@ -9,6 +9,7 @@ from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import Refusal
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.replies import Receive, Scope
+from tidegate.money.gate import Hold
 from tidegate.wire.internal import EndpointEntry
 
 HOLD_S_MAX = 86_400
@@ -29,6 +30,7 @@ class Call:
     arrived_ms: int
     wait_ms: int
     wants_each_usage: bool = False
+    hold: Hold | None = None  # what it has taken of the limits it is subject to
     line: str = ""  # of a batch: what its usage record is called once it is done, however often it had to be sent
 
     @property

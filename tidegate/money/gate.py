@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tidegate.domain.errors import LimitHit, Refusal
-from tidegate.domain.limits import Lease, Limits, Scope
+from tidegate.domain.limits import Lease, Limits, Scope, Window
 from tidegate.money.buckets import Bucket
 from tidegate.money.purse import Allowance, Purse
 
@@ -41,7 +41,7 @@ class Meter:
         self.tokens: Bucket | None = None
         self.running = 0
         self.running_max: int | None = None
-        self.purses: dict[str, Purse] = {}
+        self.purses: dict[tuple[Window, int], Purse] = {}
 
     def set(self, limits: Limits, gateways: int, now_ms: int) -> None:
         """Takes over new limits; what was used stays used."""
@@ -49,12 +49,11 @@ class Meter:
         self.requests = _resized(self.requests, _part(limits.requests_per_minute, gateways), now_ms)
         self.tokens = _resized(self.tokens, _part(limits.tokens_per_minute, gateways), now_ms)
         self.running_max = _part(limits.concurrency, gateways)
-        self.purses = {
-            window: self.purses.get(window) or Purse(limits.scope, limits.subject, window)
-            for window, _ in limits.budgets
-        }
-        for window, full in limits.budgets:
-            self.purses[window].full_nano_usd = full
+        before, self.purses = self.purses, {}
+        for budget in limits.budgets:
+            known = (budget.window, budget.since_ms)
+            purse = self.purses[known] = before.get(known) or Purse(limits.scope, limits.subject, budget)
+            purse.budget = budget
 
     @property
     def name(self) -> str:
@@ -89,10 +88,10 @@ class Gate:
     def set(self, limits: Iterable[Limits], gateways: int, now_ms: int) -> None:
         """Replaces all rules; `gateways` share them. Rules that stay keep what was used."""
         before, self._meters = self._meters, {}
-        for rule in limits:
-            key = (rule.scope, rule.subject)
-            meter = self._meters[key] = before.get(key) or Meter(rule)
-            meter.set(rule, gateways, now_ms)
+        for wanted in limits:
+            rule = (wanted.scope, wanted.subject)
+            meter = self._meters[rule] = before.get(rule) or Meter(wanted)
+            meter.set(wanted, gateways, now_ms)
         self.gateways = gateways
         self.active = bool(self._meters)
         self._chains.clear()
@@ -111,9 +110,7 @@ class Gate:
         tokens = -(-demand.body_bytes // CHARS_PER_TOKEN) + (demand.output_tokens or 0)
         for meter in meters:
             _check_rates(meter, tokens, now_ms)
-        allowances = [
-            purse.check(demand.cost_nano_usd, now_ms) for meter in meters for purse in meter.purses.values()
-        ]
+        allowances = [purse.check(demand.cost_nano_usd, now_ms) for meter in meters for purse in meter.purses.values()]
         for meter in meters:
             meter.running += 1
             if meter.requests is not None:
@@ -140,9 +137,10 @@ class Gate:
             for purse in meter.purses.values():
                 purse.until_ms = until_ms
         for lease in leases:
-            meter_of = self._meters.get((lease.scope, lease.subject))
-            if meter_of is not None and lease.window in meter_of.purses:
-                meter_of.purses[lease.window].leased(lease)
+            scope, subject, window, since_ms, _ = lease.of
+            rule = self._meters.get((scope, subject))
+            if rule is not None and (window, since_ms) in rule.purses:
+                rule.purses[window, since_ms].leased(lease)
 
     def leases(self) -> tuple[Lease, ...]:
         """What it holds and has used, for control."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tidegate.domain.errors import LimitHit, Refusal
-from tidegate.domain.limits import Lease, Scope, Window
+from tidegate.domain.limits import Budget, Lease, Scope, Spending, Window
 from tidegate.domain.units import usd
 from tidegate.money.windows import NEVER_MS, bounds
 
@@ -25,13 +25,12 @@ class Allowance:
 class Purse:
     """`until_ms` is how long the word of control is good."""
 
-    __slots__ = ("_allowances", "_ends_ms", "full_nano_usd", "scope", "subject", "until_ms", "window")
+    __slots__ = ("_allowances", "_ends_ms", "budget", "scope", "subject", "until_ms")
 
-    def __init__(self, scope: Scope, subject: str, window: Window) -> None:
+    def __init__(self, scope: Scope, subject: str, budget: Budget) -> None:
         self.scope = scope
         self.subject = subject
-        self.window = window
-        self.full_nano_usd = 0
+        self.budget = budget
         self.until_ms = 0
         self._allowances: dict[int, Allowance] = {}
         self._ends_ms: tuple[int, int] = (0, 0)
@@ -53,16 +52,19 @@ class Purse:
 
     def leased(self, lease: Lease) -> None:
         """A cap below what is used already takes effect as that: what was promised to a request is kept."""
-        allowance = self._allowances.get(lease.start_ms)
+        start_ms = lease.of.start_ms
+        allowance = self._allowances.get(start_ms)
         if allowance is None:
-            allowance = self._allowances[lease.start_ms] = Allowance(lease.start_ms)
+            allowance = self._allowances[start_ms] = Allowance(start_ms)
             while len(self._allowances) > WINDOWS_KEPT_MAX:
                 del self._allowances[min(self._allowances)]
         allowance.cap = max(lease.cap_nano_usd, allowance.used)
 
     def leases(self) -> list[Lease]:
+        window, _, since_ms = self.budget
         return [
-            Lease(self.scope, self.subject, self.window, a.start_ms, a.cap, a.used) for a in self._allowances.values()
+            Lease(Spending(self.scope, self.subject, window, since_ms, a.start_ms), a.cap, a.used)
+            for a in self._allowances.values()
         ]
 
     @property
@@ -71,17 +73,17 @@ class Purse:
 
     def _bounds(self, now_ms: int) -> tuple[int, int]:
         if not self._ends_ms[0] <= now_ms < self._ends_ms[1]:
-            self._ends_ms = bounds(self.window, now_ms)
+            self._ends_ms = bounds(self.budget.window, now_ms)
         return self._ends_ms
 
     def _refusal(self, cost_nano_usd: int, left: int, reset_ms: int) -> Refusal:
-        full = self.full_nano_usd
+        window, full, _ = self.budget
         text = (
-            f"{self._name}: the budget of {usd(full)} USD {_SPAN[self.window]} leaves {usd(left)} USD, "
+            f"{self._name}: the budget of {usd(full)} USD {_SPAN[window]} leaves {usd(left)} USD, "
             f"and this request may cost {usd(cost_nano_usd)} USD"
         )
         hit = LimitHit("budget", full - left, full)
-        never = self.window is Window.TOTAL or reset_ms > NEVER_MS // 2
+        never = window is Window.TOTAL or reset_ms > NEVER_MS // 2
         return Refusal(
             "insufficient_quota",
             text,

@@ -59,6 +59,16 @@ def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
     return RatedUsage(record, price.id, _with_tenant(record.tenant, revenue))
 
 
+def worst_cost_nano_usd(input_tokens: int, output_tokens: int, mode: str, price: PriceVersion) -> int:
+    """The most a request with at most so many tokens can be charged."""
+    if mode == _DEDICATED:
+        return 0
+    cost = input_tokens * max(price.input_nano_usd, price.cached_input_nano_usd) + output_tokens * price.output_nano_usd
+    if mode == _BATCH:
+        cost = -(-cost * price.batch_percent // 100) + 3  # each of three lines may be rounded up
+    return max(cost, price.minimum_nano_usd)
+
+
 def token_cost_nano_usd(input_tokens: int, cached_tokens: int, output_tokens: int, price: PriceVersion) -> int:
     """What tokens cost at the full per-token price; `input_tokens` includes `cached_tokens`."""
     return (

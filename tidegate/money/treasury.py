@@ -10,7 +10,7 @@ keeps its part until its journal has been read to the end; from then on only wha
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tidegate.domain.limits import Lease, Limits, Spending, Window
+from tidegate.domain.limits import Lease, Limits, Spending
 from tidegate.money.windows import bounds
 
 AHEAD_MS = 60_000  # the next window is leased this early, so that its first request finds a lease
@@ -19,8 +19,8 @@ SHARES = 4  # a cap is lowered only when it is off by this part of a fair share:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What the ledger knows: per budget and window, nano-USD by gateway. `closed` are gateways whose journals are read
-    to the end; `open` those whose are not.
+    """What the ledger knows: nano-USD by gateway of each budget it has looked at (of others nothing is known yet).
+    `closed` are gateways whose journals are read to the end; `open` those whose are not.
     """
 
     by_gateway: Mapping[Spending, Mapping[str, int]]
@@ -62,7 +62,13 @@ class Treasury:
         self._live.discard(gateway)
 
     def reported(self, gateway: str, number: int, leases: Iterable[Lease]) -> None:
-        """`gateway` acts on these caps, having received everything up to message `number`."""
+        """`gateway` acts on these caps and no others, having received everything up to message `number`."""
+        leases = list(leases)
+        told = {lease.of for lease in leases}
+        for of, parts in self._held.items():
+            # It did not know that budget yet: it is told again.
+            if of not in told and gateway in parts and all(n <= number for n in parts[gateway].unconfirmed):
+                parts[gateway] = _Held()
         for lease in leases:
             held = self._held.setdefault(lease.of, {}).setdefault(gateway, _Held())
             held.cap, held.used = lease.cap_nano_usd, lease.used_nano_usd
@@ -78,8 +84,9 @@ class Treasury:
             return {}
         changed: dict[str, list[Lease]] = {}
         for of, full in self._budgets.items():
-            for gateway, cap in self._share(of, full, spent.by_gateway.get(of, {})):
-                changed.setdefault(gateway, []).append(Lease(*of, cap))
+            known = spent.by_gateway.get(of)
+            for gateway, cap in self._share(of, full, known) if known is not None else ():
+                changed.setdefault(gateway, []).append(Lease(of, cap))
         if not changed:
             return {}
         self._number += 1
@@ -98,12 +105,7 @@ class Treasury:
 
     def _forget(self, limits: Iterable[Limits], spent: Spent, now_ms: int) -> None:
         """Which budgets and windows there are now; gateways whose journals are closed leave."""
-        self._budgets = {
-            Spending(rule.scope, rule.subject, window, start_ms): full
-            for rule in limits
-            for window, full in rule.budgets
-            for start_ms in _starts(window, now_ms)
-        }
+        self._budgets = spendings(limits, now_ms)
         self._held = {of: held for of, held in self._held.items() if of in self._budgets}
         for held in self._held.values():
             for gateway in spent.closed.intersection(held) - self._live:
@@ -131,6 +133,13 @@ class Treasury:
         return changes
 
 
-def _starts(window: Window, now_ms: int) -> list[int]:
-    start_ms, end_ms = bounds(window, now_ms)
-    return [start_ms, end_ms] if end_ms - now_ms <= AHEAD_MS else [start_ms]
+def spendings(limits: Iterable[Limits], now_ms: int) -> dict[Spending, int]:
+    """Every budget in its present window, and in the next one when that is near, with its nano-USD."""
+    found = {}
+    for rule in limits:
+        for window, full, since_ms in rule.budgets:
+            start_ms, end_ms = bounds(window, now_ms)
+            found[Spending(rule.scope, rule.subject, window, since_ms, start_ms)] = full
+            if end_ms - now_ms <= AHEAD_MS:
+                found[Spending(rule.scope, rule.subject, window, since_ms, end_ms)] = full
+    return found

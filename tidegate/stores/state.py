@@ -12,14 +12,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tidegate.domain.endpoint import ApiKey, Deployment, Tenant
 from tidegate.domain.errors import CommitConflict, StoreFault
+from tidegate.domain.limits import Limits
 from tidegate.domain.ports import Activity, Change, State
 from tidegate.stores import database
+from tidegate.stores.contract_tables import limits
 from tidegate.stores.schema import activity, api_keys, deployments, state_version, tenants
 
 ACTIVITY_ROWS_MAX = 100_000
 TRIM_EVERY_ROWS = 1_000  # trimming costs a range delete: once in a while, not with every batch
 
 _decode_deployment = msgspec.json.Decoder(Deployment).decode
+_decode_limits = msgspec.json.Decoder(Limits).decode
 
 
 class SqlStateStore:
@@ -54,6 +57,8 @@ class SqlStateStore:
             for tenant in change.remove_tenants:
                 connection.execute(delete(api_keys).where(api_keys.c.tenant == tenant))
                 connection.execute(delete(tenants).where(tenants.c.id == tenant))
+            for scope, subject in change.remove_limits:
+                connection.execute(delete(limits).where(limits.c.scope == scope.value, limits.c.subject == subject))
             for thing in change.put:
                 _put(connection, thing)
             known = self._last.version == expected_version
@@ -102,11 +107,16 @@ def _load(connection: Connection) -> State:
         (Tenant(**row) for row in connection.execute(select(tenants)).mappings()),
         (ApiKey(**row) for row in connection.execute(select(api_keys)).mappings()),
         map(_decode_deployment, documents),
+        map(_decode_limits, connection.execute(select(limits.c.document)).scalars()),
     )
 
 
 def _state(
-    version: int, tenants_: Iterable[Tenant], keys: Iterable[ApiKey], deployments_: Iterable[Deployment]
+    version: int,
+    tenants_: Iterable[Tenant],
+    keys: Iterable[ApiKey],
+    deployments_: Iterable[Deployment],
+    limits_: Iterable[Limits],
 ) -> State:
     """Sorted here and not in SQL, where the order of names depends on the database's locale."""
     return State(
@@ -114,6 +124,7 @@ def _state(
         tenants=tuple(sorted(tenants_, key=lambda tenant: tenant.id)),
         keys=tuple(sorted(keys, key=lambda key: (key.created_ms, key.id))),
         deployments=tuple(sorted(deployments_, key=lambda deployment: deployment.endpoint)),
+        limits=tuple(sorted(limits_, key=lambda rule: (rule.scope, rule.subject))),
     )
 
 
@@ -122,6 +133,7 @@ def _changed(before: State, change: Change) -> State:
     tenants_ = {t.id: t for t in before.tenants if t.id not in change.remove_tenants}
     keys = {k.id: k for k in before.keys if k.tenant not in change.remove_tenants}
     deployments_ = {d.endpoint: d for d in before.deployments if d.endpoint not in change.remove_deployments}
+    limits_ = {(r.scope, r.subject): r for r in before.limits if (r.scope, r.subject) not in change.remove_limits}
     for thing in change.put:
         match thing:
             case Tenant():
@@ -130,10 +142,12 @@ def _changed(before: State, change: Change) -> State:
                 keys[thing.id] = thing
             case Deployment():
                 deployments_[thing.endpoint] = thing
-    return _state(before.version + 1, tenants_.values(), keys.values(), deployments_.values())
+            case Limits():
+                limits_[thing.scope, thing.subject] = thing
+    return _state(before.version + 1, tenants_.values(), keys.values(), deployments_.values(), limits_.values())
 
 
-def _put(connection: Connection, thing: Tenant | ApiKey | Deployment) -> None:
+def _put(connection: Connection, thing: Tenant | ApiKey | Deployment | Limits) -> None:
     """Insert or replace whole. Delete and insert rather than an upsert, whose syntax differs between databases."""
     table: Table
     match thing:
@@ -151,5 +165,9 @@ def _put(connection: Connection, thing: Tenant | ApiKey | Deployment) -> None:
                 "generation": thing.generation,
                 "document": msgspec.json.encode(thing).decode(),
             }
+        case Limits():
+            table, key = limits, (limits.c.scope == thing.scope.value) & (limits.c.subject == thing.subject)
+            document = msgspec.json.encode(thing).decode()
+            row = {"scope": thing.scope.value, "subject": thing.subject, "document": document}
     connection.execute(delete(table).where(key))
     connection.execute(insert(table), row)

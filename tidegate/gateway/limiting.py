@@ -1,0 +1,97 @@
+"""Limits at the gateway's door: what a request may take, and what it really took. No waiting, no database.
+
+Rules come with the catalog, prices and leases from control beside it; what was spent of the leases is told back. While
+nobody has limits, a request costs one look at a flag.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from tidegate.domain.limits import Limits
+from tidegate.domain.price import PriceVersion
+from tidegate.domain.usage import UsageRecord
+from tidegate.gateway.intake import Call
+from tidegate.money.gate import Demand, Gate, Hold
+from tidegate.money.prices import DEFAULT_PLAN, PriceTable, Sold
+from tidegate.money.rating import rate, worst_cost_nano_usd
+from tidegate.wire.estimate import Bounds, bounds
+from tidegate.wire.internal import BudgetLeases, BudgetUse, EndpointEntry
+from tidegate.wire.openai import RequestHead
+
+
+class Limiter:
+    """Owned by the gateway's loop; every method returns at once. `dirty`: control is to be told what was used."""
+
+    def __init__(self, gateway: str) -> None:
+        self.gate = Gate()
+        self.dirty = False
+        self._gateway = gateway
+        self._prices = PriceTable(())
+        self._plans: dict[str, str] = {}
+        self._rules: tuple[Limits, ...] = ()
+        self._gateways = 1
+        self._number = 0
+
+    # --- what control says --------------------------------------------------------------------------------------------
+
+    def rules(self, limits: tuple[Limits, ...], endpoints: Mapping[str, EndpointEntry], now_ms: int) -> None:
+        self._plans = {name: entry.price_plan for name, entry in endpoints.items()}
+        self._rules = limits
+        self.gate.set(limits, self._gateways, now_ms)
+
+    def peers(self, gateways: int, now_ms: int) -> None:
+        self._gateways = max(1, gateways)
+        self.gate.set(self._rules, self._gateways, now_ms)
+
+    def prices(self, versions: Iterable[PriceVersion]) -> None:
+        self._prices = PriceTable(versions)
+
+    def leased(self, message: BudgetLeases, now_ms: int) -> None:
+        """To be answered with `use`, so that control knows which caps this gateway acts on."""
+        self._number = message.number
+        self.gate.leased(message.leases, now_ms + message.good_ms)
+        self.dirty = True
+
+    def use(self) -> BudgetUse:
+        self.dirty = False
+        return BudgetUse(self._gateway, self._number, self.gate.leases())
+
+    def linked(self) -> None:
+        """A new link to control: its numbers begin anew."""
+        self._number = 0
+        self.dirty = True
+
+    # --- what requests ask --------------------------------------------------------------------------------------------
+
+    def admit(self, call: Call, head: RequestHead) -> Hold | None:
+        """What it takes, None where nobody limits it. Refusal rate_limit_exceeded, insufficient_quota and such."""
+        meters = self.gate.chain(call.key, call.tenant, call.entry.serves or call.entry.endpoint)
+        if not meters:
+            return None
+        entry, size = call.entry, len(call.body)
+        if not any(meter.purses or meter.tokens for meter in meters):
+            return self.gate.admit(meters, Demand(size, None, 0), call.arrived_ms)
+        bound = bounds(call.api, head, call.body, entry.context_tokens_max)
+        tokens = None if bound.output_tokens is None else bound.output_tokens * bound.answers
+        cost = self._cost(call, bound) if any(meter.purses for meter in meters) else 0
+        return self.gate.admit(meters, Demand(size, tokens, cost), call.arrived_ms)
+
+    def settle(self, hold: Hold, record: UsageRecord) -> None:
+        """With what was recorded: the same amount that the ledger will rate it with."""
+        cost = 0
+        if hold.money:
+            price = self._price(record.tenant, record.endpoint, record.model, record.mode, record.arrived_ms)
+            cost = sum(entry.amount for entry in rate(record, price).entries[:1])
+            self.dirty = True
+        self.gate.settle(hold, record.input_tokens + record.output_tokens, cost, record.ended_ms)
+
+    def _cost(self, call: Call, bound: Bounds) -> int:
+        entry, name = call.entry, call.entry.serves or call.entry.endpoint
+        price = self._price(call.tenant, name, entry.model, entry.mode.value, call.arrived_ms)
+        if price is None:
+            return 0
+        output = entry.context_tokens_max if bound.output_tokens is None else bound.output_tokens
+        return worst_cost_nano_usd(bound.input_tokens, output * bound.answers, entry.mode.value, price)
+
+    def _price(self, tenant: str, endpoint: str, model: str, mode: str, at_ms: int) -> PriceVersion | None:
+        plan = self._plans.get(endpoint, DEFAULT_PLAN)
+        return self._prices.in_force(plan, at_ms, Sold(tenant, endpoint, model, mode))
