@@ -85,15 +85,15 @@ def _tokenizer(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     special = {token["id"] for token in tokenizer["added_tokens"] if token["special"]}
     named = {number: token for token, number in tokenizer["model"]["vocab"].items()}
     named |= {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
-    # The embedding may have more rows than there are tokens: the rest are never spoken.
-    tokens = [named.get(number, f"<|unused-{number}|>") for number in range(config["vocab_size"])]
+    # The embedding may have more rows than there are tokens: the rest are given names that can be seen.
+    tokens = [named.get(number, f"~{number}") for number in range(config["vocab_size"])]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
     end = config["eos_token_id"]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3 if n in special or n not in named else 1 for n in range(len(tokens))],
+        "tokenizer.ggml.token_type": [3 if n in special else 1 for n in range(len(tokens))],
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.eos_token_id": end,
         "tokenizer.ggml.bos_token_id": end,

@@ -220,6 +220,7 @@ def test_a_foreign_program_and_all_it_started_end_with_it_and_with_us(tmp_path: 
 
     async def main() -> None:
         lifeline, pid_file = Lifeline(), tmp_path / "pid"
+        os.set_blocking(lifeline.read_fd, False)  # as another child that watches it does
         process = Process.start([*PYTHON, FAMILY, str(pid_file)], lifeline=lifeline)
         await until(lambda: pid_file.exists() and pid_file.read_text() != "")
         child = os.pidfd_open(int(pid_file.read_text()))

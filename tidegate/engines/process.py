@@ -159,13 +159,18 @@ class Process:
 
 def _guard(group: int, lifeline: Lifeline) -> subprocess.Popen[bytes]:
     """A shell that waits for the end of the lifeline, then kills the group. It sleeps in a read until then."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "tidegate-guard", str(group)],
-        stdin=lifeline.read_fd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    # Opened anew: whoever inherited the pipe may have made it non-blocking, and then a read would not wait.
+    reader = os.open(f"/proc/self/fd/{lifeline.read_fd}", os.O_RDONLY)
+    try:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "tidegate-guard", str(group)],
+            stdin=reader,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    finally:
+        os.close(reader)
 
 
 def _reap(pidfd: int) -> int | None:

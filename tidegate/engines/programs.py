@@ -7,7 +7,7 @@ import shutil
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,11 +105,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def arguments_of(order: StartOrder) -> list[str]:
+def arguments_of(order: StartOrder, leave_out: Collection[str] = ()) -> list[str]:
     """An endpoint's `engine_args` as command-line options: ``{"max_num_seqs": "8"}`` → ``--max-num-seqs 8``."""
     options: list[str] = []
     for name, value in order.deployment.engine_args:
-        options += ["--" + name.replace("_", "-"), *([] if value == "true" else [value])]
+        if name not in leave_out:
+            options += ["--" + name.replace("_", "-"), *([] if value == "true" else [value])]
     return options
 
 
