@@ -48,39 +48,65 @@ class Ground:
     batches: SqlBatchStore
 
 
-def prepare(config: Config, stack: AsyncExitStack) -> Ground:
-    """Takes the data directory and opens what is in it; `stack` gives both back.
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """A data directory (mode 0700) that this process alone uses; `run` is for sockets."""
 
-    Raises StartError when the directory cannot be used or another platform uses it, StoreFault for the database.
-    """
+    data: Path
+    run: Path
+    logs: Path
+    log_file: Path
+
+
+def take(config: Config, stack: AsyncExitStack, *, log_name: str) -> Folders:
+    """Makes the data directory, locks it and logs into it; `stack` gives it back. Raises StartError."""
     data, run = config.data_dir.resolve(), socket_directory(config)
-    logs, journal = data / "logs", data / "journal"
+    logs = data / "logs"
     try:
-        for folder in (data, run, logs, journal):
+        for folder in (data, run, logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _lock(data / LOCK_FILE, stack)
     except OSError as error:
         raise StartError(f"the data directory {data} cannot be used: {error.strerror}") from error
     if run.parent != data:
         stack.callback(shutil.rmtree, run, ignore_errors=True)
-    log_file = logs / "platform.log"
+        _link(data / "run", run, stack)
+    log_file = logs / log_name
     _log_to(log_file, stack)
+    return Folders(data, run, logs, log_file)
+
+
+def prepare(config: Config, stack: AsyncExitStack) -> Ground:
+    """Takes the data directory and opens what is in it; `stack` gives both back.
+
+    Raises StartError when the directory cannot be used or another platform uses it, StoreFault for the database.
+    """
+    folders = take(config, stack, log_name="platform.log")
+    data, journal = folders.data, folders.data / "journal"
+    journal.mkdir(mode=0o700, exist_ok=True)
     url = config.database_url.get_secret_value() if config.database_url else f"sqlite:///{data / DATABASE_FILE}"
     engine = open_database(url)
     stack.callback(engine.dispose)
     migrate(engine)
     return Ground(
         data=data,
-        run=run,
-        logs=logs,
+        run=folders.run,
+        logs=folders.logs,
         journal=journal,
-        log_file=log_file,
+        log_file=folders.log_file,
         state=SqlStateStore(engine),
         ledger=SqlLedger(engine),
         prices=SqlPriceBook(engine),
         journal_reader=SegmentJournalReader(journal),
         batches=SqlBatchStore(engine),
     )
+
+
+def _link(name: Path, run: Path, stack: AsyncExitStack) -> None:
+    """So that parts which join later find the sockets through the data directory."""
+    name.unlink(missing_ok=True)
+    name.symlink_to(run)
+    stack.callback(name.unlink, missing_ok=True)
 
 
 def _lock(path: Path, stack: AsyncExitStack) -> None:

@@ -64,9 +64,9 @@ def core_settings(config: Config, limits: NodeLimits, accelerators: tuple[Accele
     )
 
 
-def node_of(config: Config, accelerators: tuple[Accelerator, ...]) -> Node:
+def node_of(config: Config, accelerators: tuple[Accelerator, ...], name: str = "node-0") -> Node:
     """This machine. Its name is fixed so that a restart finds its own replicas' history again."""
-    return Node("node-0", config.region, accelerators, config.host_memory, config.disk)
+    return Node(name, config.region, accelerators, config.host_memory, config.disk)
 
 
 def engine_threads(config: Config, accelerators: int) -> int:

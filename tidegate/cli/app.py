@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from tidegate import __version__
-from tidegate.cli import bench, demo, doctor, endpoints, invoices, keys, nodes, prices, simulate, tenants, up, usage
+from tidegate.cli import (
+    bench,
+    demo,
+    doctor,
+    endpoints,
+    invoices,
+    join,
+    keys,
+    nodes,
+    prices,
+    simulate,
+    tenants,
+    up,
+    usage,
+)
 
 app = typer.Typer(
     name="tidegate",
@@ -42,6 +56,7 @@ app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(join.app, name="join")
 app.add_typer(prices.app, name="prices")
 app.add_typer(usage.app, name="usage")
 app.add_typer(bench.app, name="bench")
