@@ -54,8 +54,8 @@ def body(name: str, **more: Any) -> dict[str, Any]:
 
 def usage(platform: Platform) -> dict[str, tuple[int, int]]:
     with platform.admin() as admin:
-        rows = admin.get("/api/v1/usage", params={"by": "endpoint"}).json()["data"]
-    return {row["endpoint"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
+        rows = admin.get("/api/v1/usage", params={"by": "endpoint"}).json()["rows"]
+    return {row["group"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
 
 
 def test_one_gives_way_to_the_other_and_each_pays_for_its_own(platform: Platform) -> None:
