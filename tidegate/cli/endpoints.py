@@ -86,6 +86,8 @@ def apply(
     for body in _declared(file):
         name = str(body.pop("name"))
         body["model"] = _model(str(body.get("model", "")))
+        if isinstance(canary := body.get("canary"), dict):
+            body["canary"] = canary | {"model": _model(str(canary.get("model", "")))}
         _ensure_tenant(api, name)
         _apply(api, name, body, wait, output)
 
@@ -121,14 +123,26 @@ def logs(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = 
 
 
 @app.command()
+def rollback(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """Drop an endpoint's canary, or go back to what it was before its last change."""
+    show(Api(url, key).post(f"endpoints/{escaped(name)}/rollback"), output, title=name)
+
+
+@app.command()
 def watch(
     name: Annotated[str | None, typer.Argument(metavar="TENANT/NAME")] = None,
+    events: Annotated[bool, typer.Option("--events", help="capacity decisions with their reasons instead")] = False,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Follow capacity decisions with their reasons until Ctrl-C."""
+    """Follow endpoints until Ctrl-C: states, limits, attainment as a live table, or with --events every decision."""
     api = Api(url, key)
+    if output is Format.TABLE and not events and sys.stdout.isatty():
+        from tidegate.cli.endpoints_view import follow
+
+        follow(api, name)
+        return
     seen: set[tuple[Any, ...]] = set()  # of the last answers only
     try:
         while True:
