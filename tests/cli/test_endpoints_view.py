@@ -1,5 +1,6 @@
 """The live table of endpoints: every state has a look, a share without requests is a dash."""
 
+import io
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def printed(*rows: dict[str, Any]) -> str:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=240, record=True, file=io.StringIO())
     console.print(table(list(rows)))
     return console.export_text()
 
