@@ -14,11 +14,15 @@ from tidegate.batch.ports import BatchSettings, Model, Offer, Webhook
 from tidegate.batch.service import BatchService
 from tidegate.config import Config
 from tidegate.control.batch_lanes import REPLICAS_MAX, SUFFIX
+from tidegate.control.catalog import model_name
 from tidegate.control.service import Control
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import Refusal
-from tidegate.domain.ports import Clock
+from tidegate.domain.ports import Clock, PriceBook
+from tidegate.money.prices import PriceTable, Sold
+from tidegate.money.rating import percent_half_even, token_cost_nano_usd
 from tidegate.stores.vault import KEY_BYTES, Keyring, Vault
+from tidegate.wire.batch import StoredBatch
 
 KEY_FILE = "batch.key"
 VAULT = "batch"
@@ -50,7 +54,7 @@ async def batch_service(
         },
     )
     return BatchService(
-        store=ground.batches, vault=vault, fleet=_Fleet(control), clock=clock, settings=settings
+        store=ground.batches, vault=vault, fleet=_Fleet(control, ground.prices, clock), clock=clock, settings=settings
     )
 
 
@@ -77,8 +81,10 @@ def _keyring(config: Config, data: Path) -> Keyring:
 class _Fleet:
     """Implements `batch.ports.Fleet` on the control plane in this process."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, prices: PriceBook, clock: Clock) -> None:
         self._control = control
+        self._prices = prices
+        self._clock = clock
 
     def model(self, tenant: str, name: str) -> Model:
         found = self._control.desired.deployment(name if "/" in name else f"{tenant}/{name}")
@@ -97,6 +103,18 @@ class _Fleet:
         ready = len(route.targets) if route is not None else 0
         most = deployment.max_replicas if deployment.mode is Mode.BATCH else REPLICAS_MAX
         return Offer(ready, deployment.slots, most)
+
+    def cost_nano_usd(self, batch: StoredBatch) -> int | None:
+        deployment = self._control.desired.deployment(batch.model)
+        if deployment is None:
+            return None
+        sold = Sold(batch.tenant, batch.model, model_name(deployment.model), Mode.BATCH.value)
+        table = PriceTable(self._prices.versions())
+        price = table.in_force(deployment.price_plan, self._clock.now_ms(), sold)
+        if price is None:
+            return None
+        tokens = token_cost_nano_usd(batch.input_tokens, batch.cached_tokens, batch.output_tokens, price)
+        return percent_half_even(tokens, price.batch_percent)
 
     async def work(self, wanted: Mapping[str, bool]) -> None:
         await self._control.batch_work(wanted)

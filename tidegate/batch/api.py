@@ -100,8 +100,9 @@ class _Api:
         return _json(page_view([batch_view(batch) for batch in found[:limit]], len(found) > limit))
 
     async def get_batch(self, request: Request, identity: Identity, tenant: str) -> Response:
-        """One batch: its status and how far it is."""
-        return _json(batch_view(await self._service.get(tenant, request.path_params["batch_id"])))
+        """One batch: its status and how far it is; `cost_nano_usd` beside what OpenAI's object has."""
+        batch = await self._service.get(tenant, request.path_params["batch_id"])
+        return _json(batch_view(batch) | {"cost_nano_usd": await self._service.cost_nano_usd(batch)})
 
     async def cancel_batch(self, request: Request, identity: Identity, tenant: str) -> Response:
         """Cancel a batch; what is finished is kept."""

@@ -104,6 +104,10 @@ class Fleet(Protocol):
 
     def offer(self, endpoint: str) -> Offer: ...
 
+    def cost_nano_usd(self, batch: StoredBatch) -> int | None:
+        """What its tokens so far cost at the price in force now; None where there is no price. Blocking."""
+        ...
+
     async def work(self, wanted: Mapping[str, bool]) -> None:
         """Which endpoints have batch lines to do; True where they may compete with serverless traffic."""
         ...

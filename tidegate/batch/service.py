@@ -87,6 +87,10 @@ class BatchService:
             raise Refusal("not_found", f"No batch found with id '{batch_id[:64]}'.", param="id")
         return batch
 
+    async def cost_nano_usd(self, batch: StoredBatch) -> int | None:
+        """What its tokens so far cost, as far as the price in force now says; an invoice has the last word."""
+        return await asyncio.to_thread(self._fleet.cost_nano_usd, batch)
+
     async def list(self, tenant: str, after: str | None, limit: int) -> Sequence[StoredBatch]:
         found = await asyncio.to_thread(self._store.list_batches, tenant, after=after, limit=limit)
         return [self._jobs[batch.id].batch if batch.id in self._jobs else batch for batch in found]

@@ -6,6 +6,7 @@ import typer
 
 from tidegate import __version__
 from tidegate.cli import (
+    batches,
     bench,
     demo,
     doctor,
@@ -53,6 +54,7 @@ app.command("invoices")(invoices.invoices)
 app.command("simulate")(simulate.simulate)
 app.command("plan")(simulate.plan)
 app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(batches.app, name="batches")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(nodes.app, name="nodes")

@@ -10,7 +10,7 @@ import typer
 from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="Benchmarks, as ratios against a baseline in the same run.", no_args_is_help=True)
-NAMES = ("gateway", "swap", "ledger", "core", "engine")
+NAMES = ("gateway", "swap", "ledger", "core", "engine", "batch")
 
 
 def run(name: str) -> dict[str, Any]:
@@ -64,6 +64,12 @@ def core(output: Output = Format.TABLE) -> None:
 def engine(output: Output = Format.TABLE) -> None:
     """Tokens per second of the built-in engine against `generate`."""
     _print("engine", output)
+
+
+@app.command()
+def batch(output: Output = Format.TABLE) -> None:
+    """What a killed process costs a batch, how soon real-time traffic is back, and how much idle time is used."""
+    _print("batch", output)
 
 
 @app.command("all")

@@ -60,7 +60,7 @@ class Api:
             with self._client.stream("GET", path, timeout=None) as response:
                 if response.status_code >= 400:
                     response.read()
-                    raise _refused(response)
+                    raise refused(response)
                 for line in response.iter_lines():
                     if line.startswith("data:"):
                         yield json.loads(line[5:])
@@ -80,7 +80,7 @@ class Api:
                 f"no platform answers at {self.url} ({type(error).__name__}); is `tidegate up` running?"
             ) from error
         if response.status_code >= 400:
-            raise _refused(response)
+            raise refused(response)
         return response
 
 
@@ -117,7 +117,8 @@ def data_dir() -> Path:
         raise Problem(f"configuration: {error}", exit_code=2) from None
 
 
-def _refused(response: Any) -> Problem:
+def refused(response: Any) -> Problem:
+    """What the platform refused, in its own words."""
     try:
         error = response.json()["error"]
         return Problem(f"{error['message']} ({error.get('code') or error.get('type')})")
