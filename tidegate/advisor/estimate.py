@@ -58,7 +58,8 @@ def _behind(t_ms: Floats, service_ms: Floats) -> Floats:
 def _ahead(t_ms: Floats, took_ms: Floats) -> Floats:
     """How many are in service when each request comes, were there a place for everyone."""
     ends = np.sort(t_ms + took_ms)
-    return np.maximum(np.arange(len(t_ms)) - np.searchsorted(ends, t_ms, side="right"), 0).astype(np.float64)
+    ahead = np.arange(len(t_ms)) - np.searchsorted(ends, t_ms, side="right")
+    return np.asarray(np.maximum(ahead, 0), np.float64)
 
 
 def worker_ms(curve: Curve, t_ms: Floats, rules: WorkerRules) -> tuple[float, int]:

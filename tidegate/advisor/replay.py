@@ -80,6 +80,8 @@ class _Run:
     index: list[int] = field(default_factory=list)
     cold: int = 0
     late: int = 0
+    late_ms: float = REFUSED_MS
+    late_max: float = 0.02
 
     def admit(self, replica: Replica, i: int, now: float) -> None:
         """Request i on `replica`, whose ended requests are gone from its book."""
@@ -99,7 +101,7 @@ class _Run:
             replica.busy_until = end
         self.ttft.append(first - now)
         self.executed.append(end - begin)
-        if first - now > REFUSED_MS:
+        if first - now > self.late_ms:
             self.late += 1
 
     def over(self, replicas: list[Replica], intervals: list[Interval], busy_ms: float = 0.0) -> Replayed:
@@ -110,7 +112,7 @@ class _Run:
 
     @property
     def lost(self) -> bool:
-        return self.late * 50 > len(self.curve.prefill_ms)
+        return self.late > self.late_max * len(self.curve.prefill_ms)
 
 
 def _least(replicas: list[Replica], now: float) -> Replica:
@@ -123,9 +125,11 @@ def _least(replicas: list[Replica], now: float) -> Replica:
     return best
 
 
-def fixed(curve: Curve, t_ms: list[float], span_ms: float, replicas: int) -> Replayed:
-    """n replicas all the time. Ends early when it is lost."""
+def fixed(curve: Curve, t_ms: list[float], span_ms: float, replicas: int, slo_ms: float | None = None) -> Replayed:
+    """n replicas all the time. Ends early when it is lost; with `slo_ms` already when its p99 must be above that."""
     run = _Run(curve, curve.work_ms.tolist())
+    if slo_ms is not None:
+        run.late_ms, run.late_max = slo_ms, 0.01
     pool = [Replica(0.0, 0.0) for _ in range(replicas)]
     for i, now in enumerate(t_ms):
         run.admit(_least(pool, now), i, now)
