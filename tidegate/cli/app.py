@@ -14,6 +14,7 @@ from tidegate.cli import (
     invoices,
     join,
     keys,
+    limits,
     nodes,
     prices,
     simulate,
@@ -57,6 +58,7 @@ app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(batches.app, name="batches")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
+app.add_typer(limits.app, name="limits")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(join.app, name="join")
 app.add_typer(prices.app, name="prices")

@@ -47,8 +47,8 @@ class Api:
     def put(self, path: str, body: Any) -> Any:
         return self._call("PUT", path, body)
 
-    def delete(self, path: str) -> Any:
-        return self._call("DELETE", path)
+    def delete(self, path: str, **query: Any) -> Any:
+        return self._call("DELETE", path, query=query)
 
     def text(self, path: str, **query: Any) -> str:
         """The body as it is, for exports."""
