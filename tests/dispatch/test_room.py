@@ -171,6 +171,17 @@ def test_a_lost_engine_is_replaced_once_and_left_alone_for_a_while() -> None:
     assert answers(dispatch.handle(Deadline(), 1_001)) == [Grant("b", target("r1"), 998, 0, E)]
 
 
+def test_a_request_preempted_by_a_drain_goes_back_however_often_and_blames_nobody() -> None:
+    dispatch, _ = play((0, route(1, target("r0"))), (0, arrived("a", 9_000)))
+    for turn in range(1, 6):
+        now_ms = turn * 10
+        dispatch.handle(Drain(f"r{turn - 1}", "n", E, WHY), now_ms)
+        said = dispatch.handle(Returned("a", lost=True), now_ms + 1)
+        assert not answers(said), "held, not refused"
+        granted = dispatch.handle(route(turn + 1, target(f"r{turn}")), now_ms + 2)
+        assert [g.target.replica for g in answers(granted) if isinstance(g, Grant)] == [f"r{turn}"]
+
+
 def test_what_came_back_goes_before_what_waits() -> None:
     dispatch, _ = play((0, route(1, target("r"))), (0, arrived("a")), (0, arrived("b")), (1, Returned("a", lost=False)))
     said = dispatch.handle(route(2, target("new")), 2)

@@ -170,12 +170,16 @@ class Dispatch:
         request = self._requests[event.request]
         lane, seat = request.lane, request.seat
         assert seat is not None, "only a granted request can come back"
-        lane.breaker.failed(now_ms)
+        # Taken from it on purpose (batch gives way at once): no failure of the replica, and no try of the request.
+        preempted = seat.draining and lane is request.home
+        if not preempted:
+            lane.breaker.failed(now_ms)
         seat.suspect_until_ms = now_ms + SUSPECT_MS
         self._deadlines.push(seat.suspect_until_ms, "", lane.endpoint, now_ms)
         self._release(request, effects)
         code = lane.closed()
-        if code is None and (lane is not request.home or not self._may_try_again(request, event.lost, now_ms)):
+        again = preempted or (lane is request.home and self._may_try_again(request, event.lost, now_ms))
+        if code is None and not again:
             code = "engine_error" if event.lost else "capacity"
         if code is not None:
             self._refuse(request, code, now_ms, effects)
