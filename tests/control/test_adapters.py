@@ -56,7 +56,7 @@ async def test_what_an_adapter_cannot_have_is_refused_by_field(tmp_path: Path) -
             assert (error["param"], error["code"]) == (param, "invalid_configuration"), error
         await world.apply("small/base", **(BASE | {"engine_args": {"adapter_bytes_max": "5"}}))
         error = await refused(world, "small/x", base="small/base")
-        assert "at least 1048576 bytes" in error["message"]
+        assert f"at least {2 * MIB} bytes" in error["message"], error
 
 
 @on_loop

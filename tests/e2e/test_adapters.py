@@ -52,7 +52,7 @@ def test_twelve_adapters_share_one_replica_and_none_answers_for_another(tmp_path
         assert all(alone[name] == text for name, text in again), "mixed into one batch, an answer was another's"
         assert len(platform.engines()) == 1
         used = wait_until(lambda: _billed(admin, 4 * (ADAPTERS + 1)), "every request in the ledger")
-        assert {row["endpoint"]: row["output_tokens"] for row in used} == dict.fromkeys([*names, "acme/base"], 64)
+        assert {row["group"]: row["output_tokens"] for row in used} == dict.fromkeys([*names, "acme/base"], 64)
         view = admin.get("/api/v1/endpoints/acme/a0").json()
         assert (view["state"], view["base"]) == ("ready", "acme/base")
 

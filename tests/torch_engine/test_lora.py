@@ -64,9 +64,9 @@ def test_memory_for_adapters_is_bounded_and_those_in_use_stay() -> None:
     base = models.llama()
     adapters = [models.lora(base, seed) for seed in range(4)]
     model = Bench(base).loaded.runner.model  # type: ignore[union-attr]
-    one = read(adapters[0], digest_of(adapters[0]), Lora(model, 1)._shapes, torch.float32).nbytes
+    one = read(adapters[0], digest_of(adapters[0]), Lora(model, 1, 2)._shapes, torch.float32).nbytes
     model = Bench(base).loaded.runner.model  # type: ignore[union-attr]
-    lora = Lora(model, 2 * one)
+    lora = Lora(model, 2 * one, 2)
     first, second = (lora.take(digest_of(a), a) for a in adapters[:2])
     with pytest.raises(Refusal) as refusal:
         lora.take(digest_of(adapters[2]), adapters[2])
@@ -102,7 +102,7 @@ def test_an_adapter_that_cannot_be_served_is_refused_by_name(
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     adapter = models.lora(models.llama(hidden=128), 0)
-    lora = Lora(Bench(models.llama()).loaded.runner.model, ROOM)  # type: ignore[union-attr]
+    lora = Lora(Bench(models.llama()).loaded.runner.model, ROOM, 2)  # type: ignore[union-attr]
     with pytest.raises(ModelFault, match="for another base"):
         lora.take(digest_of(adapter), adapter)
     with pytest.raises(ModelFault, match="digest differs"):

@@ -58,7 +58,7 @@ def find_base(endpoint: str, base: str, deployments: Mapping[str, Deployment]) -
         mine = sorted(d.endpoint for d in deployments.values() if _room(d) and not d.base and _may_use(tenant, d))
         shown = ", ".join(mine[:10]) or f"(none; a base is applied with engine_args.{ADAPTER_ROOM})"
         raise _wrong("base", base, f"an endpoint that takes adapters, of this tenant or serverless: {shown}")
-    _check_base(found, tenant, 1)
+    _check_base(found, tenant, 0)
     return found
 
 
@@ -95,8 +95,9 @@ def _check_base(base: Deployment, tenant: str, adapter_bytes: int) -> None:
         raise _wrong("base", base.endpoint, "a generative model on engine builtin")
     if not _may_use(tenant, base):
         raise _wrong("base", base.endpoint, "an endpoint of this tenant or a serverless one")
-    if _room(base) < max(adapter_bytes, 1):
-        accepted = f"a base applied with engine_args.{ADAPTER_ROOM} of at least {adapter_bytes} bytes; it has {_room(base)}"
+    need = max(1, adapter_bytes * base.slots)  # a batch may have as many adapters as it has slots
+    if _room(base) < need:
+        accepted = f"a base applied with engine_args.{ADAPTER_ROOM} of at least {need} bytes; it has {_room(base)}"
         raise _wrong("base", base.endpoint, accepted)
 
 

@@ -197,7 +197,8 @@ def _footprint(
     """
     shards, context = body.accelerators_per_replica, model.context_tokens_max
     workspace = traits.workspace_bytes or settings.workspace_bytes
-    fixed = -(-model.weight_bytes // shards) + workspace + int(body.engine_args.get(ADAPTER_ROOM, "0"))
+    adapters = 2 * int(body.engine_args.get(ADAPTER_ROOM, "0"))
+    fixed = -(-model.weight_bytes // shards) + workspace + adapters
     slot = -(-model.kv_bytes_per_token * context // shards)
     largest = max((facts.accelerator_bytes.get(region, 0) for region in regions), default=0)
     asked = None if body.accelerator_memory is None else _size(body.accelerator_memory)

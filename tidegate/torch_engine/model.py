@@ -109,11 +109,11 @@ def _generative(
         left = options.memory_bytes - weights.tensor_bytes
     else:
         left = memory.available_bytes() // 2
-    left -= options.adapter_bytes_max
+    left -= 2 * options.adapter_bytes_max
     plan = kv.plan(shape, bytes_max=left, slots=options.slots, context_tokens_max=context, backed=device.type != "cpu")
     store = kv.KvStore(shape, plan, device)
     residency = _residency(weights, model, store, device)
-    lora = Lora(model, options.adapter_bytes_max) if options.adapter_bytes_max else None
+    lora = Lora(model, options.adapter_bytes_max, plan.rows) if options.adapter_bytes_max else None
     runner = GenerativeRunner(model, store, lora)
     runner.warm_up()
     generation = _optional_json(spec.folder / "generation_config.json")

@@ -15,7 +15,8 @@ class Options:
     """`memory_bytes` caps weights and KV cache together; None means the KV cache may take half of what is available.
 
     `context_tokens_max` is an upper bound: the model's own context and what fits may be less (`/control/state` tells).
-    `adapter_bytes_max` is set aside of the memory for LoRA adapters; 0: this engine takes none.
+    `adapter_bytes_max` is set aside of the memory for LoRA adapters, and as much again for those of the running batch;
+    0: this engine takes none.
     `lifeline` is a pipe's read end: when it reaches its end, the engine does.
     """
 
