@@ -224,7 +224,7 @@ class Dispatch:
         lane = self._lanes.get(endpoint)
         if lane is None:
             return
-        lane.removed = True
+        lane.removed, lane.version = True, -1  # who numbers its routes next may begin anew
         self._seats.replace(lane, ())
         self._refuse_all(lane, "model_not_found", now_ms, effects)
         if lane.in_flight == 0:

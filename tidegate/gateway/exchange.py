@@ -1,10 +1,16 @@
 """The engine's side of one request: sending it, what comes back, and how long the engine may say nothing."""
 
-from tidegate.domain.errors import EngineFault
+import logging
+from datetime import UTC, datetime
+
+from tidegate.domain.errors import EngineFault, Refusal
 from tidegate.gateway.intake import Call
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.metering import for_engine
+from tidegate.gateway.remote import head_of, refusal_of_status
 from tidegate.gateway.upstream import Connection, Pool
+
+log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 << 10  # below this, one write beats two
 
@@ -48,7 +54,7 @@ class Exchange:
         pool, stream = self._pool, self._call.stream
         kept = pool.take(address)
         try:
-            connection = kept or await pool.connect(address)
+            connection = kept or await pool.connect(address, self._call.entry.remote)
             self._send(connection)
             try:
                 first = await connection.answer(stream, self._limits.answer_bytes_max)
@@ -57,13 +63,15 @@ class Exchange:
                 # the engine: then once more on a new one.
                 if kept is None or connection.status or self._given_up:
                     raise
-                connection = await pool.connect(address)
+                connection = await pool.connect(address, self._call.entry.remote)
                 self._send(connection)
                 first = await connection.answer(stream, self._limits.answer_bytes_max)
-        except EngineFault:
+        except EngineFault as fault:
+            if self._call.entry.remote is not None:  # no supervisor of ours sees why
+                log.warning("provider %s: %s", self._call.entry.remote.provider, fault.reason)
             raise NotServed(lost=True) from None
         status = connection.status
-        if status == 503:
+        if status == 503 and self._call.entry.remote is None:
             raise NotServed(lost=False)
         if stream and status == 200 and not first:
             raise NotServed(lost=True)
@@ -91,6 +99,14 @@ class Exchange:
         value = self._connection.headers.get(header, b"")
         return int(value) if value.isdigit() else 0
 
+    def refusal(self, status: int) -> Refusal | None:
+        """What a status means where it is a provider's matter and not the client's; None: the answer says it itself."""
+        remote = self._call.entry.remote
+        if remote is None or self._connection is None:
+            return None
+        retry_after = self._connection.headers.get(b"retry-after", b"")
+        return refusal_of_status(remote.provider, status, retry_after, datetime.now(UTC))
+
     def give_up(self, reason: str) -> None:
         """The engine is to stop at once. Whatever waits for it raises EngineFault or NotServed."""
         self._given_up = reason
@@ -113,7 +129,9 @@ class Exchange:
             self._swept_pieces, self._quiet_since_ms = self._pieces, now_ms
             return
         limits = self._limits
-        silence_ms_max = limits.engine_silence_ms_max if self._pieces else limits.engine_first_byte_ms_max
+        remote = self._call.entry.remote
+        first_ms_max = remote.first_byte_ms_max if remote is not None else limits.engine_first_byte_ms_max
+        silence_ms_max = limits.engine_silence_ms_max if self._pieces else first_ms_max
         if now_ms - self._quiet_since_ms > silence_ms_max:
             self.give_up(f"it said nothing for {silence_ms_max} ms")
 
@@ -124,6 +142,10 @@ class Exchange:
         if self._given_up:
             self.give_up(self._given_up)
         body = call.body if call.entry.metering == "sse_id" else for_engine(call)
+        if call.entry.remote is not None:
+            key = self._pool.keys.read(call.entry.remote.key)
+            connection.start(head_of(call.entry.remote, key, call.api, call.id, len(body)) + body)
+            return
         adapter = b"%b: %b\r\n" % (_ADAPTER, call.entry.adapter.encode()) if call.entry.adapter else b""
         head = _HEAD % (call.api.encode(), call.id.encode(), adapter, len(body))
         if len(body) <= SMALL_BODY_BYTES:

@@ -32,6 +32,7 @@ from tidegate.domain.usage import UsageRecord
 from tidegate.gateway.limiting import Limiter
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.metrics import Metrics
+from tidegate.gateway.remote import route_of
 from tidegate.money.gate import Hold
 from tidegate.wire.internal import (
     BudgetLeases,
@@ -305,6 +306,12 @@ class GatewayLoop:
         lanes, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
         gone_lanes = {e.endpoint for e in lanes.values()} - {e.endpoint for e in catalog.batch}
         self.limiter.rules(catalog.limits, self._endpoints, self._clock.now_ms())
+        for entry in catalog.endpoints:
+            known = before.get(entry.endpoint)
+            if known is not None and (known.remote is None) != (entry.remote is None):
+                self._handle(EndpointRemoved(entry.endpoint))  # the core numbered its routes, from now on we do, or back
+            if entry.remote is not None:
+                self._handle(route_of(entry, entry.remote, catalog.version, self._region))
         for gone in (before.keys() - self._endpoints.keys()) | gone_lanes:
             self._handle(EndpointRemoved(gone))
             self._metrics.forget(gone)

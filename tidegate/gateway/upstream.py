@@ -6,12 +6,15 @@ is an `EngineFault`; nothing here retries.
 
 import asyncio
 import contextlib
+import ssl
 from collections import deque
 from typing import cast
 
 import httptools
 
 from tidegate.domain.errors import EngineFault
+from tidegate.gateway.secrets import Keys
+from tidegate.wire.internal import RemoteTarget
 
 # A relay that does not read (its client is slow) stops the engine's socket here instead of filling memory.
 UNREAD_BYTES_MAX = 256 << 10
@@ -216,6 +219,8 @@ class Pool:
         self._connect_s = connect_ms_max / 1000
         self._now_ms = 0
         self._open: set[Connection] = set()
+        self._tls: dict[str, ssl.SSLContext] = {}
+        self.keys = Keys()
 
     @property
     def open_count(self) -> int:
@@ -232,22 +237,34 @@ class Pool:
             return None
         return idle.pop()
 
-    async def connect(self, address: str) -> Connection:
-        """A new connection. EngineFault when the engine does not accept one in time."""
+    async def connect(self, address: str, remote: RemoteTarget | None = None) -> Connection:
+        """A new connection; with ``https:`` verified against the provider's certificate authorities. EngineFault when
+        the engine does not accept one in time.
+        """
         kind, _, rest = address.partition(":")
         loop = asyncio.get_running_loop()
         connection = Connection(self, address)
         try:
-            async with asyncio.timeout(self._connect_s):
+            async with asyncio.timeout(remote.connect_ms_max / 1000 if remote is not None else self._connect_s):
                 if kind == "unix":
                     await loop.create_unix_connection(lambda: connection, rest)
                 else:
                     host, _, port = rest.rpartition(":")
-                    await loop.create_connection(lambda: connection, host.strip("[]"), int(port))
+                    tls = self._tls_of(remote.ca_file if remote is not None else "") if kind == "https" else None
+                    await loop.create_connection(lambda: connection, host.strip("[]"), int(port), ssl=tls)
+        except ssl.SSLCertVerificationError as error:
+            raise EngineFault(f"its certificate is not to be trusted: {error.verify_message}") from error
         except (OSError, TimeoutError, ValueError) as error:
             raise EngineFault("the engine does not accept connections") from error
         self._open.add(connection)
         return connection
+
+    def _tls_of(self, ca_file: str) -> ssl.SSLContext:
+        """The machine's certificate authorities, or those of one file. Made once: reading them takes milliseconds."""
+        context = self._tls.get(ca_file)
+        if context is None:
+            context = self._tls[ca_file] = ssl.create_default_context(cafile=ca_file or None)
+        return context
 
     def put(self, connection: Connection) -> None:
         idle = self._idle.setdefault(connection.address, deque())

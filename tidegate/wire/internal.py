@@ -44,14 +44,15 @@ class RemoteTarget:
     """An OpenAI-compatible API elsewhere that serves an endpoint in place of replicas; no node, no accelerator.
 
     `url` is the API's base (``https://host/v1``), `model` what it is called there. `key` says where a gateway finds the
-    secret, never the secret itself: ``env:NAME``, ``file:/PATH``, or empty where none is needed. At most
-    `concurrency_max` requests are there at once from one gateway.
+    secret, never the secret itself: ``env:NAME``, ``file:/PATH``, or empty where none is needed. `ca_file` names other
+    certificate authorities than the machine's. At most `concurrency_max` requests are there at once from one gateway.
     """
 
     provider: str
     url: str
     model: str
     key: str = ""
+    ca_file: str = ""
     concurrency_max: int = 16
     connect_ms_max: int = 5_000
     first_byte_ms_max: int = 60_000
