@@ -13,8 +13,10 @@ from tidegate.policy.reconcile.fleet import CLASS_RANK, Activation, Endpoint, Fl
 
 S = ReplicaState
 
-# What a second replica may cost others, as a share of its own wake.
+# What a second replica may cost others where it rescues nobody, as a share of its own wake.
 SPARE_REGRET_SHARE = 0.1
+# Regret is what is missed in about a second; one more replica stays for a stable window at least.
+SPARE_STAYS_S = 60
 # Every busy neighbour on an accelerator takes its turn in each round of compute.
 CROWD_MS = 100
 
@@ -46,7 +48,7 @@ def activate(
     if option is None:
         return False
     chosen, sleeper = option
-    if press is Press.SPARE and endpoint.waiting_since_ms is not None:
+    if press is Press.SPARE and endpoint.waiting_since_ms is not None and not _rescued(endpoint, chosen.ready_ms):
         # An overload is expected to last as long again as it has lasted: no help that comes up later than that.
         worth_from_ms = endpoint.waiting_since_ms + chosen.ready_ms
         if worth_from_ms > now_ms:
@@ -158,11 +160,26 @@ def _on_node(
         offers, deployment.accelerator_bytes, deployment.accelerators_per_replica, settings.drain_ms
     )
     if press is Press.SPARE and chosen is not None:
-        # One more replica for an endpoint that is served already, however overloaded, is not worth another's absence:
-        # else one endpoint's storm empties the fleet of everybody else.
+        # One more replica for an endpoint that is served already is worth the requests it can still serve in time, and
+        # no more: else one endpoint's storm empties the fleet of everybody else.
         wake_ms = fleet.costs.activation_ms(deployment.model.digest, node, Tier.HOST, deployment.model.weight_bytes)
-        return chosen if chosen.regret_ms <= SPARE_REGRET_SHARE * wake_ms else None
+        worth_ms = SPARE_REGRET_SHARE * wake_ms + _rescued(endpoint, chosen.ready_ms) * regret.SLO_TTFT_MS
+        return chosen if chosen.regret_ms * SPARE_STAYS_S <= worth_ms else None
     return chosen
+
+
+def _rescued(endpoint: Endpoint, ready_ms: int) -> int:
+    """How many waiting requests one more replica could serve within the SLO: those beyond what present ones take, as
+    many as it takes itself. None if it comes later than that, nor once the oldest has outwaited the SLO: behind it,
+    all are late whoever comes.
+    """
+    deployment = endpoint.deployment
+    if ready_ms > deployment.slo.ttft_ms or any(
+        d.oldest_wait_ms > deployment.slo.ttft_ms for d in endpoint.demand.values()
+    ):
+        return 0
+    over = endpoint.queued + endpoint.in_flight - endpoint.supply() * deployment.concurrency_target
+    return max(0, min(over, deployment.concurrency_target))
 
 
 def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
