@@ -95,8 +95,8 @@ def page(figures: dict[str, Any]) -> str:
     size, base = figures["adapter_bytes"] / 1e6, figures["base_bytes"] / 1e6
     return (
         f"# bench adapters\n\nOne replica of a 30M model, {STREAMS} streams, rank {RANK} on all linear layers, one "
-        f"thread, medians of {ROUNDS} rounds, load average {figures['load_average']}. `python -m bench.adapters --write` "
-        "writes this page.\n\n| load | tokens/s | ÷ base |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
+        f"thread, medians of {ROUNDS} rounds, load average {figures['load_average']}. `python -m bench.adapters "
+        "--write` writes this page.\n\n| load | tokens/s | ÷ base |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         f"Files of the base and {figures['adapters']} adapters of {size:.2f} MB, against as many models of {base:.1f} "
         f"MB: {figures['memory_to_as_many_models']:.1%}.\n"
     )

@@ -54,7 +54,8 @@ def test_twelve_adapters_share_one_replica_and_none_answers_for_another(tmp_path
         used = wait_until(lambda: _billed(admin, 4 * (ADAPTERS + 1)), "every request in the ledger")
         assert {row["group"]: row["output_tokens"] for row in used} == dict.fromkeys([*names, "acme/base"], 64)
         view = admin.get("/api/v1/endpoints/acme/a0").json()
-        assert (view["state"], view["base"]) == ("ready", "acme/base")
+        assert view["base"] == "acme/base"
+        assert view["state"] in ("ready", "idle"), "its state is its base's"
 
 
 def _billed(admin: object, requests: int) -> list[dict[str, object]]:
