@@ -54,6 +54,9 @@ def absorb(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> bool:
     if not 0 < endpoint.calm_ready >= required or endpoint.queued or endpoint.timer_ms is None:
         return False
     required = max(required, deployment.reserved)
+    bucket_ms = fleet.settings.stable_window_ms // scaling.WINDOW_BUCKETS
+    if endpoint.calm_ready > max(required, 1) and endpoint.timer_ms > now_ms + bucket_ms:
+        return False  # a surplus is looked at sooner than a keep-alive
     endpoint.required = required
     fleet.count_idle(endpoint)
     endpoint.window.push(now_ms, endpoint.required)
