@@ -162,9 +162,9 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    documented = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", page, re.MULTILINE))
+    documented = set(re.findall(r"^\| `([a-z0-9_.<>]+)` \|", page, re.MULTILINE))
     sections = {"accelerators", "engine", "gateway", "capacity", "weights", "prices", "price_terms"}
-    sections |= {"tenants", "endpoints"}
+    sections |= {"tenants", "endpoints", "billing", "collectors"}
     expected = set(_keys(Config)) - sections
     for section in ("Accelerators", "Engine", "Gateway", "Capacity", "Weights", "Price"):
         expected |= set(_keys(getattr(module, f"{section}Config")))
@@ -172,6 +172,8 @@ def test_every_key_is_documented() -> None:
     expected |= {f"tenants.{key}" for key in _keys(module.TenantConfig)} | {
         f"endpoints.{key}" for key in _keys(module.EndpointConfig)
     }
+    for prefix, section in (("billing", module.BillingConfig), ("collectors.<name>", module.CollectorConfig)):
+        expected |= {f"{prefix}.{key}" for key in _keys(section)}
     assert documented == expected
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -90,6 +91,27 @@ class EngineConfig(Section):
     start_ms_max: int = Field(default=120_000, ge=1_000)
     drain_ms_max: int = Field(default=60_000, ge=100)
     programs: dict[ForeignEngine, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+
+
+class RemoteConfig(Section):
+    """An OpenAI-compatible API elsewhere. Its key is named, never written here: a variable or a file gateways read."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s?#]*)?$")]
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key_file: Path | None = None
+    ca_file: Path | None = None
+    concurrency_max: int = Field(default=16, ge=1, le=10_000)
+    connect_ms_max: int = Field(default=5_000, ge=100)
+    first_byte_ms_max: int = Field(default=60_000, ge=100)
+    continuous_usage: bool = False
+    context_tokens_max: int = Field(default=131_072, ge=16)
+    region: Name = "remote"
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.key_env and self.key_file:
+            raise ValueError("key_env and key_file are both set; accepted is one of them")
+        return self
 
 
 class GatewayConfig(Section):
@@ -172,6 +194,27 @@ class BatchConfig(Section):
     webhooks: dict[Name, WebhookConfig] = Field(default_factory=dict)
 
 
+class BillingConfig(Section):
+    """`record_days`: usage records older than this are removed (sums and entries stay); 0 keeps them for ever."""
+
+    record_days: int = Field(default=0, ge=0)
+
+    @field_validator("record_days")
+    @classmethod
+    def _long_enough(cls, days: int) -> int:
+        if days == 1:
+            raise ValueError("1 is too few; accepted: 0 (for ever), or 2 and more")
+        return days
+
+
+class CollectorConfig(Section):
+    """A metering system that is sent an event a request: OpenMeter (``cloudevents``) or Lago (``lago``)."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    format: Literal["cloudevents", "lago"] = "cloudevents"
+    token: SecretStr | None = None
+
+
 class TenantConfig(Section):
     id: Name
     api_key: SecretStr | None = Field(default=None, min_length=16)
@@ -222,8 +265,11 @@ class Config(BaseSettings):
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     weights: WeightsConfig = Field(default_factory=WeightsConfig)
+    billing: BillingConfig = Field(default_factory=BillingConfig)
+    collectors: dict[Name, CollectorConfig] = Field(default_factory=dict)
     prices: dict[str, PriceConfig] = Field(default_factory=lambda: {"default": PriceConfig()})
     price_terms: tuple[PriceTermsConfig, ...] = ()
+    remotes: dict[Name, RemoteConfig] = Field(default_factory=dict)
     tenants: tuple[TenantConfig, ...] = ()
     endpoints: tuple[EndpointConfig, ...] = ()
 

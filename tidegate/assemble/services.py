@@ -13,6 +13,7 @@ from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
 from tidegate.assemble.server import Server
 from tidegate.assemble.settings import (
+    collectors,
     control_settings,
     core_settings,
     engine_threads,
@@ -40,6 +41,7 @@ from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Lifeline, Restart
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
+from tidegate.stores.dead_letters import DeadLetterFiles
 from tidegate.transports.socket import connector, listen
 
 log = logging.getLogger(__name__)
@@ -150,6 +152,9 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         time=control.meters.time,
         limits=lambda: control.desired.state.limits,
         on_prices=control.budgets.priced,
+        collectors=collectors(config),
+        dead_letters=DeadLetterFiles(ground.data / "dead-letters"),
+        record_days=config.billing.record_days,
     )
     control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))

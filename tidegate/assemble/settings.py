@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tidegate.assemble.engines import traits
+from tidegate.assemble.engines import providers, traits
+from tidegate.billing.delivery import Collector, Shape
 from tidegate.config import Config, EndpointConfig
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.fleet import Accelerator, Node
@@ -21,6 +22,7 @@ def control_settings(config: Config, accelerators: tuple[Accelerator, ...]) -> C
     return ControlSettings(
         region=config.region,
         engines=traits(config, accelerators),
+        providers=providers(config),
         slots=config.engine.slots,
         context_tokens_max=config.engine.context_tokens_max,
         start_ms_max=config.engine.start_ms_max,
@@ -80,3 +82,11 @@ def demo_endpoints(
     """Tiny models that reserve more than half of an accelerator each: so they share it as large ones would."""
     memory = min(accelerator.memory_bytes for accelerator in node.accelerators) * DEMO_PERCENT // 100
     return [EndpointConfig(name=f"{tenant}/{name}", model=str(path(name)), accelerator_memory=memory) for name in names]
+
+
+def collectors(config: Config) -> list[Collector]:
+    """Who is sent usage events. What each has taken is kept under its name in the configuration."""
+    return [
+        Collector(name, wanted.url, Shape(wanted.format), wanted.token.get_secret_value() if wanted.token else "")
+        for name, wanted in config.collectors.items()
+    ]

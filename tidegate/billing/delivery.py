@@ -3,7 +3,8 @@
 How far a collector has got is in the ledger; so a restart goes on where it was, and what was sent but not acknowledged
 is sent again under the same id, which collectors drop (OpenMeter by (source, id), Lago by transaction_id). What a
 collector says it will never take goes to a dead-letter file, one event at a time: a batch it refuses is halved until
-the culprit is alone. Everything else (unreachable, slow, 401, 404, 429, 5xx) is tried again for ever, with growing pauses.
+the culprit is alone. Everything else (unreachable, slow, 401, 404, 429, 5xx) is tried again for ever, with growing
+pauses.
 """
 
 import asyncio

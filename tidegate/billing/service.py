@@ -4,13 +4,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from tidegate.billing.delivery import Collector, Delivery
 from tidegate.billing.ingest import Ingest
 from tidegate.billing.metrics import BillingMetrics
+from tidegate.billing.retention import keep_records
 from tidegate.billing.statements import Statements
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, TimeReport
 from tidegate.domain.limits import Limits
-from tidegate.domain.ports import Clock, JournalReader, Ledger, PriceBook, TimeSource
+from tidegate.domain.ports import Clock, DeadLetters, JournalReader, Ledger, PriceBook, TimeSource
 from tidegate.domain.price import PriceVersion
 from tidegate.money.treasury import Spent
 
@@ -26,7 +28,8 @@ class Billing:
 
     It is called on the event loop. `time` is where accelerator time comes from; without it, none is charged.
     `limits` name the budgets of which it keeps what was spent;
-    `on_prices` is told the whole price book after each change to it.
+    `on_prices` is told the whole price book after each change to it. `collectors` are sent an event a request; what one
+    will never take goes to `dead_letters`. `record_days`: usage records are kept so long, 0 for ever.
     """
 
     def __init__(
@@ -40,6 +43,9 @@ class Billing:
         time: TimeSource | None = None,
         limits: Callable[[], Sequence[Limits]] = tuple,
         on_prices: Callable[[Sequence[PriceVersion]], Awaitable[None]] | None = None,
+        collectors: Sequence[Collector] = (),
+        dead_letters: DeadLetters | None = None,
+        record_days: int = 0,
     ) -> None:
         self.ledger = ledger
         self.prices = prices
@@ -51,11 +57,24 @@ class Billing:
         self._time = time
         self._limits = limits
         self._on_prices = on_prices
+        assert not collectors or dead_letters is not None, "what a collector refuses must be kept somewhere"
+        self._deliveries = [Delivery(c, ledger, dead_letters, self.metrics) for c in collectors if dead_letters]
+        self._sinks = [collector.name for collector in collectors]
+        self._record_days = record_days
         self._turn = asyncio.Lock()
         self._caught_up_ms = clock.now_ms()
 
     async def run(self) -> None:
-        """Until cancelled. While a store is away it tries again, at most every `RETRY_MS_MAX`."""
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            for delivery in self._deliveries:
+                group.create_task(delivery.run())
+            if self._record_days:
+                group.create_task(keep_records(self.ledger, self.clock, self._record_days, self._sinks))
+
+    async def _follow(self) -> None:
+        """Drains for ever. While a store is away it tries again, at most every `RETRY_MS_MAX`."""
         retry_ms = POLL_MS
         while True:
             try:

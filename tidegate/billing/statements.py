@@ -70,7 +70,8 @@ class Statements:
         prices = PriceTable(versions)
         usage: list[tuple[UsageKey, UsageSum]] = []
         costs: dict[tuple[str, str, Mode], int] = {}
-        for start_ms, until_ms in cuts((v.effective_ms for v in versions), spans, period.start_ms, end_ms):
+        gone_ms = self._ledger.records_from_ms()
+        for start_ms, until_ms in cuts((v.effective_ms for v in versions), spans, period.start_ms, end_ms, gone_ms):
             cells = self._ledger.sums(start_ms, until_ms, tenant)
             usage += cells
             for place, amount in token_costs(cells, start_ms, spans, prices).items():

@@ -6,12 +6,13 @@ Every method may raise the `Fault` its docstring names, and nothing else that is
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ledger import (
+    Adjustment,
     Charged,
     EndpointFacts,
     ExportRow,
@@ -28,6 +29,7 @@ from tidegate.domain.ledger import (
     UsageKey,
     UsageSum,
 )
+from tidegate.domain.contract import Alert, Contract, Drawn
 from tidegate.domain.limits import Limits, Scope, Spending
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import UsageRecord
@@ -291,6 +293,7 @@ class LedgerPage:
     next: Cursor
     final: tuple[RatedUsage, ...]
     open: tuple[UsageRecord, ...] = ()
+    drawn: Mapping[str, tuple[Drawn, Drawn]] = field(default_factory=dict)
 
 
 class Ledger(Protocol):
@@ -301,7 +304,13 @@ class Ledger(Protocol):
         ...
 
     def post(self, page: LedgerPage) -> Posted:
-        """Posts a page. Records whose id is known are ignored. StoreFault when the cursor is not at `page.start`."""
+        """Posts a page. Records whose id is known are ignored. StoreFault when the cursor is not at `page.start`, when a
+        commitment is not as the page says it was, and when a record that draws from one is known.
+        """
+        ...
+
+    def known(self, ids: Collection[str]) -> Collection[str]:
+        """Those of the ids that are posted."""
         ...
 
     def open_records(self, boot: str) -> Sequence[UsageRecord]:
@@ -339,7 +348,8 @@ class Ledger(Protocol):
     def sums(
         self, start_ms: int, end_ms: int, tenant: str | None = None, *, hourly: bool = False
     ) -> Sequence[tuple[UsageKey, UsageSum]]:
-        """Usage that arrived in [start_ms, end_ms), in the order of its keys. Not `hourly`: one cell for all hours,
+        """Usage that arrived in [start_ms, end_ms), in the order of its keys. Refusal("invalid_request") for a part of
+        an hour whose records are gone. Not `hourly`: one cell for all hours,
         with `start_ms` in place of the hour.
         """
         ...
@@ -388,10 +398,58 @@ class Ledger(Protocol):
 
     def set_delivered(self, sink: str, number: int) -> None: ...
 
+    def purge(self, before_ms: int, delivered: int | None, rows_max: int) -> int:
+        """Removes records (not their sums, not their entries) of requests that arrived before an hour, up to a
+        transaction; how many.
+        """
+        ...
+
+    def records_from_ms(self) -> int:
+        """Records of requests that arrived before this instant may be gone."""
+        ...
+
 
 class DeadLetters(Protocol):
     def append(self, sink: str, why: str, event: Mapping[str, object]) -> None:
         """Keeps an event that collector `sink` will never take. StoreFault when it cannot be kept."""
+        ...
+
+
+class Contracts(Protocol):
+    """Prepaid commitments and their books, in the ledger's database. Every method may raise StoreFault."""
+
+    def add(self, contract: Contract, purchase: Adjustment) -> None:
+        """Stores it and posts its purchase. Refusal conflict when there is another with its id; the same again is
+        nothing.
+        """
+        ...
+
+    def all(self) -> Sequence[tuple[Contract, Drawn]]:
+        """By tenant and id."""
+        ...
+
+    def lapse(self, contract: str, before: Drawn, after: Drawn, lapse: Adjustment) -> None:
+        """Posts a lapse. StoreFault when the contract is not as it was."""
+        ...
+
+    def adjust(self, adjustments: Sequence[Adjustment]) -> int:
+        """Posts those whose ids are not known; how many those were."""
+        ...
+
+    def adjustments(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[Adjustment]:
+        """Posted in [start_ms, end_ms), in that order; with their entries."""
+        ...
+
+    def cross(self, contract: str, percents: Sequence[int], now_ms: int) -> None:
+        """Thresholds that were crossed: an alert for each that has none yet."""
+        ...
+
+    def alerts(self, contract: str | None = None) -> Sequence[Alert]:
+        """All of one contract; those not ended yet of all when none is named."""
+        ...
+
+    def alerted(self, alert: Alert) -> None:
+        """Keeps how it goes with an alert."""
         ...
 
 

@@ -8,7 +8,7 @@ from tidegate.domain.price import PriceVersion
 from tidegate.money.hours import READY, platform_cost, worth_nano_usd
 
 PriceOf = Callable[[str, int], PriceVersion | None]
-"""(endpoint, instant) → the version whose accelerator-hour it would pay as dedicated; the platform's for no endpoint."""
+"""(endpoint, instant) → the version whose accelerator-hour it would pay as dedicated; no endpoint: the platform's."""
 
 
 @dataclass(slots=True)

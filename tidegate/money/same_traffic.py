@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import FactsSpan, UsageKey, UsageSum
+from tidegate.domain.units import MS_PER_HOUR
 from tidegate.money.hours import plan_at
 from tidegate.money.prices import PriceTable, Sold
 from tidegate.money.rating import percent_half_even
@@ -18,17 +19,20 @@ PER_TOKEN = (Mode.SERVERLESS, Mode.DEDICATED_SERVERLESS, Mode.BATCH)
 
 
 def cuts(
-    versions_ms: Iterable[int], spans: Mapping[str, Sequence[FactsSpan]], start_ms: int, end_ms: int
+    prices_ms: Iterable[int], spans: Mapping[str, Sequence[FactsSpan]], start_ms: int, end_ms: int, gone_ms: int = 0
 ) -> list[tuple[int, int]]:
-    """The stretches of [start_ms, end_ms) in which neither a price nor an endpoint's plan changed."""
-    changes = set(versions_ms)
+    """The stretches of [start_ms, end_ms) in which neither a price nor an endpoint's plan changed. Before `gone_ms`
+    there are sums of whole hours only: a change within one is taken to be at its beginning.
+    """
+    changes = set(prices_ms)
     for found in spans.values():
         plan = ""
         for span in found:
             if span.facts is not None and span.facts.price_plan != plan:
                 plan = span.facts.price_plan
                 changes.add(span.start_ms)
-    instants = [start_ms, *sorted(at for at in changes if start_ms < at < end_ms), end_ms]
+    kept = {at if at >= gone_ms else at - at % MS_PER_HOUR for at in changes}
+    instants = [start_ms, *sorted(at for at in kept if start_ms < at < end_ms), end_ms]
     return list(pairwise(instants)) if start_ms < end_ms else []
 
 

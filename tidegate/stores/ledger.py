@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, select, update
 
-from tidegate.domain.errors import StoreFault
+from tidegate.domain.errors import Refusal, StoreFault
 from tidegate.domain.ledger import (
     NO_PRICE,
+    REVENUE_DRAWDOWN,
     Charged,
     EndpointFacts,
     Entry,
@@ -37,6 +38,7 @@ from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import UsageRecord
 from tidegate.stores import ledger_reads, ledger_rows
 from tidegate.stores.database import read, write
+from tidegate.stores.contract_tables import contracts
 from tidegate.stores.faults import sql_faults
 from tidegate.stores.ledger_tables import (
     accelerator_states,
@@ -48,6 +50,7 @@ from tidegate.stores.ledger_tables import (
     entries,
     ledger_state,
     open_records,
+    retention,
     time_marks,
     usage_records,
     usage_rollups,
@@ -79,12 +82,18 @@ class SqlLedger:
                 raise StoreFault("another process posts the same journal")
             known = _known_ids(connection, ids | {record.id for record in page.open})
             fresh = [rated for rated in page.final if rated.record.id not in known]
+            if page.drawn:
+                _draw(connection, page, fresh)
             _insert_usage(connection, fresh, number)
             _keep_checkpoints(connection, [r for r in page.open if r.id not in known], ids)
             _set_numbers(connection, number + len(fresh))
             _move_cursor(connection, page)
         unrated = sum(rated.price_version == NO_PRICE and rated.record.billable for rated in fresh)
         return Posted(len(fresh), len(page.final) - len(fresh), unrated)
+
+    def known(self, ids: Collection[str]) -> Collection[str]:
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return _known_ids(connection, ids)
 
     def open_records(self, boot: str) -> Sequence[UsageRecord]:
         query = select(open_records.c.document).where(open_records.c.boot == boot).order_by(open_records.c.id)
@@ -156,6 +165,26 @@ class SqlLedger:
         with sql_faults("endpoint facts cannot be read"), read(self._engine) as connection:
             return ledger_reads.spans(connection)
 
+    # --- retention ------------------------------------------------------------------------------------------------
+
+    def purge(self, before_ms: int, delivered: int | None, rows_max: int) -> int:
+        t = usage_records.c
+        old = select(t.transaction_id).where(t.arrived_ms < before_ms)
+        if delivered is not None:
+            old = old.where(t.transaction_id <= delivered)
+        with sql_faults("old usage records cannot be removed"), write(self._engine) as connection:
+            some = connection.execute(old.order_by(t.arrived_ms).limit(rows_max)).scalars().all()
+            if some:
+                reached = retention.c.records_from_ms < before_ms
+                connection.execute(update(retention).where(reached).values(records_from_ms=before_ms))
+            for at in range(0, len(some), IDS_A_QUERY_MAX):
+                connection.execute(delete(usage_records).where(t.transaction_id.in_(some[at : at + IDS_A_QUERY_MAX])))
+        return len(some)
+
+    def records_from_ms(self) -> int:
+        with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            return _records_from_ms(connection)
+
     # --- sums -----------------------------------------------------------------------------------------------------
 
     def sums(
@@ -165,6 +194,9 @@ class SqlLedger:
         first_ms = -(-start_ms // MS_PER_HOUR) * MS_PER_HOUR
         last_ms = end_ms // MS_PER_HOUR * MS_PER_HOUR
         with sql_faults("usage cannot be read"), read(self._engine) as connection:
+            gone_ms = _records_from_ms(connection)
+            if (start_ms < min(first_ms, gone_ms)) or (last_ms < min(end_ms, gone_ms)):
+                raise Refusal("invalid_request", "the records of this period are gone: give whole hours", param="from")
             if first_ms >= last_ms:
                 cells = ledger_reads.fold(connection, start_ms, end_ms, tenant)
             else:
@@ -227,6 +259,10 @@ class SqlLedger:
             connection.execute(insert(deliveries), {"sink": sink, "delivered": number})
 
 
+def _records_from_ms(connection: Connection) -> int:
+    return connection.execute(select(retention.c.records_from_ms)).scalar_one_or_none() or 0
+
+
 def _cursor(connection: Connection, boot: str) -> Cursor:
     query = select(cursors.c.segment, cursors.c.offset).where(cursors.c.boot == boot)
     row = connection.execute(query).one_or_none()
@@ -240,6 +276,34 @@ def _move_cursor(connection: Connection, page: LedgerPage) -> None:
     moved = connection.execute(update(cursors).where(cursors.c.boot == boot).values(segment=segment, offset=offset))
     if moved.rowcount == 0:
         connection.execute(insert(cursors), {"boot": boot, "segment": segment, "offset": offset})
+
+
+def _draw(connection: Connection, page: LedgerPage, fresh: Sequence[RatedUsage]) -> None:
+    """What the page takes from commitments, which must be as they were when it was rated."""
+    if len(fresh) != len(page.final) and any(
+        entry.account == REVENUE_DRAWDOWN for rated in set(page.final) - set(fresh) for entry in rated.entries
+    ):
+        raise StoreFault("another process posts the same usage")
+    for contract, (before, after) in page.drawn.items():
+        move_drawn(connection, contract, before, after)
+
+
+def move_drawn(connection: Connection, contract: str, before: Drawn, after: Drawn) -> None:
+    """Compare and set. StoreFault when the contract is not as it was."""
+    c = contracts.c
+    same = (c.id == contract, c.used_tokens == before.used, c.rolled_tokens == before.rolled)
+    values = {"used_tokens": after.used, "rolled_tokens": after.rolled, "lapsed_tokens": after.lapsed}
+    moved = connection.execute(update(contracts).where(*same, c.lapsed_tokens == before.lapsed).values(values))
+    if moved.rowcount != 1:
+        raise StoreFault(f"another process draws from contract {contract!r}")
+
+
+def post_transactions(connection: Connection, transactions: Sequence[tuple[Entry, ...]]) -> int:
+    """Posts entries within the caller's transaction; the number of the first."""
+    number = _lock_numbers(connection)
+    _insert_entries(connection, transactions, number)
+    _set_numbers(connection, number + len(transactions))
+    return number
 
 
 def _lock_numbers(connection: Connection) -> int:
