@@ -164,9 +164,9 @@ def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     documented = set(re.findall(r"^\| `([a-z0-9_.<>]+)` \|", page, re.MULTILINE))
     sections = {"accelerators", "engine", "gateway", "capacity", "weights", "prices", "price_terms"}
-    sections |= {"tenants", "endpoints", "billing", "collectors"}
+    sections |= {"tenants", "endpoints", "billing", "collectors", "remotes", "batch"}
     expected = set(_keys(Config)) - sections
-    for section in ("Accelerators", "Engine", "Gateway", "Capacity", "Weights", "Price"):
+    for section in ("Accelerators", "Engine", "Gateway", "Capacity", "Weights", "Price", "Remote", "Batch"):
         expected |= set(_keys(getattr(module, f"{section}Config")))
     assert set(_keys(module.PriceTermsConfig)) - expected == {"tenant", "endpoint", "model", "mode"}
     expected |= {f"tenants.{key}" for key in _keys(module.TenantConfig)} | {

@@ -116,7 +116,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"slots": 100}, "slots", "at most 9"),
     ({"context_tokens": 513}, "context_tokens", "at most 512, the model's own"),
     ({"engine": "magic"}, "engine", "one of builtin"),
-    ({"engine_args": {"color": "red"}}, "engine_args.color", "arguments (none)"),
+    ({"engine_args": {"color": "red"}}, "engine_args.color", "arguments adapter_bytes_max"),
     ({"engine_args": {"color": 2}}, "engine_args[...]", "Expected `str`"),
     ({"price_plan": "gold"}, "price_plan", "one of default"),
     ({"regions": ["mars"]}, "regions", "local"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from tidegate.config import Config, EndpointConfig, PriceConfig
 from tidegate.control.service import Control
 from tidegate.domain.errors import Refusal
-from tidegate.domain.ports import PriceBook
+from tidegate.domain.money_ports import PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import nano_usd, nano_usd_per_token
 from tidegate.money.prices import PriceTable, Terms, terms_of
@@ -68,7 +68,7 @@ async def apply_endpoints(control: Control, wanted: Sequence[EndpointConfig]) ->
             model=endpoint.model,
             mode=endpoint.mode,
             min_replicas=endpoint.min_replicas,
-            max_replicas=endpoint.max_replicas,
+            max_replicas=None if endpoint.engine == "remote" else endpoint.max_replicas,
             engine=endpoint.engine,
             engine_args=endpoint.engine_args,
             slots=endpoint.slots,

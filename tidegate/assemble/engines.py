@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidegate.config import Config, ForeignEngine
-from tidegate.control.engines import ENGINES, EngineTraits
+from tidegate.control.engines import ENGINES, REMOTE, EngineTraits
 from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ports import EngineDriver
 from tidegate.domain.units import GIB
@@ -13,6 +13,7 @@ from tidegate.engines.llamacpp import LlamaDriver
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Lifeline
 from tidegate.engines.programs import Program, ServedDriver
+from tidegate.wire.internal import RemoteTarget
 
 VLLM_CPU_WORKSPACE_BYTES = 4 * GIB  # its Python processes and a KV cache in whole GiB count as accelerator memory here
 
@@ -39,7 +40,7 @@ def program(config: Config, engine: ForeignEngine) -> Program:
 def traits(config: Config, accelerators: tuple[Accelerator, ...]) -> dict[str, EngineTraits]:
     """CPU accelerators are budgets, not places: an engine that slept on one wakes on any; on GPUs only on its own."""
     on_cpu = all(accelerator.kind == "cpu" for accelerator in accelerators)
-    found = {"builtin": replace(ENGINES["builtin"], movable=on_cpu)}
+    found = {"builtin": replace(ENGINES["builtin"], movable=on_cpu), "remote": REMOTE}
     for name in FOREIGN:
         known = replace(ENGINES[name], movable=on_cpu)
         if not program(config, name).argv:
@@ -48,6 +49,27 @@ def traits(config: Config, accelerators: tuple[Accelerator, ...]) -> dict[str, E
             known = replace(known, workspace_bytes=VLLM_CPU_WORKSPACE_BYTES)
         found[name] = known
     return found
+
+
+def providers(config: Config) -> dict[str, RemoteTarget]:
+    """The APIs elsewhere that endpoints may name, by name. Their keys stay where they are."""
+    made = {}
+    for name, remote in config.remotes.items():
+        file = f"file:{remote.key_file.resolve()}" if remote.key_file else ""
+        made[name] = RemoteTarget(
+            provider=name,
+            url=remote.url.rstrip("/"),
+            model="",
+            key=f"env:{remote.key_env}" if remote.key_env else file,
+            ca_file=str(remote.ca_file.resolve()) if remote.ca_file else "",
+            concurrency_max=remote.concurrency_max,
+            connect_ms_max=remote.connect_ms_max,
+            first_byte_ms_max=remote.first_byte_ms_max,
+            metering="usage_continuous" if remote.continuous_usage else "usage_event",
+            context_tokens_max=remote.context_tokens_max,
+            region=remote.region,
+        )
+    return made
 
 
 def foreign_drivers(

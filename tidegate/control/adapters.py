@@ -18,7 +18,7 @@ OWN = ("model", "base", "slo", "price_plan")  # what an adapter decides for itse
 
 def placed(deployments: Iterable[Deployment]) -> dict[str, Deployment]:
     """Those with replicas of their own, by endpoint."""
-    return {d.endpoint: d for d in deployments if not d.base}
+    return {d.endpoint: d for d in deployments if not d.base and d.engine != "remote"}
 
 
 def deployment(

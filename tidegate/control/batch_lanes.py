@@ -9,6 +9,7 @@ batch.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from tidegate.control.adapters import placed
 from tidegate.control.catalog import entry
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode
@@ -22,7 +23,7 @@ def lanes(deployments: Iterable[Deployment], wanted: Mapping[str, bool]) -> dict
     """The lanes of the endpoints in `wanted`, by the lane's name; True competes with serverless endpoints. An endpoint
     of mode batch needs none.
     """
-    owners = [d for d in deployments if d.endpoint in wanted and d.mode is not Mode.BATCH and not d.base]
+    owners = [d for d in placed(deployments).values() if d.endpoint in wanted and d.mode is not Mode.BATCH]
     return {owner.endpoint + SUFFIX: _lane(owner, wanted[owner.endpoint]) for owner in owners}
 
 

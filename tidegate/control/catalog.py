@@ -1,6 +1,6 @@
 """Desired state → what gateways must know of keys and endpoints. A pure function."""
 
-from tidegate.control import adapters
+from tidegate.control import adapters, remotes
 from tidegate.control.engines import EngineTraits
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode, ModelProfile
@@ -29,6 +29,7 @@ def model_name(model: ModelProfile) -> str:
 def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
     """What a gateway must know of one endpoint."""
     engine = settings.engines.get(deployment.engine, EngineTraits())
+    remote = remotes.target(deployment, settings.providers) if deployment.engine == "remote" else None
     return EndpointEntry(
         endpoint=deployment.endpoint,
         tenant=deployment.tenant,
@@ -41,7 +42,8 @@ def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:
         shared=deployment.mode is Mode.SERVERLESS and not deployment.base,
         hold_ms_max=settings.hold_ms_max,
         queued_max=settings.queued_max,
-        metering=engine.metering,
+        metering=remote.metering if remote else engine.metering,
+        remote=remote,
         cache_salt=engine.cache_salt,
         overflow=deployment.overflow,
         fallback=deployment.fallback,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from tidegate.control import remotes
 from tidegate.control.engines import ADAPTER_ROOM, EngineTraits
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Slo
@@ -48,11 +49,14 @@ def deployment(
     """The first generation of `endpoint` as `body` asks. Raises Refusal invalid_configuration naming the field."""
     tenant, _ = split_name(endpoint)
     traits = _engine(body, model, settings)
+    if traits.remote:
+        _check_price_plan(body, facts)
+        found = settings.providers[remotes.provider_of(model)]
+        return remotes.deployment(endpoint, tenant, body, model, found, now_ms)
     regions = tuple(dict.fromkeys(body.regions or [settings.region]))
     _check_regions(regions, facts)
     low, high = _replicas(body)
-    if body.price_plan not in facts.price_plans:
-        raise _wrong("price_plan", body.price_plan, f"one of {_words(facts.price_plans)}")
+    _check_price_plan(body, facts)
     model = _with_context(body, model, settings)
     _check_accelerators(body, traits, regions, facts)
     slots, accelerator_bytes = _footprint(body, model, regions, facts, settings, traits)
@@ -129,6 +133,8 @@ def _engine(body: EndpointApply, model: ModelProfile, settings: ControlSettings)
             raise _wrong(f"engine_args.{name}", body.engine_args[name], f"arguments {_words(traits.arguments)}")
         if not re.fullmatch(pattern, body.engine_args[name]):
             raise _wrong(f"engine_args.{name}", body.engine_args[name], f"values like {pattern}")
+    if traits.remote != model.source.startswith(remotes.SCHEME):
+        raise _wrong("engine", body.engine, "remote with a model remote://PROVIDER/MODEL, and only with one")
     if traits.gguf != model.source.lower().endswith(".gguf"):
         fits = "a GGUF file (a path that ends in .gguf)" if traits.gguf else "a model directory with safetensors files"
         raise _wrong("engine", body.engine, f"with this model another engine; {body.engine} loads {fits}")
@@ -145,6 +151,11 @@ def _overflow(body: EndpointApply) -> Overflow | None:
         accepted = "exactly one of above_concurrency, above_queue_ms, above_ttft_ms"
         raise _wrong("overflow", f"{given or 'no'} threshold{'s' * (given != 1)}", accepted)
     return Overflow(wanted.to, *thresholds)
+
+
+def _check_price_plan(body: EndpointApply, facts: Facts) -> None:
+    if body.price_plan not in facts.price_plans:
+        raise _wrong("price_plan", body.price_plan, f"one of {_words(facts.price_plans)}")
 
 
 def _check_regions(regions: tuple[str, ...], facts: Facts) -> None:

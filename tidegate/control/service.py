@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
-from tidegate.control import adapters, batch_lanes, canaries, elsewhere, http, keys
+from tidegate.control import adapters, batch_lanes, canaries, elsewhere, http, keys, remotes
 from tidegate.control.activity import ActivityLog
 from tidegate.control.budgets import Budgets
 from tidegate.control.catalog import catalog, model_name
@@ -221,6 +221,8 @@ class Control:
 
     async def _inspect(self, endpoint: str, body: admin.EndpointApply) -> ModelProfile:
         if body.base is None:
+            if body.model.startswith(remotes.SCHEME):
+                return remotes.profile(body.model, self.settings.providers)
             return await asyncio.to_thread(self._inspector.inspect, body.model)
         known = {d.endpoint: d for d in self.desired.state.deployments}
         base = adapters.find_base(endpoint, body.base, known)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from tidegate.control.engines import BUILTIN, EngineTraits
 from tidegate.domain.units import MIB
+from tidegate.wire.internal import RemoteTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class ControlSettings:
 
     region: str = "local"
     engines: Mapping[str, EngineTraits] = field(default_factory=lambda: {"builtin": BUILTIN})
+    providers: Mapping[str, RemoteTarget] = field(default_factory=dict)
     slots: int = 8
     context_tokens_max: int = 4_096
     workspace_bytes: int = MIB

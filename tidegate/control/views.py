@@ -66,7 +66,7 @@ def endpoint_view(
     return admin.EndpointView(
         name=name,
         tenant=wanted.tenant,
-        state=seen.state if seen else EndpointState.CREATING,
+        state=seen.state if seen else _state_without_replicas(wanted),
         tier=seen.tier if seen else Tier.DISK,
         reason=seen.reason if seen else "",
         mode=wanted.mode,
@@ -105,6 +105,13 @@ def endpoint_view(
         activations=meters.activations.get(name, 0),
         activation_ms_last=meters.activation_ms_last.get(name),
     )  # fmt: skip
+
+
+def _state_without_replicas(wanted: Deployment) -> EndpointState:
+    """A provider elsewhere is always ready, as far as we know; of another the core has not heard yet."""
+    if wanted.engine != "remote":
+        return EndpointState.CREATING
+    return EndpointState.PAUSED if wanted.paused else EndpointState.READY
 
 
 def _model(model: ModelProfile) -> admin.ModelView:

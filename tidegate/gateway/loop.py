@@ -309,9 +309,9 @@ class GatewayLoop:
         for entry in catalog.endpoints:
             known = before.get(entry.endpoint)
             if known is not None and (known.remote is None) != (entry.remote is None):
-                self._handle(EndpointRemoved(entry.endpoint))  # the core numbered its routes, from now on we do, or back
+                self._handle(EndpointRemoved(entry.endpoint))  # from now on somebody else numbers its routes
             if entry.remote is not None:
-                self._handle(route_of(entry, entry.remote, catalog.version, self._region))
+                self._handle(route_of(entry, entry.remote, catalog.version))
         for gone in (before.keys() - self._endpoints.keys()) | gone_lanes:
             self._handle(EndpointRemoved(gone))
             self._metrics.forget(gone)

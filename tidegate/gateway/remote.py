@@ -19,9 +19,11 @@ _PORTS = {"https": 443, "http": 80}
 OURS = {401, 402, 403}
 
 
-def route_of(entry: EndpointEntry, remote: RemoteTarget, version: int, region: str) -> Route:
+def route_of(entry: EndpointEntry, remote: RemoteTarget, version: int) -> Route:
     """Its one target. Newer `version` wins, so that a changed provider takes the place of the old one."""
-    target = Target(f"remote:{remote.provider}", address_of(remote), remote.concurrency_max, region)
+    if remote.paused:
+        return Route(entry.endpoint, version, EndpointState.PAUSED, ())
+    target = Target(f"remote:{remote.provider}", address_of(remote), remote.concurrency_max, remote.region)
     return Route(entry.endpoint, version, EndpointState.READY, (target,))
 
 

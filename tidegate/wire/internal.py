@@ -46,6 +46,7 @@ class RemoteTarget:
     `url` is the API's base (``https://host/v1``), `model` what it is called there. `key` says where a gateway finds the
     secret, never the secret itself: ``env:NAME``, ``file:/PATH``, or empty where none is needed. `ca_file` names other
     certificate authorities than the machine's. At most `concurrency_max` requests are there at once from one gateway.
+    `region` is where it computes, for residency.
     """
 
     provider: str
@@ -56,6 +57,10 @@ class RemoteTarget:
     concurrency_max: int = 16
     connect_ms_max: int = 5_000
     first_byte_ms_max: int = 60_000
+    metering: str = "usage_event"
+    context_tokens_max: int = 131_072
+    region: str = "remote"
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
