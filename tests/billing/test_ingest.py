@@ -19,8 +19,8 @@ from tidegate.billing import ingest
 from tidegate.billing.periods import Period
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import Posted, UsageGroup
+from tidegate.domain.money_ports import LedgerPage
 from tidegate.domain.plan import NodeJoined, ReplicaStatus
-from tidegate.domain.ports import LedgerPage
 from tidegate.domain.replica import ReplicaState
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.stores.journal_format import segment_path

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from tidegate.domain.ledger import RatedUsage
-from tidegate.domain.ports import Cursor, LedgerPage
+from tidegate.domain.money_ports import LedgerPage
+from tidegate.domain.ports import Cursor
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import CountSource, Outcome, UsageRecord
 from tidegate.money.prices import PriceTable

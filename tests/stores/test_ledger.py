@@ -22,7 +22,8 @@ from tests import postgres
 from tests.money import HOUR_MS, NOVEMBER_MS, page, price, rated, usage
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, ExportRow, FactsSpan, Posted, UsageKey, UsageSum
-from tidegate.domain.ports import Cursor, LedgerPage
+from tidegate.domain.money_ports import LedgerPage
+from tidegate.domain.ports import Cursor
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.money.prices import PriceTable
 from tidegate.money.rating import rate_reserved_hour

@@ -18,7 +18,8 @@ from tidegate.control.catalog import model_name
 from tidegate.control.service import Control
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import Refusal
-from tidegate.domain.ports import Clock, PriceBook
+from tidegate.domain.money_ports import PriceBook
+from tidegate.domain.ports import Clock
 from tidegate.money.prices import PriceTable, Sold
 from tidegate.money.rating import percent_half_even, token_cost_nano_usd
 from tidegate.stores.vault import KEY_BYTES, Keyring, Vault

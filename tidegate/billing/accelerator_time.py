@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tidegate.billing.invoices import owner
 from tidegate.billing.periods import Period
 from tidegate.domain.ledger import FactsSpan, TimeCell, TimeState
-from tidegate.domain.ports import Ledger, PriceBook
+from tidegate.domain.money_ports import Ledger, PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import usd
 from tidegate.money.economics import Account, Economics, economics

@@ -22,7 +22,7 @@ from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.usage_events import cloud_event, lago_event
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import Charged
-from tidegate.domain.ports import DeadLetters, Ledger
+from tidegate.domain.money_ports import DeadLetters, Ledger
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from tidegate.billing import focus
 from tidegate.billing.periods import Period
 from tidegate.billing.usage_events import cloud_event, lago_event
 from tidegate.domain.ledger import Charged, ExportRow
-from tidegate.domain.ports import Ledger
+from tidegate.domain.money_ports import Ledger
 from tidegate.domain.units import MS_PER_HOUR
 
 PAGE_ROWS_MAX = 5_000

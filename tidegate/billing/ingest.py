@@ -14,7 +14,8 @@ from tidegate.billing.spending import SpendingFold
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage, StateSum, TimeReport
 from tidegate.domain.limits import Limits
-from tidegate.domain.ports import Cursor, JournalPage, JournalReader, Ledger, LedgerPage, PriceBook
+from tidegate.domain.money_ports import Ledger, LedgerPage, PriceBook
+from tidegate.domain.ports import Cursor, JournalPage, JournalReader
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.money.hours import plan_at, rate_hour

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Sequence
 
 from tidegate.domain.errors import StoreFault
-from tidegate.domain.ports import Clock, Ledger
+from tidegate.domain.money_ports import Ledger
+from tidegate.domain.ports import Clock
 from tidegate.domain.units import MS_PER_HOUR
 
 log = logging.getLogger(__name__)

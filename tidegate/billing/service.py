@@ -12,7 +12,8 @@ from tidegate.billing.statements import Statements
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, TimeReport
 from tidegate.domain.limits import Limits
-from tidegate.domain.ports import Clock, DeadLetters, JournalReader, Ledger, PriceBook, TimeSource
+from tidegate.domain.money_ports import DeadLetters, Ledger, PriceBook, TimeSource
+from tidegate.domain.ports import Clock, JournalReader
 from tidegate.domain.price import PriceVersion
 from tidegate.money.treasury import Spent
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from tidegate.domain.ledger import RatedUsage
 from tidegate.domain.limits import Limits, Scope, Spending
-from tidegate.domain.ports import Ledger
+from tidegate.domain.money_ports import Ledger
 from tidegate.money.treasury import Spent, spendings
 from tidegate.money.windows import bounds
 

@@ -11,7 +11,7 @@ from tidegate.billing.invoices import Book, make_invoice
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import FactsSpan, UsageGroup, UsageKey, UsageSum
-from tidegate.domain.ports import Ledger, PriceBook
+from tidegate.domain.money_ports import Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.same_traffic import cuts, token_costs

@@ -44,3 +44,16 @@ class Drawn:
     @property
     def total(self) -> int:
         return self.used + self.rolled + self.lapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A contract has used up `percent` of its tokens; tried again at `next_ms` until it has ended in some way."""
+
+    contract: str
+    percent: int
+    at_ms: int
+    attempts: int = 0
+    next_ms: int = 0
+    ended_ms: int | None = None
+    outcome: str = ""

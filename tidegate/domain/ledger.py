@@ -100,6 +100,31 @@ class FactsSpan:
     facts: EndpointFacts | None
 
 
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A transaction of no request and no hour: `kind` is purchase | lapse | rerate | rerate_reversal | credit.
+
+    Its `id` is what it can be posted once under; `reference` names the contract or re-rating. `quantity` is tokens.
+    """
+
+    id: str
+    kind: str
+    reference: str
+    tenant: str
+    at_ms: int
+    entries: tuple[Entry, ...]
+    endpoint: str = ""
+    mode: str = ""
+    quantity: int = 0
+    note: str = ""
+
+    @property
+    def nano_usd(self) -> int:
+        """What the tenant owes more (or less) by it."""
+        owed = tenant_account(self.tenant)
+        return sum(entry.amount for entry in self.entries if entry.account == owed)
+
+
 class TimeState(StrEnum):
     """What an accelerator's time went into. Of these a tenant can owe for BUSY and IDLE only: a replica stood ready."""
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, select, update
 
+from tidegate.domain.contract import Drawn
 from tidegate.domain.errors import Refusal, StoreFault
 from tidegate.domain.ledger import (
     NO_PRICE,
@@ -33,12 +34,13 @@ from tidegate.domain.ledger import (
     UsageSum,
 )
 from tidegate.domain.limits import Spending
-from tidegate.domain.ports import Cursor, LedgerPage
+from tidegate.domain.money_ports import LedgerPage
+from tidegate.domain.ports import Cursor
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import UsageRecord
 from tidegate.stores import ledger_reads, ledger_rows
-from tidegate.stores.database import read, write
 from tidegate.stores.contract_tables import contracts
+from tidegate.stores.database import read, write
 from tidegate.stores.faults import sql_faults
 from tidegate.stores.ledger_tables import (
     accelerator_states,
