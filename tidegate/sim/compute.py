@@ -5,7 +5,7 @@ All engines with work on one accelerator run in rounds. In a round each decoding
 with a prefill works off one chunk, so a round lasts the sum over engines of
 
     decode:  max(weight bytes + context x KV bytes, both ÷ memory bandwidth;  batch x FLOP a token ÷ matrix rate)
-    prefill: one chunk of `CHUNK_MS` (as many tokens as the matrix rate does in that time)
+    prefill: one chunk: as many tokens as the matrix rate does in `CHUNK_MS`, at most `CHUNK_TOKENS_MAX`
 
 Between two events rounds have one length, so progress is linear and only the next event is ever computed: the cost of a
 request is a few heap operations, whatever its length in tokens.
@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 from tidegate.sim.profile import AcceleratorProfile, ModelSpec
 
 CHUNK_MS = 64.0  # with a decode step beside it, a round still stays under a TPOT of 100 ms
+CHUNK_TOKENS_MAX = 2_048  # what vLLM's guide to tuning advises for chunked prefill where the time between tokens counts
 NEVER = float("inf")
 # Measured scaling of tensor parallelism over NVLink: Megatron-LM (Shoeybi et al., arXiv 1909.08053), model parallel.
 GANG_EFFICIENCY = {1: 1.0, 2: 0.95, 4: 0.82, 8: 0.77}
@@ -66,8 +67,7 @@ class Engine:
         self.weight_ms = model.weight_bytes / hardware.memory_bytes_per_ms / worth
         self.kv_ms = model.kv_bytes_per_token / hardware.memory_bytes_per_ms / worth
         self.flop_ms = 2.0 * model.params / (hardware.dense_flop_per_ms * model.flop_rate_factor) / worth
-        # The chunk is a number of tokens, an engine's setting; over several accelerators it takes the shorter.
-        self.chunk_ms = CHUNK_MS / worth
+        self.chunk_ms = min(CHUNK_MS, CHUNK_TOKENS_MAX * self.flop_ms)
         self.chunk_tokens = max(1.0, self.chunk_ms / self.flop_ms)
         self.pace_ms = 0.0
         self.tokens_max = self.kv_free = int(kv_bytes // model.kv_bytes_per_token)
