@@ -80,8 +80,10 @@ def load(options: Options) -> Loaded:
         raise MemoryFault(
             f"the model does not fit: its weights have {weights.tensor_bytes} bytes, {options.memory_bytes} are allowed"
         )
+    reading = weights.read_ahead()  # the disk works while the tokenizer and the module are made
     codec = TextCodec(options.model)
     model: Any = loader.build(spec, weights)
+    reading.join()
     if spec.kind == "generative":
         return _generative(options, spec, weights, codec, model, device)
     return _encoder(options, spec, weights, codec, model, device)

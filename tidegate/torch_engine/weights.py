@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tidegate.torch_engine import memory
 from tidegate.torch_engine.faults import ModelFault
 
 HEADER_BYTES_MAX = 100 << 20  # the format's own bound
+READERS = 8  # threads that fault pages in from a cold disk: they wait for it, so more than cores (bench/weights.py)
 
 DTYPES = {
     "F64": torch.float64,
@@ -139,6 +141,17 @@ class Weights:
     @property
     def tensor_bytes(self) -> int:
         return sum(file.tensor_bytes for file in self.files)
+
+    def read_ahead(self) -> threading.Thread:
+        """Maps every page in the background, reading from the disk what is not in memory yet. Join before first use."""
+
+        def read() -> None:
+            for file in self.files:
+                file.prefault(READERS)
+
+        reading = threading.Thread(target=read, name="weights", daemon=True)
+        reading.start()
+        return reading
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: tensor for file in self.files for name, tensor in file.views(file.buffer).items()}
