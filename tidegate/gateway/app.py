@@ -27,6 +27,7 @@ from tidegate.gateway.metrics import Family, Metrics, per_endpoint
 from tidegate.gateway.passthrough import pass_through
 from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
+from tidegate.gateway.translate import CHAT, DIALECTS, Behind, Dialect, Translated, bearer
 from tidegate.gateway.upstream import Pool
 from tidegate.policy import admission, routing
 from tidegate.wire import openai
@@ -95,6 +96,8 @@ class Gateway:
             api = APIS.get(scope["path"])
             if api is not None:
                 await self._inference(api, scope, receive, send)
+            elif (speak := DIALECTS.get(scope["path"])) is not None:
+                await self._inference(CHAT, scope, receive, send, speak)
             else:
                 await self._other(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -138,17 +141,27 @@ class Gateway:
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
-    async def _inference(self, api: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _inference(
+        self, api: str, scope: Scope, receive: Receive, send: Send, speak: Callable[[str, int], Dialect] | None = None
+    ) -> None:
+        """`speak` makes what translates a request of another dialect into one of `api`, and its answer back."""
         arrived_ms = self._clock.now_ms()
         request_id = new_request_id()
         peer: Peer | Cycle | None = scope.pop(PEER, None)
         watcher: asyncio.Task[None] | None = None
+        dialect = speak(request_id, arrived_ms // 1000) if speak is not None else None
+        if dialect is not None:
+            send = Translated(dialect, send).send
+            scope["headers"] = bearer(scope["headers"])
         try:
             head = self._read_head(api, scope)
             key = self._authenticate(head, arrived_ms)
             body = peer.take_body() if isinstance(peer, Cycle) else None
             if body is None:
                 body = await read_body(receive, head, self.limits)
+            if dialect is not None:
+                check_size(body, self.limits.body_bytes_max)
+                body = dialect.request(body)
             call = self._admit(api, head, key, body, request_id, arrived_ms)
         except Refusal as refusal:
             await self._refuse(send, refusal, request_id)
@@ -158,6 +171,8 @@ class Gateway:
         if peer is None:
             peer = Peer()
             watcher = asyncio.create_task(_watch(receive, peer))
+        if dialect is not None:
+            peer = Behind(peer)
         try:
             await Relay(call, self._parts, send, peer).run()
         finally:

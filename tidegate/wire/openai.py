@@ -190,7 +190,10 @@ def parse_head(body: bytes) -> RequestHead:
 def parse(kind: type[T], body: bytes) -> T:
     """The whole request, strictly. Raises Refusal(invalid_json | invalid_request | unsupported_parameter)."""
     try:
-        request = _decoders[kind].decode(body)
+        decoder = _decoders.get(kind)
+        if decoder is None:  # a dialect that is translated (`wire.messages`, `wire.responses`)
+            decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+        request = decoder.decode(body)
     except msgspec.ValidationError as error:
         if "unknown field" not in str(error):
             raise _refusal(error) from error
@@ -231,7 +234,7 @@ def _refusal(error: msgspec.ValidationError) -> Refusal:
         param = "response_format"
         return Refusal("unsupported_parameter", "only response_format of type 'text' is supported", param=param)
     what = _AT.sub("", text)
-    if what.startswith("Invalid enum value"):  # msgspec quotes the value here: text of the request stays out of errors
+    if what.startswith(("Invalid enum value", "Invalid value")):  # quotes the value: it stays out of errors
         what = "Value is not one that is supported"
     return Refusal("invalid_request", f"{param or 'body'}: {what}", param=param)
 
