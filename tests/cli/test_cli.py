@@ -16,7 +16,7 @@ from tidegate.cli.output import Problem, cell, size
 VERBS = {
     "up", "demo", "doctor", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage", "invoices",
     "limits",
-    "bench",
+    "bench", "advise",
 }  # fmt: skip
 
 

@@ -150,7 +150,8 @@ class Costing:
         if offer.private and offer.accelerators:
             served = self.activated(offer, part)
             return replace(served, usd=by_unit) if served else self._nothing("its accelerator does not hold the model")
-        return Outcome(by_unit, self._shared_ttft(offer, part), why_not="")
+        ttft_ms = self._shared_ttft(offer, part)
+        return Outcome(by_unit, ttft_ms, why_not=self._late(ttft_ms))
 
     def activated(self, offer: Offer, part: Traffic) -> Outcome | None:
         """TTFT on a private replica that is woken on demand; the accelerator is not paid for by the hour."""

@@ -97,7 +97,7 @@ def bars(
         for k, value in enumerate(values):
             long = max(1.0, scale(max(value, 1.0)) - left)
             parts.append(
-                f'<rect x="{left}" y="{y:.0f}" width="{long:.1f}" height="{bar - 1}" '
+                f'<rect x="{left}" y="{y + bar * k:.0f}" width="{long:.1f}" height="{bar - 1}" '
                 f'fill="{SERIES[k % 6]}" fill-opacity="{1 - 0.28 * k:.2f}"/>'
             )
         parts.append(

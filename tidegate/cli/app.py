@@ -6,6 +6,7 @@ import typer
 
 from tidegate import __version__
 from tidegate.cli import (
+    advise,
     batches,
     bench,
     demo,
@@ -54,6 +55,7 @@ app.command("doctor")(doctor.doctor)
 app.command("invoices")(invoices.invoices)
 app.command("simulate")(simulate.simulate)
 app.command("plan")(simulate.plan)
+app.command("advise")(advise.advise)
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(batches.app, name="batches")
 app.add_typer(tenants.app, name="tenants")

@@ -1,0 +1,109 @@
+"""How many dedicated replicas to reserve for the base, and what to let overflow: the exact optimum on the trace.
+
+Requests go to the first base replica with a free place, so what reaches replica k + 1 is exactly what k replicas let
+overflow: one replay gives the overflow of every k at once, and the cost of k base replicas is
+
+    cost(k) = k x hours x hourly price + price of the tokens of the requests that reached a replica after the k-th
+
+a newsvendor problem (reserve until the next replica's expected savings no longer pay for it) solved by trying all k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tidegate.advisor import replay
+from tidegate.advisor.catalogue import Offer, Provider, Rental
+from tidegate.advisor.costs import Costing, label
+from tidegate.advisor.hardware import Curve
+from tidegate.advisor.replay import NEVER, Replayed, WorkerRules
+from tidegate.advisor.traffic import HOUR_MS, Floats
+
+Named = tuple[Provider, Offer]
+REPLICAS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """`curve` is USD a month for 0, 1, 2 … base replicas; `replicas` is its best point with both a base and overflow.
+
+    `share` of the requests overflow. `why` says why there is no such point where `replicas` is 0.
+    """
+
+    base: str
+    overflow: str
+    accelerator: str
+    replicas: int
+    monthly_usd: float
+    share: float
+    p99_ttft_ms: float
+    feasible: bool
+    why: str
+    curve: tuple[float, ...]
+
+
+def sweep(costing: Costing, bases: Sequence[Named], overflows: Sequence[Named]) -> Hybrid | None:
+    """None where there is nothing to combine: no base, no overflow by the token, or one model an endpoint."""
+    part = costing.traffic
+    if costing.need.apart or part.fixed_time:
+        return None
+    best: tuple[float, Named, Named, Rental, Curve, Replayed, int, Floats] | None = None
+    replays: dict[tuple[str, int], Replayed] = {}
+    hours = part.span_ms / HOUR_MS
+    for base in bases:
+        fit = [(r, c) for r in base[1].accelerators if (c := costing.curve_of(part, r, base[1].slots_max))]
+        if not fit:
+            continue
+        rental, curve = min(fit, key=lambda pair: pair[0].usd_per_hour * pair[1].spread * float(pair[1].work_ms.sum()))
+        key = (rental.name, curve.slots)
+        if key not in replays:
+            rules = WorkerRules(0.0, NEVER, 0, REPLICAS_MAX)
+            replays[key] = replay.workers(curve, part.t_ms.tolist(), part.span_ms, rules)
+        done = replays[key]
+        if done.lost:
+            continue
+        for overflow in overflows:
+            priced = _usd_by_index(costing, overflow[1], done)
+            if priced is None:
+                continue
+            rate = rental.usd_per_hour * curve.spread * hours
+            costs = np.arange(len(priced) + 1) * rate + priced.sum() - np.concatenate([[0.0], np.cumsum(priced)])
+            both = costs[1 : len(priced)]
+            k = int(np.argmin(both)) + 1 if len(both) else 0
+            value = float(costs[k]) if k else float(costs[-1]) + 1e12
+            if best is None or value < best[0]:
+                best = (value, base, overflow, rental, curve, done, k, costs)
+    return _said(costing, *best[1:]) if best else None
+
+
+def _said(
+    costing: Costing, base: Named, overflow: Named, rental: Rental, curve: Curve, done: Replayed, k: int, costs: Floats
+) -> Hybrid:
+    part, months = costing.traffic, costing.traffic.months
+    monthly = tuple(float(c) / months for c in costs)
+    names = (f"{base[0].name}/{base[1].id}", f"{overflow[0].name}/{overflow[1].id}", label(rental.name, curve.spread))
+    if not k:
+        why = "one replica always has a place free: there is nothing to overflow"
+        return Hybrid(*names, 0, monthly[1] if len(monthly) > 1 else monthly[0], 0.0, 0.0, False, why, monthly)
+    over = np.array(done.index) >= k
+    ttft = done.ttft_ms.copy()
+    served = costing.by_tokens(overflow[1], part.chosen(over, f"{part.name} over {k} x {names[2]}"))
+    if len(served.ttft_ms):
+        ttft[over] = served.ttft_ms
+    p99, slo = float(np.quantile(ttft, 0.99)), costing.need.slo_ttft_ms
+    why = f"{k} x {names[2]} reserved, {100 * over.mean():.1f} % of requests overflow"
+    if p99 > slo:
+        why = f"p99 of TTFT {p99:,.0f} ms is over the target of {slo:,.0f} ms"
+    return Hybrid(*names, k, monthly[k], float(over.mean()), p99, p99 <= slo, why, monthly)
+
+
+def _usd_by_index(costing: Costing, offer: Offer, done: Replayed) -> Floats | None:
+    """What the tokens of the requests on the 1st, 2nd … replica would cost overflowed."""
+    price = offer.price_of(costing.need.model.name)
+    if price is None:
+        return None
+    part = costing.traffic
+    fresh = (part.inputs - part.cached) * price.input + part.cached * price.cached_or_input
+    usd = (fresh + part.outputs * price.output) / 1e6
+    return np.asarray(np.bincount(np.array(done.index), weights=usd), np.float64)
