@@ -54,6 +54,7 @@ MUTANTS = [
     Mutant("adapters-by-assemble", "control/loop.py", "from tidegate.stores import state", "tidegate.stores.state"),
     Mutant("adapters-by-assemble", "cli/keys.py", "from tidegate.transports import local", "tidegate.transports.local"),
     Mutant("engines-independent", "engines/builtin.py", "from tidegate.engines import fake", "tidegate.engines.fake"),
+    Mutant("engines-independent", "engines/vllm.py", "from tidegate.engines import sglang", "tidegate.engines.sglang"),
     Mutant("torch-engine-alone", "torch_engine/server.py", "from tidegate.policy import costs", "tidegate.policy"),
     Mutant("torch-engine-unimported", "engines/builtin.py", "import tidegate.torch_engine", "tidegate.torch_engine"),
     Mutant("sim-pure", "sim/world.py", "import asyncio", "asyncio"),

@@ -7,14 +7,22 @@ import os
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.contracts.subjects import Subject, builtin_subject, fake_subject, llamacpp_subject
-from tests.programs import LLAMA_SERVER
+from tests.contracts.subjects import (
+    Subject,
+    builtin_subject,
+    fake_subject,
+    llamacpp_subject,
+    standin_subject,
+    vllm_subject,
+)
+from tests.programs import LLAMA_SERVER, VLLM_PYTHON
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.ports import Engine
 
@@ -22,8 +30,15 @@ SUBJECTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "fake": fake_subject,
     "builtin": builtin_subject,
     "llamacpp": llamacpp_subject,
+    "vllm": vllm_subject,
+    "vllm stand-in": partial(standin_subject, "vllm"),
+    "sglang stand-in": partial(standin_subject, "sglang"),
+    "trtllm stand-in": partial(standin_subject, "trtllm"),
 }
-NOT_HERE = {"llamacpp": "" if LLAMA_SERVER else "llama-server was not found on PATH (make engines-llamacpp)"}
+NOT_HERE = {
+    "llamacpp": "" if LLAMA_SERVER else "llama-server was not found on PATH (make engines-llamacpp)",
+    "vllm": "" if VLLM_PYTHON else "vLLM was not asked for (make engines-vllm)",
+}
 Scene = Callable[[Subject], Awaitable[None]]
 Play = Callable[[Scene], None]
 
@@ -143,6 +158,9 @@ def test_memory_stays_within_the_order_and_falls_asleep(play: Play) -> None:
         engine = await subject.started()
         awake = await engine.memory()
         assert 0 < awake.accelerator_bytes <= subject.reserved
+        if not subject.driver.sleeps:
+            assert "still holds" in subject.driver.why_not
+            return
         await engine.drain()
         asleep = await engine.sleep()
         assert asleep.accelerator_bytes == 0

@@ -13,6 +13,9 @@ from tidegate.engines.llamacpp import LlamaDriver
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Lifeline
 from tidegate.engines.programs import Program, ServedDriver
+from tidegate.engines.sglang import SglangDriver
+from tidegate.engines.trtllm import TrtllmDriver
+from tidegate.engines.vllm import VllmDriver
 from tidegate.wire.internal import RemoteTarget
 
 VLLM_CPU_WORKSPACE_BYTES = 4 * GIB  # its Python processes and a KV cache in whole GiB count as accelerator memory here
@@ -28,7 +31,10 @@ class Foreign:
 
 
 FOREIGN: dict[ForeignEngine, Foreign] = {
-    "llamacpp": Foreign(LlamaDriver, "llama-server", "llama.cpp, https://github.com/ggml-org/llama.cpp"),
+    "llamacpp": Foreign(LlamaDriver, "llama-server", "llama.cpp (https://github.com/ggml-org/llama.cpp)"),
+    "vllm": Foreign(VllmDriver, "vllm", "vLLM in an environment of its own (pip install vllm)"),
+    "sglang": Foreign(SglangDriver, "sglang", "SGLang in an environment of its own (pip install sglang)"),
+    "trtllm": Foreign(TrtllmDriver, "trtllm-serve", "TensorRT-LLM (https://nvidia.github.io/TensorRT-LLM)"),
 }
 
 
