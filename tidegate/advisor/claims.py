@@ -55,7 +55,7 @@ def _checked(claim: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, 
     low, high = claim.get("said_range", (claim.get("said"), claim.get("said")))
     computed = value(claim["formula"], inputs)
     upper = value(claim["formula_high"], inputs) if "formula_high" in claim else computed
-    tolerance = claim.get("tolerance", TOLERANCE)
+    tolerance, unit = claim.get("tolerance", TOLERANCE), claim["unit"]
     fits = low * (1 - tolerance) <= computed and upper <= high * (1 + tolerance)
     verdict = "holds" if fits else "does not follow"
     why = claim.get("why", "")
