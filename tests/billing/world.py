@@ -10,10 +10,12 @@ from tidegate.billing.service import Billing
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile
 from tidegate.domain.fleet import Accelerator, Node
 from tidegate.domain.ledger import EndpointFacts
+from tidegate.domain.limits import Limits
 from tidegate.domain.plan import DemandReported, EndpointApplied, NodeJoined, NodeLost, ReplicaChanged, ReplicaStatus
 from tidegate.domain.replica import ReplicaState
 from tidegate.domain.usage import UsageRecord
 from tidegate.money.accelerator_time import AcceleratorTime
+from tidegate.stores.contracts import SqlContracts
 from tidegate.stores.database import migrate, open_database
 from tidegate.stores.journal import JournalLimits, SegmentJournal
 from tidegate.stores.journal_reader import SegmentJournalReader
@@ -40,6 +42,8 @@ class World:
         self.ledger = SqlLedger(engine)
         self.time = AcceleratorTime(0, self.ledger.time_marks())
         self.prices = SqlPriceBook(engine)
+        self.contracts = SqlContracts(engine)
+        self.limits: tuple[Limits, ...] = ()
         if not self.prices.versions():
             self.prices.add(price(effective_ms=0))
         self.billing = self.start_billing()
@@ -52,6 +56,9 @@ class World:
             clock=self.clock,
             endpoint_facts=lambda: self.facts,
             time=self.time,
+            limits=lambda: self.limits,
+            contracts=self.contracts,
+            tenants=lambda: ("acme", "birch"),
         )
 
     def gateway(self, boot: str = "boot-1", **limits: int) -> SegmentJournal:

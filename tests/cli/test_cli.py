@@ -15,7 +15,7 @@ from tidegate.cli.output import Problem, cell, size
 
 VERBS = {
     "up", "demo", "doctor", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage", "invoices",
-    "limits",
+    "limits", "contracts",
     "bench", "advise",
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tidegate.assemble.sockets import StartError
 from tidegate.config import Config, socket_directory
 from tidegate.stores.batches import SqlBatchStore
+from tidegate.stores.contracts import SqlContracts
 from tidegate.stores.database import migrate, open_database
 from tidegate.stores.journal_reader import SegmentJournalReader
 from tidegate.stores.ledger import SqlLedger
@@ -44,6 +45,7 @@ class Ground:
     state: SqlStateStore
     ledger: SqlLedger
     prices: SqlPriceBook
+    contracts: SqlContracts
     journal_reader: SegmentJournalReader
     batches: SqlBatchStore
 
@@ -97,6 +99,7 @@ def prepare(config: Config, stack: AsyncExitStack) -> Ground:
         state=SqlStateStore(engine),
         ledger=SqlLedger(engine),
         prices=SqlPriceBook(engine),
+        contracts=SqlContracts(engine),
         journal_reader=SegmentJournalReader(journal),
         batches=SqlBatchStore(engine),
     )

@@ -138,7 +138,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         listener=await listen(control_address),
         clock=clock,
         settings=replace(control_settings(config, accelerators), runner_digest=digest(secret)),
-        price_plans=lambda: {version.plan for version in ground.prices.versions()},
+        price_plans=lambda: {version.plan for version in ground.prices.versions()} - {""},
         time_marks=await asyncio.to_thread(ground.ledger.time_marks),
         spent=lambda: billing.spent,
         prices=ground.prices.versions,
@@ -155,6 +155,8 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         collectors=collectors(config),
         dead_letters=DeadLetterFiles(ground.data / "dead-letters"),
         record_days=config.billing.record_days,
+        contracts=ground.contracts,
+        tenants=lambda: {tenant.id for tenant in control.desired.state.tenants},
     )
     control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))

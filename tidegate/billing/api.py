@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from tidegate.billing.contract_api import contract_routes
 from tidegate.billing.exports import MEDIA_TYPES, ExportFormat, export
 from tidegate.billing.http import Authorize, answer, choice, guard, known
 from tidegate.billing.periods import Period, parse_instant, parse_period
@@ -41,6 +42,7 @@ def routes(billing: Billing, authorize: Authorize) -> list[Route]:
         Route("/api/v1/invoices/{tenant}", guarded(api.invoice), methods=["GET"]),
         Route("/api/v1/balances", guarded(api.balances, admin=True), methods=["GET"]),
         *price_routes(billing, guarded),
+        *(contract_routes(billing, billing.contracts, guarded) if billing.contracts is not None else ()),
     ]
 
 

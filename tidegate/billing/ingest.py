@@ -9,15 +9,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tidegate.billing.commitments import keep_books
 from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.spending import SpendingFold
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage, StateSum, TimeReport
 from tidegate.domain.limits import Limits
-from tidegate.domain.money_ports import Ledger, LedgerPage, PriceBook
+from tidegate.domain.money_ports import Contracts, Ledger, LedgerPage, PriceBook
 from tidegate.domain.ports import Cursor, JournalPage, JournalReader
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
+from tidegate.money.drawdown import Commitments, overage_plan, with_drawdown
 from tidegate.money.hours import plan_at, rate_hour
 from tidegate.money.prices import PriceTable, Sold
 from tidegate.money.rating import rate
@@ -39,7 +41,14 @@ class Turn:
 class Ingest:
     """The only writer of usage into the ledger on this machine."""
 
-    def __init__(self, reader: JournalReader, ledger: Ledger, prices: PriceBook, metrics: BillingMetrics) -> None:
+    def __init__(
+        self,
+        reader: JournalReader,
+        ledger: Ledger,
+        prices: PriceBook,
+        metrics: BillingMetrics,
+        contracts: Contracts | None = None,
+    ) -> None:
         self._reader = reader
         self._ledger = ledger
         self._prices = prices
@@ -47,6 +56,8 @@ class Ingest:
         self._observed: Mapping[str, EndpointFacts] | None = None
         self._spans: dict[str, list[FactsSpan]] = {}
         self._charged_until_ms = 0
+        self._contracts = contracts
+        self._commitments = Commitments(())
         self.spending = SpendingFold(ledger)
 
     def turn(
@@ -76,6 +87,7 @@ class Ingest:
     ) -> Turn:
         self._observe(now_ms, facts)
         prices = PriceTable(self._prices.versions())
+        self._commitments = Commitments(self._contracts.all() if self._contracts is not None else ())
         records = pages = 0
         boots = self._reader.boots()
         self.spending.watch(limits, boots, now_ms)
@@ -93,6 +105,8 @@ class Ingest:
         self._post_time(time.settled_ms, prices)
         if pages < TURN_PAGES_MAX:
             self.spending.settle(boots)
+            if self._contracts is not None:
+                keep_books(self._contracts, self._commitments.all(), now_ms)
         return Turn(records, pages >= TURN_PAGES_MAX)
 
     # --- usage ----------------------------------------------------------------------------------------------------
@@ -104,8 +118,8 @@ class Ingest:
         final, checkpoints = _newest(page.records)
         posted = 0
         if page.next != start or page.records:
-            rated = tuple(self._rate(record, prices) for record in final)
-            posted = self._count(LedgerPage(start, page.next, rated, checkpoints))
+            rated = self._rated(final, prices)
+            posted = self._count(LedgerPage(start, page.next, rated, checkpoints, self._commitments.changes()))
         if page.closed:
             posted += self._finish(page.next, prices)
             self.spending.closed(start.boot)
@@ -118,8 +132,8 @@ class Ingest:
         left = self._ledger.open_records(end.boot)
         if not left:
             return 0
-        lost = tuple(self._rate(replace(record, outcome=Outcome.GATEWAY_LOST), prices) for record in left)
-        return self._count(LedgerPage(end, end, lost))
+        lost = self._rated([replace(record, outcome=Outcome.GATEWAY_LOST) for record in left], prices)
+        return self._count(LedgerPage(end, end, lost, drawn=self._commitments.changes()))
 
     def _count(self, page: LedgerPage) -> int:
         posted = self._ledger.post(page)
@@ -134,10 +148,23 @@ class Ingest:
             log.error("%d billable requests had no price in force and were recorded without a charge", posted.unrated)
         return posted.records
 
-    def _rate(self, record: UsageRecord, prices: PriceTable) -> RatedUsage:
-        plan = self._plan_at(record.endpoint, record.arrived_ms)
+    def _rated(self, records: Sequence[UsageRecord], prices: PriceTable) -> tuple[RatedUsage, ...]:
+        """What is known already is posted once whatever it is rated with, but must not draw from a commitment again."""
+        drawing = {record.id for record in records if self._commitments.concern(record)}
+        if drawing:
+            drawing.difference_update(self._ledger.known(drawing))
+        return tuple(self._rate(record, prices, draws=record.id in drawing) for record in records)
+
+    def _rate(self, record: UsageRecord, prices: PriceTable, *, draws: bool) -> RatedUsage:
+        at_ms, plan = record.arrived_ms, self._plan_at(record.endpoint, record.arrived_ms)
         sold = Sold(record.tenant, record.endpoint, record.model, record.mode)
-        return rate(record, prices.in_force(plan, record.arrived_ms, sold))
+        if not draws:
+            return rate(record, prices.in_force(plan, at_ms, sold))
+        contracts = self._commitments.concern(record)
+        taken = self._commitments.cover(record, contracts)
+        overage = overage_plan(contracts)
+        price = prices.in_force(overage, at_ms) if overage else prices.in_force(plan, at_ms, sold)
+        return with_drawdown(record, taken, price) if taken else rate(record, price)
 
     # --- endpoints and accelerator time ---------------------------------------------------------------------------
 

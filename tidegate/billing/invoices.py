@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from tidegate.billing.periods import Period
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import NO_PRICE, FactsSpan, TimeSum, UsageKey, UsageSum
+from tidegate.domain.ledger import NO_PRICE, Adjustment, FactsSpan, TimeSum, UsageKey, UsageSum
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import NANO_USD_PER_USD, TOKENS_PER_MILLION, usd
 from tidegate.money.prices import PriceTable
@@ -24,6 +24,11 @@ _ITEM_ORDER = (
     "minimum_charges",
     "committed_tokens",
     "accelerator_hours",
+    "purchase",
+    "lapse",
+    "credit",
+    "rerate_reversal",
+    "rerate",
 )
 
 
@@ -41,10 +46,12 @@ class Book:
     spans: dict[str, list[FactsSpan]]
     prices: PriceTable
     costs: dict[tuple[str, str, Mode], int]
+    adjustments: Sequence[Adjustment] = ()
 
     def tenants(self) -> list[str]:
         """Who used something, or had an endpoint."""
         found = {key.tenant for key, _ in self.usage} | {time.tenant for time in self.time}
+        found |= {adjustment.tenant for adjustment in self.adjustments}
         for endpoint, spans in self.spans.items():
             if reserved_pieces(spans, self.period.start_ms, self.end_ms, self.prices):
                 found.add(owner(endpoint))
@@ -52,7 +59,7 @@ class Book:
 
 
 def make_invoice(book: Book, tenant: str) -> Invoice:
-    lines = [*_token_lines(book, tenant), *_time_lines(book, tenant)]
+    lines = [*_token_lines(book, tenant), *_time_lines(book, tenant), *_adjustment_lines(book, tenant)]
     lines.sort(key=lambda line: (line.endpoint, line.mode, line.price_version, _ITEM_ORDER.index(line.item)))
     used = {key.endpoint for key, _ in book.usage if key.tenant == tenant}
     owned = {endpoint for endpoint in book.spans if owner(endpoint) == tenant}
@@ -123,6 +130,14 @@ def _time_lines(book: Book, tenant: str) -> Iterator[InvoiceLine]:
         if time.tenant == tenant:
             price = book.prices.version(time.price_version)
             yield _line(time.endpoint, Mode.DEDICATED, "accelerator_hours", time.duration_ms, price, time.nano_usd)
+
+
+def _adjustment_lines(book: Book, tenant: str) -> Iterator[InvoiceLine]:
+    """What was bought, credited or rated again, at the instant it was; a lapse is a line that costs nothing more."""
+    for adjustment in book.adjustments:
+        if adjustment.tenant == tenant:
+            endpoint = adjustment.endpoint or adjustment.reference or adjustment.id
+            yield _line(endpoint, adjustment.mode, adjustment.kind, adjustment.quantity, None, adjustment.nano_usd)
 
 
 def _line(endpoint: str, mode: str, item: str, quantity: int, price: PriceVersion | None, amount: int) -> InvoiceLine:

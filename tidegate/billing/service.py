@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+from tidegate.billing.commitments import Alerts
 from tidegate.billing.delivery import Collector, Delivery
 from tidegate.billing.ingest import Ingest
 from tidegate.billing.metrics import BillingMetrics
@@ -12,7 +13,7 @@ from tidegate.billing.statements import Statements
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, TimeReport
 from tidegate.domain.limits import Limits
-from tidegate.domain.money_ports import DeadLetters, Ledger, PriceBook, TimeSource
+from tidegate.domain.money_ports import Contracts, DeadLetters, Ledger, PriceBook, TimeSource
 from tidegate.domain.ports import Clock, JournalReader
 from tidegate.domain.price import PriceVersion
 from tidegate.money.treasury import Spent
@@ -31,6 +32,7 @@ class Billing:
     `limits` name the budgets of which it keeps what was spent;
     `on_prices` is told the whole price book after each change to it. `collectors` are sent an event a request; what one
     will never take goes to `dead_letters`. `record_days`: usage records are kept so long, 0 for ever.
+    `contracts` are prepaid commitments (none without it), `tenants` tells who could have one.
     """
 
     def __init__(
@@ -47,13 +49,17 @@ class Billing:
         collectors: Sequence[Collector] = (),
         dead_letters: DeadLetters | None = None,
         record_days: int = 0,
+        contracts: Contracts | None = None,
+        tenants: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.ledger = ledger
         self.prices = prices
         self.clock = clock
-        self.statements = Statements(ledger, prices)
+        self.statements = Statements(ledger, prices, contracts)
+        self.contracts = contracts
+        self.tenants = tenants
         self.metrics = BillingMetrics(self._lag_s)
-        self._ingest = Ingest(reader, ledger, prices, self.metrics)
+        self._ingest = Ingest(reader, ledger, prices, self.metrics, contracts)
         self._endpoint_facts = endpoint_facts
         self._time = time
         self._limits = limits
@@ -71,6 +77,8 @@ class Billing:
             group.create_task(self._follow())
             for delivery in self._deliveries:
                 group.create_task(delivery.run())
+            if self.contracts is not None:
+                group.create_task(Alerts(self.contracts, self.clock).run())
             if self._record_days:
                 group.create_task(keep_records(self.ledger, self.clock, self._record_days, self._sinks))
 

@@ -11,7 +11,7 @@ from tidegate.billing.invoices import Book, make_invoice
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import FactsSpan, UsageGroup, UsageKey, UsageSum
-from tidegate.domain.money_ports import Ledger, PriceBook
+from tidegate.domain.money_ports import Contracts, Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.same_traffic import cuts, token_costs
@@ -31,8 +31,9 @@ _GROUPS: dict[UsageGroup, Callable[[UsageKey], str]] = {
 class Statements:
     """Every method may raise StoreFault."""
 
-    def __init__(self, ledger: Ledger, prices: PriceBook) -> None:
+    def __init__(self, ledger: Ledger, prices: PriceBook, contracts: Contracts | None = None) -> None:
         self._ledger = ledger
+        self._contracts = contracts
         self._prices = prices
 
     def usage(self, period: Period, by: UsageGroup, tenant: str | None) -> UsageReport:
@@ -77,7 +78,8 @@ class Statements:
             for place, amount in token_costs(cells, start_ms, spans, prices).items():
                 costs[place] = costs.get(place, 0) + amount
         time = self._ledger.time_sums(period.start_ms, end_ms, tenant)
-        return Book(period, end_ms, usage, time, spans, prices, costs)
+        adjustments = self._contracts.adjustments(period.start_ms, end_ms, tenant) if self._contracts else ()
+        return Book(period, end_ms, usage, time, spans, prices, costs, adjustments)
 
 
 def _usage_row(group: str, sums: Sequence[UsageSum]) -> UsageRow:

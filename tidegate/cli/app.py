@@ -9,6 +9,7 @@ from tidegate.cli import (
     advise,
     batches,
     bench,
+    contracts,
     demo,
     doctor,
     endpoints,
@@ -64,5 +65,6 @@ app.add_typer(limits.app, name="limits")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(join.app, name="join")
 app.add_typer(prices.app, name="prices")
+app.add_typer(contracts.app, name="contracts")
 app.add_typer(usage.app, name="usage")
 app.add_typer(bench.app, name="bench")

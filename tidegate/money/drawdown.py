@@ -51,6 +51,9 @@ class Commitments:
         for mine in self._of.values():
             mine.sort(key=lambda c: (c.priority, c.expires_ms, c.created_ms, c.id))
 
+    def all(self) -> list[tuple[Contract, Drawn]]:
+        return [(contract, self._drawn[contract.id]) for mine in self._of.values() for contract in mine]
+
     def concern(self, record: UsageRecord) -> list[Contract]:
         """The commitments in force for it, in the order in which they pay; usually none."""
         if record.tenant not in self._of or not record.billable or record.mode == _DEDICATED:
@@ -66,12 +69,12 @@ class Commitments:
             tokens = min(wanted, spendable(contract, drawn, late=late))
             if tokens <= 0:
                 continue
-            worth = _worth(contract, drawn.total + tokens) - _worth(contract, drawn.total)
+            amount = worth(contract, drawn.total + tokens) - worth(contract, drawn.total)
             self._before.setdefault(contract.id, drawn)
             self._drawn[contract.id] = (
                 replace(drawn, rolled=drawn.rolled + tokens) if late else replace(drawn, used=drawn.used + tokens)
             )
-            taken.append(Taken(contract, tokens, worth))
+            taken.append(Taken(contract, tokens, amount))
             wanted -= tokens
         return taken
 
@@ -124,8 +127,8 @@ def lapse(contract: Contract, drawn: Drawn, now_ms: int) -> tuple[Adjustment, Dr
     if tokens <= 0:
         return None
     after = replace(drawn, lapsed=drawn.lapsed + tokens)
-    worth = _worth(contract, after.total) - _worth(contract, drawn.total)
-    entries = (Entry(commitment_account(contract.id), tokens, worth), Entry(REVENUE_EXPIRED, tokens, -worth))
+    amount = worth(contract, after.total) - worth(contract, drawn.total)
+    entries = (Entry(commitment_account(contract.id), tokens, amount), Entry(REVENUE_EXPIRED, tokens, -amount))
     name = f"{contract.id}/lapse/{after.lapsed}"
     return Adjustment(name, "lapse", contract.id, contract.tenant, now_ms, entries, quantity=tokens), after
 
@@ -136,9 +139,9 @@ def crossed(contract: Contract, drawn: Drawn) -> list[int]:
     return [percent for percent in ALERTS_PERCENT if used >= percent * contract.tokens]
 
 
-def overage_plan(contracts: Iterable[Contract], plan: str) -> str:
-    """The plan for what commitments in force do not cover, of an endpoint with `plan`."""
-    return next((c.overage_plan for c in reversed(list(contracts)) if c.overage_plan), plan)
+def overage_plan(contracts: Iterable[Contract]) -> str:
+    """The plan for what commitments in force do not cover; empty: as without them."""
+    return next((c.overage_plan for c in reversed(list(contracts)) if c.overage_plan), "")
 
 
 def _in_force(contract: Contract, record: UsageRecord) -> bool:
@@ -155,7 +158,8 @@ def _rollover(contract: Contract, drawn: Drawn) -> int:
     return (contract.tokens - drawn.used) * contract.rollover_percent // 100 if contract.rollover_ms else 0
 
 
-def _worth(contract: Contract, tokens: int) -> int:
+def worth(contract: Contract, tokens: int) -> int:
+    """What the first `tokens` of it cost, in nano-USD."""
     return contract.price_nano_usd * tokens // contract.tokens
 
 

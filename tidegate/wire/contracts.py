@@ -1,0 +1,102 @@
+"""The contracts part of the admin API: prepaid commitments, their status, credits. Pure."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from tidegate.domain.endpoint import Mode
+from tidegate.wire.admin import Name, Request
+
+Usd = Annotated[str, Meta(min_length=1, max_length=40)]
+Instant = Annotated[str, Meta(max_length=40)]
+
+
+class ContractCreate(Request, frozen=True, kw_only=True):
+    """`tokens` prepaid with `price_usd`. `id` makes the call idempotent; left out, one is made.
+
+    Instants are ISO 8601 or epoch milliseconds; `starts` is not in the past, now when left out. `models` and `modes` are
+    those it may be spent on, all when left out. `alert_secret` (``whsec_…``) is made where only `alert_url` is given, and
+    shown this once.
+    """
+
+    tenant: Name
+    tokens: Annotated[int, Meta(ge=1, le=10**15)]
+    price_usd: Usd
+    expires: Instant
+    id: Name | None = None
+    starts: Instant | None = None
+    priority: Annotated[int, Meta(ge=0, le=1_000)] = 100
+    models: Annotated[list[str], Meta(max_length=64)] = []
+    modes: Annotated[list[Mode], Meta(max_length=4)] = []
+    rollover_percent: Annotated[int, Meta(ge=0, le=100)] = 0
+    rollover_days: Annotated[int, Meta(ge=0, le=3_660)] = 0
+    overage_plan: Name | None = None
+    alert_url: Annotated[str, Meta(max_length=2_000)] | None = None
+    alert_secret: Annotated[str, Meta(max_length=200)] | None = None
+
+
+class AlertView(Struct, frozen=True, kw_only=True):
+    percent: int
+    at_ms: int
+    attempts: int
+    ended_ms: int | None
+    outcome: str
+
+
+class ContractView(Struct, frozen=True, kw_only=True):
+    """`state` is coming | active | rollover | exhausted | expired. `left_tokens` is what can be spent now (or, before it
+    starts, then). `worth_left_usd` is the part of the price that is not used, not lapsed.
+    """
+
+    id: str
+    tenant: str
+    state: str
+    tokens: int
+    used_tokens: int
+    lapsed_tokens: int
+    left_tokens: int
+    percent_used: int
+    price_usd: str
+    worth_left_usd: str
+    starts: str
+    expires: str
+    rollover_until: str | None
+    rollover_percent: int
+    priority: int
+    models: list[str]
+    modes: list[str]
+    overage_plan: str
+    alerts_to: str
+    alerts: list[AlertView]
+
+
+class ContractCreated(Struct, frozen=True, kw_only=True):
+    """The only time `alert_secret` is shown."""
+
+    contract: ContractView
+    alert_secret: str | None
+
+
+class CreditCreate(Request, frozen=True, kw_only=True):
+    """`usd` less to pay for `tenant`. `id` makes the call idempotent."""
+
+    tenant: Name
+    usd: Usd
+    id: Name | None = None
+    note: Annotated[str, Meta(max_length=200)] = ""
+
+
+class AdjustmentView(Struct, frozen=True, kw_only=True):
+    """A transaction of no request: `kind` is purchase | lapse | rerate | rerate_reversal | credit."""
+
+    id: str
+    kind: str
+    reference: str
+    tenant: str
+    endpoint: str
+    mode: str
+    at_ms: int
+    quantity: int
+    nano_usd: int
+    usd: str
+    note: str
