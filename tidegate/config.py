@@ -220,6 +220,15 @@ class TenantConfig(Section):
     api_key: SecretStr | None = Field(default=None, min_length=16)
 
 
+class OverflowConfig(Section):
+    """See `overflow` of an endpoint: exactly one threshold, which is checked when the endpoint is applied."""
+
+    to: str = Field(min_length=3)
+    above_concurrency: int | None = Field(default=None, ge=1)
+    above_queue_ms: int | None = Field(default=None, ge=0)
+    above_ttft_ms: int | None = Field(default=None, ge=1)
+
+
 class EndpointConfig(Section):
     """One endpoint to have from the first start; later changes go through `tidegate endpoints apply`."""
 
@@ -234,6 +243,10 @@ class EndpointConfig(Section):
     context_tokens: int | None = Field(default=None, ge=16)
     accelerator_memory: Size | None = None
     price_plan: str = "default"
+    regions: tuple[Name, ...] | None = Field(default=None, min_length=1)
+    overflow: OverflowConfig | None = None
+    fallback: str = ""
+    lend: bool = False
 
     @property
     def tenant(self) -> str:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.control.world import MIB, World, running
 from tests.loop import on_loop
+from tidegate.assemble.declared import apply_endpoints
+from tidegate.config import EndpointConfig, OverflowConfig
 
 LONG = {"model": "/models/tides", "accelerator_memory": 6 * MIB}
 
@@ -112,3 +114,22 @@ async def test_a_serverless_endpoint_of_another_tenant_may_be_the_target(tmp_pat
         await world.apply("house/common", mode="serverless")
         shown = await world.apply("acme/base", overflow={"to": "house/common", "above_ttft_ms": 900})
         assert shown["overflow"]["to"] == "house/common"
+
+
+@on_loop
+async def test_declared_endpoints_may_name_one_that_is_declared_after_them(tmp_path: Path) -> None:
+    wanted = [
+        EndpointConfig(name="acme/a", model="/models/tides", fallback="acme/b"),
+        EndpointConfig(name="acme/wrong", model="/models/tides", fallback="acme/nobody"),
+        EndpointConfig(
+            name="acme/b", model="/models/tides", overflow=OverflowConfig(to="acme/c", above_queue_ms=9)
+        ),
+        EndpointConfig(name="acme/c", model="/models/tides"),
+    ]  # fmt: skip
+    async with running(tmp_path) as world:
+        await world.control.create_tenant("acme", "test")
+        refused = await apply_endpoints(world.control, wanted)
+        assert [name for name, _ in refused] == ["acme/wrong"]
+        assert "acme/nobody" in refused[0][1]
+        assert (await world.endpoint("acme/a"))["fallback"] == {"to": "acme/b"}
+        assert (await world.endpoint("acme/b"))["overflow"]["above_queue_ms"] == 9

@@ -10,7 +10,7 @@ from tidegate.domain.money_ports import PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import nano_usd, nano_usd_per_token
 from tidegate.money.prices import PriceTable, Terms, terms_of
-from tidegate.wire.admin import EndpointApply
+from tidegate.wire.admin import EndpointApply, FallbackBody, OverflowBody
 
 ACTOR = "configuration"
 
@@ -62,22 +62,35 @@ async def apply_endpoints(control: Control, wanted: Sequence[EndpointConfig]) ->
 
     A refused endpoint must not keep the others from being served, so it is reported and left out.
     """
-    refused = []
-    for endpoint in wanted:
-        body = EndpointApply(
-            model=endpoint.model,
-            mode=endpoint.mode,
-            min_replicas=endpoint.min_replicas,
-            max_replicas=None if endpoint.engine == "remote" else endpoint.max_replicas,
-            engine=endpoint.engine,
-            engine_args=endpoint.engine_args,
-            slots=endpoint.slots,
-            context_tokens=endpoint.context_tokens,
-            accelerator_memory=endpoint.accelerator_memory,
-            price_plan=endpoint.price_plan,
-        )
-        try:
-            await control.apply(endpoint.name, body, ACTOR)
-        except Refusal as refusal:
-            refused.append((endpoint.name, refusal.message))
-    return refused
+    waiting = list(wanted)
+    while True:  # one may name another that is declared after it (overflow, fallback): tried again after the rest
+        refused = [(endpoint, why) for endpoint in waiting if (why := await _apply(control, endpoint))]
+        if len(refused) in (0, len(waiting)):
+            return [(endpoint.name, why) for endpoint, why in refused]
+        waiting = [endpoint for endpoint, _ in refused]
+
+
+async def _apply(control: Control, endpoint: EndpointConfig) -> str:
+    """Why it is refused; empty when it was applied."""
+    over = endpoint.overflow
+    body = EndpointApply(
+        model=endpoint.model,
+        mode=endpoint.mode,
+        min_replicas=endpoint.min_replicas,
+        max_replicas=None if endpoint.engine == "remote" else endpoint.max_replicas,
+        engine=endpoint.engine,
+        engine_args=endpoint.engine_args,
+        slots=endpoint.slots,
+        context_tokens=endpoint.context_tokens,
+        accelerator_memory=endpoint.accelerator_memory,
+        price_plan=endpoint.price_plan,
+        regions=list(endpoint.regions) if endpoint.regions else None,
+        overflow=OverflowBody(**over.model_dump()) if over else None,
+        fallback=FallbackBody(to=endpoint.fallback) if endpoint.fallback else None,
+        lend=endpoint.lend,
+    )
+    try:
+        await control.apply(endpoint.name, body, ACTOR)
+    except Refusal as refusal:
+        return refusal.message
+    return ""
