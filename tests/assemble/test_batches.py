@@ -79,6 +79,8 @@ def test_a_batch_from_upload_to_results(run: Callable[[Story], None]) -> None:
             await until(billed)
             usage = (await admin.get("/api/v1/usage", params={"by": "endpoint"})).json()
             assert [row["group"] for row in usage["rows"]] == ["acme/tides"]  # never the lane's own name
+            scrape = (await admin.get("/metrics")).text
+            assert 'tidegate_batch_lines_total{endpoint="acme/tides",outcome="answered"} 39.0' in scrape
             with pytest.raises(openai.ConflictError, match="'completed'"):
                 await client.batches.cancel(batch.id)
             for each in (file.id, done.output_file_id):

@@ -171,7 +171,10 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         weights=await asyncio.to_thread(node_weights, config, ground.data),
     )
     batch = await batch_service(config, ground, control, public_url(listener, config.host), secret, clock)
-    app = build_app(control, [*routes(billing, control.authorize), *batch_routes(batch, control.authorize)])
+    authorize = control.authorize
+    extra = [*routes(billing, authorize), *batch_routes(batch, authorize), *advice_routes(billing, authorize)]
+    control.meters.registry.register(batch.metrics.registry)
+    app = build_app(control, extra)
     gateway = GatewayProcess(
         listen_fd=listener.fileno(),
         lifeline_fd=lifeline.read_fd,

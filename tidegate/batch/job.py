@@ -50,6 +50,7 @@ class Job:
         clock: Clock,
         settings: BatchSettings,
         turn: Callable[[str], asyncio.Lock],
+        count: Callable[[str, str], None] = lambda endpoint, outcome: None,
     ) -> None:
         self.batch = batch
         self.sending = False
@@ -61,6 +62,7 @@ class Job:
         self._clock = clock
         self._settings = settings
         self._turn = turn
+        self._count = count
         self._saving = asyncio.Lock()
         self._halt = asyncio.Event()
         self._started_ms = 0
@@ -230,8 +232,10 @@ class Job:
         outcome = await self._gateway.ask(batch, line.number, asked)
         match outcome:
             case NotNow(pause_s):
+                self._count(batch.model, "not_now")
                 return pause_s
             case Broken(answer):
+                self._count(batch.model, "broken")
                 self._broken[line.number] = self._broken.get(line.number, 0) + 1
                 if self._broken[line.number] < BROKEN_MAX:
                     return LOOK_S * self._broken[line.number]
@@ -242,6 +246,7 @@ class Job:
         line_id = _line_id(batch.id, line.number)
         one = answered(line_id, asked.custom_id, outcome.status, outcome.request_id, outcome.body)
         results.add(one, ok=outcome.ok)
+        self._count(batch.model, "answered" if outcome.ok else "refused")
         return None
 
     def _is_there(self) -> bool:

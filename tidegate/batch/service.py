@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from tidegate.batch import notices
 from tidegate.batch.calls import Gateway
 from tidegate.batch.files import Files
 from tidegate.batch.job import Job, produced_id
+from tidegate.batch.metrics import BatchMetrics
 from tidegate.batch.ports import BatchSettings, BatchStore, Fleet, Vault
 from tidegate.domain.errors import Fault, Refusal
 from tidegate.domain.ports import Clock
@@ -34,6 +36,7 @@ class BatchService:
         self._turns: dict[str, asyncio.Lock] = {}
         self._gateway = Gateway(settings)
         self._new: asyncio.Queue[Job] = asyncio.Queue()
+        self.metrics = BatchMetrics(self._open_batches, self._lines_left)
         self.files = Files(store, vault, clock, settings.retention_s, self._in_use)
 
     # --- what the API asks ----------------------------------------------------------------------------------------
@@ -174,9 +177,20 @@ class BatchService:
             clock=self._clock,
             settings=self._settings,
             turn=lambda endpoint: self._turns.setdefault(endpoint, asyncio.Lock()),
+            count=lambda endpoint, outcome: self.metrics.lines.labels(endpoint, outcome).inc(),
         )
         self._jobs[batch.id] = job
         return job
+
+    def _open_batches(self) -> Mapping[str, int]:
+        return Counter(job.batch.status.value for job in self._jobs.values())
+
+    def _lines_left(self) -> Mapping[str, int]:
+        left: Counter[str] = Counter()
+        for job in self._jobs.values():
+            if job.batch.model:
+                left[job.batch.model] += job.batch.total - job.batch.completed - job.batch.failed
+        return left
 
     def _in_use(self, file_id: str) -> bool:
         return any(job.batch.input_file_id == file_id and job.batch.status.open for job in self._jobs.values())
