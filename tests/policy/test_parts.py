@@ -8,7 +8,7 @@ from tests.policy.world import GB, node
 from tidegate.domain.fleet import Tier
 from tidegate.policy.book import Book
 from tidegate.policy.costs import CostPriors, Costs
-from tidegate.policy.eviction import Candidate, TierCost, choose, descend_after_ms
+from tidegate.policy.eviction import Candidate, KeepAlive, TierCost, choose, descend_after_ms
 from tidegate.policy.forecast import ArrivalHistory
 from tidegate.policy.placement import Offer, pick
 from tidegate.policy.reconcile import CoreSettings
@@ -225,3 +225,28 @@ def test_busy_hours_are_known_after_a_day() -> None:
 
     night, afternoon = asked(3), asked(14)
     assert afternoon > 2.0 * night
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1e6)), max_size=60),
+    st.floats(1.0, 1e5),
+)
+def test_keep_alive_never_costs_more_than_twice_the_clairvoyant_and_one_return(
+    gaps: list[tuple[float, float]], back: float
+) -> None:
+    """Whatever the forecast says."""
+    keep = KeepAlive()
+    for gap, forecast in gaps:
+        keep.ended(gap, keep.instant(forecast, back), back)
+        assert keep.paid <= 2.0 * keep.best + back + 1e-6 * (1.0 + keep.best + back)
+
+
+def test_keep_alive_learns_from_gaps() -> None:
+    """Gaps of a minute where a return is worth ten seconds: it leaves at once, as a clairvoyant would."""
+    keep, history, back = KeepAlive(), ArrivalHistory(), 10_000.0
+    for number in range(200):
+        if number:
+            keep.ended(60_000.0, keep.instant(history.keep_ms(back), back), back)
+        history.observe(number * 60_000, 1)
+    assert keep.paid < 1.15 * keep.best
+    assert ArrivalHistory().keep_ms(back) == back

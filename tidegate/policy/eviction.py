@@ -84,3 +84,28 @@ def descend_after_ms(ladder: Sequence[TierCost]) -> tuple[float, ...]:
         instants.extend([at] * (-lower - current))
         current, since = -lower, at
     return tuple(instants)
+
+
+class KeepAlive:
+    """How long one idle replica keeps its place: a forecast's instant within a guard rail, so that the cost of all gaps
+    together is never above twice the clairvoyant's and one return.
+
+    The unit is what keeping costs a ms; `back` is what coming back costs. Keeping for exactly `back` (ski-rental) pays
+    at most twice the best for every gap; leaving at another instant pays at most |instant - back| more than that. So
+    the forecast may move the instant by as much as was saved before: by twice the best of all gaps less what was paid,
+    and one return in advance, without which an endpoint whose gaps are all long could never save a first time.
+    """
+
+    __slots__ = ("best", "paid")
+
+    def __init__(self) -> None:
+        self.paid = self.best = 0.0
+
+    def instant(self, forecast: float, back: float) -> float:
+        saved = max(0.0, 2.0 * self.best - self.paid + back)
+        return min(max(forecast, back - saved), back + saved)
+
+    def ended(self, gap: float, instant: float, back: float) -> None:
+        """A gap is over during which the replica was to leave at `instant`."""
+        self.paid += gap if gap <= instant else instant + back
+        self.best += min(gap, back)

@@ -18,6 +18,7 @@ HOUR_MS = 3_600_000
 HOURS_A_WEEK = 168
 PACE_MAX = 4.0
 HORIZON_STEP = 4
+MID_BIN = 0.84  # the middle of a half-octave bin over its upper edge
 BURST_MS = 1_000
 BURST_SHARE = 0.125  # weight of the newest burst in the mean
 
@@ -117,6 +118,23 @@ class ArrivalHistory:
             weight /= HORIZON_STEP
             horizon *= HORIZON_STEP
         return total / weights
+
+    def keep_ms(self, back: float) -> float:
+        """The keep-alive with the least cost over the gaps seen, where a ms kept costs 1 and coming back costs `back`:
+        the best an online policy can do if gaps go on as they were. `back` itself (ski-rental) without history.
+        """
+        if not self._count:
+            return back
+        best_ms, best, kept, beyond = 0.0, self._count * back, 0.0, self._count
+        for index, count in enumerate(self._bins):
+            if count:
+                edge_ms = 2.0 ** ((index + 1) / 2.0)
+                kept += count * edge_ms * MID_BIN
+                beyond -= count
+                cost = kept + beyond * (edge_ms + back)
+                if cost < best:
+                    best_ms, best = edge_ms, cost
+        return best_ms / self._pace
 
     def _mass_above(self, gap_ms: float) -> float:
         """How many observed gaps were longer; within a bin they count as evenly spread."""

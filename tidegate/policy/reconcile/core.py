@@ -11,7 +11,7 @@ from tidegate.domain.endpoint import Deployment
 from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Event, ReplicaStatus
 from tidegate.domain.replica import ReplicaState
-from tidegate.policy.reconcile import lifecycle, routes, serving, steering
+from tidegate.policy.reconcile import lifecycle, regret, routes, serving, steering
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica, runtime_key
 from tidegate.policy.reconcile.settings import CoreSettings
 from tidegate.policy.scaling import PeakWindow
@@ -90,6 +90,7 @@ class FleetCore:
         endpoint.in_flight += event.in_flight - (last.in_flight if last else 0)
         arrived = event.arrivals_total - (last.arrivals_total if last else 0)
         if arrived > 0:
+            regret.gap_ended(fleet, endpoint, now_ms)
             endpoint.history.observe(now_ms, arrived)
         if arrived > 0 or endpoint.busy:
             endpoint.quiet_since_ms = now_ms

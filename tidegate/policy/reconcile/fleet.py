@@ -11,6 +11,7 @@ from tidegate.domain.plan import Command, DemandReported, Target
 from tidegate.domain.replica import COMING, ReplicaState
 from tidegate.policy.book import Book, Place
 from tidegate.policy.costs import Costs
+from tidegate.policy.eviction import KeepAlive
 from tidegate.policy.forecast import ArrivalHistory
 from tidegate.policy.reconcile.settings import CoreSettings
 from tidegate.policy.scaling import PeakWindow
@@ -80,6 +81,7 @@ class Endpoint:
     activations: dict[str, Activation] = field(default_factory=dict)
     demand: dict[str, DemandReported] = field(default_factory=dict)
     history: ArrivalHistory = field(default_factory=ArrivalHistory)
+    keep: KeepAlive = field(default_factory=KeepAlive)
     queued: int = 0
     in_flight: int = 0
     required: int = 0

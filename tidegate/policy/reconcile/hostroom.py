@@ -38,7 +38,7 @@ def wanted_free(fleet: Fleet, node: str) -> tuple[int, float]:
     a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake longer.
     """
     awake = [r.deployment for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.deployment is not None]
-    need_bytes = min(sum(d.host_bytes for d in awake), fleet.book.host_capacity(node) // 2)
+    need_bytes = min(sum(d.host_bytes for d in awake), fleet.book.host_capacity(node) // 4)
     if need_bytes <= fleet.book.host_free(node):
         return need_bytes, 0.0
     wakes = [fleet.costs.activation_ms(d.model.digest, node, Tier.HOST, d.model.weight_bytes) for d in awake]

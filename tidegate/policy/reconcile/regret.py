@@ -27,7 +27,7 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
     if fleet.settings.victim_order == "lru":
         return 1e9 / (1 + now_ms - owner.quiet_since_ms)
     room = owner.deployment.host_bytes <= fleet.book.host_free(replica.node)
-    back_ms = _return_ms(fleet, owner, replica, Tier.HOST if room else Tier.DISK)
+    back_ms = _return_ms(fleet, owner, replica.node, Tier.HOST if room else Tier.DISK)
     share = SPARE_SHARE if owner.live_count() > max(owner.required, 1) else 1.0
     return share * _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
 
@@ -39,17 +39,34 @@ def late_requests(owner: Endpoint, back_ms: float) -> float:
 
 def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
     """Of dropping a sleeping replica from host memory to disk."""
-    dearer_ms = _return_ms(fleet, owner, replica, Tier.DISK) - _return_ms(fleet, owner, replica, Tier.HOST)
+    dearer_ms = _return_ms(fleet, owner, replica.node, Tier.DISK) - _return_ms(fleet, owner, replica.node, Tier.HOST)
     spare = any(r is not replica and owner.current(r) for r in owner.replicas.values())
     missed_ms = max(dearer_ms, 0.0) * late_requests(owner, dearer_ms)
     return _p_needed(fleet, owner, now_ms) * missed_ms * (SPARE_SHARE if spare else 1.0)
 
 
-def lend_after_ms(fleet: Fleet, owner: Endpoint, replica: Replica) -> float:
-    """How long an idle replica keeps its place from batch work: the ski-rental instant at which what batch forwent
-    equals what coming back will cost, so that the sum is at most twice the clairvoyant's.
+def lend_after_ms(fleet: Fleet, owner: Endpoint, node: str) -> float:
+    """How long an idle replica keeps its place from batch work: as its past gaps advise, within the guard rail of ski-
+    rental, whose instant is when what batch forwent equals what coming back will cost.
     """
-    back_ms = _return_ms(fleet, owner, replica, Tier.HOST)
+    back_ms = _back_ms(fleet, owner, node)
+    return owner.keep.instant(owner.history.keep_ms(back_ms), back_ms)
+
+
+def gap_ended(fleet: Fleet, owner: Endpoint, now_ms: int) -> None:
+    """A request came: what lending would have cost in the gap before it, whether or not there was a taker."""
+    gap_ms = owner.history.quiet_ms(now_ms)
+    if not gap_ms:
+        return
+    node = next((r.node for r in owner.replicas.values()), "")
+    back_ms = _back_ms(fleet, owner, node)
+    after_ms = back_ms if gap_ms < SHORTEST_MS else owner.keep.instant(owner.history.keep_ms(back_ms), back_ms)
+    owner.keep.ended(gap_ms, after_ms, back_ms)
+
+
+def _back_ms(fleet: Fleet, owner: Endpoint, node: str) -> float:
+    """The instant of ski-rental: what batch forwent by then equals what the owner's next request will wait."""
+    back_ms = _return_ms(fleet, owner, node, Tier.HOST)
     return descend_after_ms((TierCost(BATCH_WORTH_PER_MS, 0.0), TierCost(0.0, back_ms)))[0]
 
 
@@ -64,7 +81,7 @@ def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:
     return known
 
 
-def _return_ms(fleet: Fleet, owner: Endpoint, replica: Replica, tier: Tier) -> float:
+def _return_ms(fleet: Fleet, owner: Endpoint, node: str, tier: Tier) -> float:
     model = owner.deployment.model
-    cost_ms = fleet.costs.activation_ms(model.digest, replica.node, tier, model.weight_bytes)
+    cost_ms = fleet.costs.activation_ms(model.digest, node, tier, model.weight_bytes)
     return regret_ms(1.0, cost_ms, SLO_TTFT_MS / max(owner.deployment.slo.ttft_ms, 1))

@@ -228,7 +228,7 @@ def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica,
         fleet.look_again(taker, settled_ms)
         return False
     if taker.deployment.mode is Mode.BATCH:
-        lent_ms = owner.quiet_since_ms + int(regret.lend_after_ms(fleet, owner, replica))
+        lent_ms = owner.quiet_since_ms + int(regret.lend_after_ms(fleet, owner, replica.node))
         if lent_ms > now_ms:
             fleet.look_again(taker, lent_ms)
         return lent_ms <= now_ms and not owner.busy
