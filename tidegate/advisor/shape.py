@@ -16,7 +16,8 @@ MINUTES_MAX = 366 * 24 * 60
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
     """Rates are requests per minute. `base` is the rate of 10-minute windows that nine in ten windows reach;
-    `base_share` of all requests is within it, `spike_share` is above `SPIKE_FACTOR` times the mean. `idle_share` is the
+    `base_share` of all requests is within it, `spike_share` is above `SPIKE_FACTOR` times the mean and
+    what chance does there. `idle_share` is the
     share of minutes without a request. `burstiness` is the coefficient of variation of gaps (1: Poisson).
     `predictability` is how much of the variance of hourly counts the same hour a day earlier tells (0 to 1; None below
     two days). `hour_of_day` are mean requests per hour; `days` is one row of 24 hourly counts a day.
@@ -70,6 +71,7 @@ def measure(traffic: Traffic) -> Shape:
     columns = (hours[:, hour][~np.isnan(hours[:, hour])] for hour in range(24))
     by_hour = [float(column.mean()) if len(column) else 0.0 for column in columns]
     gaps = np.diff(traffic.t_ms)
+    spike = SPIKE_FACTOR * mean + 3.0 * np.sqrt(SPIKE_FACTOR * mean)  # what chance alone would do at the tripled rate
     seen = hours[~np.isnan(hours)]
     return Shape(
         requests=len(traffic),
@@ -86,7 +88,7 @@ def measure(traffic: Traffic) -> Shape:
         predictability=_predictability(hours),
         base=base,
         base_share=float(np.minimum(windows, base).sum() / windows.sum()),
-        spike_share=float(np.maximum(minutes - SPIKE_FACTOR * mean, 0.0).sum() / minutes.sum()),
+        spike_share=float(np.maximum(minutes - spike, 0.0).sum() / minutes.sum()),
         tokens_in=float(traffic.inputs.mean()),
         tokens_out=float(traffic.outputs.mean()),
         tokens_month=float((traffic.inputs.sum() + traffic.outputs.sum()) / traffic.months),

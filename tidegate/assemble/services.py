@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tidegate.assemble.advice import advice_routes
 from tidegate.assemble.batch import batch_service, digest, runner_secret
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess

@@ -5,18 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tidegate.cli.client import Api, Key, Url
 from tidegate.cli.output import Format, Output, Problem, show
 from tidegate.cli.usage import Since, Until, period
-
-if TYPE_CHECKING:
-    pass
-
-Number = Annotated[float | None, typer.Option()]
 
 
 def advise(
@@ -53,6 +48,8 @@ def advise(
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="replay every accelerator and number")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="recompute what articles claim about cost")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="keep measuring a running platform")] = False,
+    every_s: Annotated[float, typer.Option("--every-s", min=0.1, help="seconds between looks of --watch")] = 300,
+    days: Annotated[float, typer.Option(min=0, help="how long --watch goes on")] = 14,
     html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
     since: Since = None,
     until: Until = None,
@@ -75,10 +72,10 @@ def advise(
     if watch:
         from tidegate.cli.advise_watch import watch as keep_watching
 
-        keep_watching(Api(url, key), endpoint, needed, output)
+        keep_watching(Api(url, key), endpoint, needed, output, every_s=every_s, for_s=days * 86_400.0)
         return
     if trace is None and shape is None:
-        answer = _ask_platform(Api(url, key), endpoint, needed, period(since, until))
+        answer = ask_platform(Api(url, key), endpoint, needed, period(since, until))
     else:
         how = {"columns": _columns(column or []), "timezone": timezone, "sort": sort, "skip_bad": skip_bad}
         described = {"shape": shape, "requests_per_day": requests_per_day, "input_tokens": input_tokens,
@@ -119,7 +116,8 @@ def _answer(
             return ask(traffic, offers, question.build(needed), datetime.datetime.now(datetime.UTC).date(), progress)
 
 
-def _ask_platform(api: Api, endpoint: str | None, needed: dict[str, Any], when: dict[str, str]) -> dict[str, Any]:
+def ask_platform(api: Api, endpoint: str | None, needed: dict[str, Any], when: dict[str, str]) -> dict[str, Any]:
+    """Advice of the running platform about its own ledger."""
     query = {k: v for k, v in needed.items() if v not in (None, [], False) and k not in ("provider", "exhaustive")}
     return dict(api.get("advice", endpoint=endpoint, provider=",".join(needed["provider"]) or None, **query, **when))
 
