@@ -9,13 +9,13 @@ from decimal import Decimal
 
 from tidegate.billing.periods import Period
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import NO_PRICE, Adjustment, FactsSpan, TimeSum, UsageKey, UsageSum
+from tidegate.domain.ledger import NO_PRICE, Adjustment, FactsSpan, OverflowSum, TimeSum, UsageKey, UsageSum
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import NANO_USD_PER_USD, TOKENS_PER_MILLION, usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.rating import reserved_pieces
 from tidegate.money.same_traffic import PER_TOKEN
-from tidegate.wire.billing import DedicatedLine, Invoice, InvoiceLine, ModeLine
+from tidegate.wire.billing import DedicatedLine, Invoice, InvoiceLine, ModeLine, OverflowLine
 
 _ITEM_ORDER = (
     "input_tokens",
@@ -29,6 +29,8 @@ _ITEM_ORDER = (
     "credit",
     "rerate_reversal",
     "rerate",
+    "rerate_reversal_undone",
+    "rerate_undone",
 )
 
 
@@ -47,6 +49,7 @@ class Book:
     prices: PriceTable
     costs: dict[tuple[str, str, Mode], int]
     adjustments: Sequence[Adjustment] = ()
+    overflow: Sequence[OverflowSum] = ()
 
     def tenants(self) -> list[str]:
         """Who used something, or had an endpoint."""
@@ -86,6 +89,7 @@ def make_invoice(book: Book, tenant: str) -> Invoice:
             _mode_line("", mode, sum(line.nano_usd for line in same_traffic if line.mode == mode))
             for mode in (*PER_TOKEN, Mode.DEDICATED)
         ],
+        overflow=[_overflow_line(line) for line in book.overflow if line.tenant == tenant],
     )
 
 
@@ -104,6 +108,17 @@ def _mode_lines(book: Book, tenant: str, used: set[str], dedicated: Sequence[Ded
 
 def _mode_line(endpoint: str, mode: Mode, amount: int) -> ModeLine:
     return ModeLine(endpoint=endpoint, mode=mode.value, nano_usd=amount, usd=usd(amount))
+
+
+def _overflow_line(line: OverflowSum) -> OverflowLine:
+    return OverflowLine(
+        called=line.called,
+        endpoint=line.endpoint,
+        reason=line.reason,
+        requests=line.requests,
+        nano_usd=line.nano_usd,
+        usd=usd(line.nano_usd),
+    )
 
 
 def _token_lines(book: Book, tenant: str) -> Iterator[InvoiceLine]:

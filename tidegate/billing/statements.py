@@ -79,7 +79,8 @@ class Statements:
                 costs[place] = costs.get(place, 0) + amount
         time = self._ledger.time_sums(period.start_ms, end_ms, tenant)
         adjustments = self._contracts.adjustments(period.start_ms, end_ms, tenant) if self._contracts else ()
-        return Book(period, end_ms, usage, time, spans, prices, costs, adjustments)
+        overflow = self._ledger.overflow_sums(period.start_ms, end_ms, tenant)
+        return Book(period, end_ms, usage, time, spans, prices, costs, adjustments, overflow)
 
 
 def _usage_row(group: str, sums: Sequence[UsageSum]) -> UsageRow:

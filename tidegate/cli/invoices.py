@@ -45,6 +45,9 @@ def _print(invoice: dict[str, Any]) -> None:
     printer.print(
         table(invoice["lines"], ("endpoint", "mode", "item", "quantity", "unit_usd", "usd"), invoice["tenant"])
     )
+    if invoice["overflow"]:
+        columns = ("called", "endpoint", "reason", "requests", "usd")
+        printer.print(table(invoice["overflow"], columns, "served by another endpoint (in the lines above)"))
     until = "" if invoice["finished"] else " so far"
     printer.print(f"total{until}: [bold]{invoice['total_usd']} USD[/]")
     printer.print(

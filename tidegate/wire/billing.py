@@ -127,6 +127,17 @@ class ModeLine(Struct, frozen=True, kw_only=True):
     usd: str
 
 
+class OverflowLine(Struct, frozen=True, kw_only=True):
+    """Requests to `called` that `endpoint` served (its price counts; the amount is in its lines), and why."""
+
+    called: str
+    endpoint: str
+    reason: str
+    requests: int
+    nano_usd: int
+    usd: str
+
+
 class Invoice(Struct, frozen=True, kw_only=True):
     """`total` is the sum of `lines`; `dedicated_total` of `dedicated`. `as_of_ms` is where an unfinished period was
     cut.
@@ -149,6 +160,7 @@ class Invoice(Struct, frozen=True, kw_only=True):
     saved_usd: str
     same_traffic: list[ModeLine]
     same_traffic_totals: list[ModeLine]
+    overflow: list[OverflowLine]
 
 
 class BalanceView(Struct, frozen=True, kw_only=True):
