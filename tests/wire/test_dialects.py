@@ -8,6 +8,7 @@ import pytest
 from tidegate.domain.errors import Refusal
 from tidegate.wire.messages import Messages
 from tidegate.wire.responses import Responses
+from tidegate.wire.score import Score
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "tide", "arguments": '{"at":"noon"}'}}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, "prompt_tokens_details": {"cached_tokens": 4}}
@@ -146,6 +147,9 @@ def test_a_chat_stream_becomes_response_events() -> None:
         (Responses, RESPONSES | {"input": [{"type": "function_call"}]}, "input.0"),
         (Responses, RESPONSES | {"reasoning": {"effort": "high"}}, "reasoning"),
         (Responses, RESPONSES | {"input": []}, "input"),
+        (Score, {"model": "m", "text_1": ["a", "b"], "text_2": ["c", "d"]}, "text_1"),
+        (Score, {"model": "m", "text_1": "a", "text_2": []}, "text_2"),
+        (Score, {"model": "m", "text_1": "a", "text_2": "b", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens"),
     ],
 )
 def test_what_cannot_be_said_in_chat_is_refused_by_name(dialect: type[Any], body: dict[str, Any], param: str) -> None:
@@ -153,3 +157,15 @@ def test_what_cannot_be_said_in_chat_is_refused_by_name(dialect: type[Any], body
         dialect("req-1").request(json.dumps(body).encode())
     assert refused.value.param is not None
     assert refused.value.param.startswith(param.split(".")[0])
+
+
+def test_scores_are_a_rerank_in_the_order_of_the_texts() -> None:
+    score = Score("req-1", 5)
+    rerank = json.loads(score.request(b'{"model": "m", "text_1": "q", "text_2": ["a", "b"]}'))
+    assert rerank == {"model": "m", "query": "q", "documents": ["a", "b"], "return_documents": False}
+    results = [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]
+    usage = {"prompt_tokens": 4, "total_tokens": 4}
+    said = json.loads(score.answer(json.dumps({"results": results, "usage": usage}).encode()))
+    assert [(one["index"], one["score"]) for one in said["data"]] == [(0, 0.1), (1, 0.9)]
+    assert (said["object"], said["created"], said["model"]) == ("list", 5, "m")
+    assert said["usage"]["prompt_tokens"] == 4

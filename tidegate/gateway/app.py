@@ -27,7 +27,7 @@ from tidegate.gateway.metrics import Family, Metrics, per_endpoint
 from tidegate.gateway.passthrough import pass_through
 from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
-from tidegate.gateway.translate import CHAT, DIALECTS, Behind, Dialect, Translated, bearer
+from tidegate.gateway.translate import DIALECTS, Behind, Dialect, Translated, bearer
 from tidegate.gateway.upstream import Pool
 from tidegate.policy import admission, routing
 from tidegate.wire import openai
@@ -96,8 +96,8 @@ class Gateway:
             api = APIS.get(scope["path"])
             if api is not None:
                 await self._inference(api, scope, receive, send)
-            elif (speak := DIALECTS.get(scope["path"])) is not None:
-                await self._inference(CHAT, scope, receive, send, speak)
+            elif (dialect := DIALECTS.get(scope["path"])) is not None:
+                await self._inference(dialect[0], scope, receive, send, dialect[1])
             else:
                 await self._other(scope, receive, send)
         elif scope["type"] == "lifespan":

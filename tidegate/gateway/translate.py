@@ -1,7 +1,7 @@
-"""Other dialects on the same relay: a request becomes a chat completion, its answer comes back in the dialect's words.
+"""Other dialects on the same relay: a request becomes one we have, its answer comes back in the dialect's words.
 
-Auth, admission, hold, meter and usage record are those of `/v1/chat/completions`; only what the client writes and reads
-differs. Nothing of it is on the path of a request that needs no translation.
+Auth, admission, hold, meter and usage record are those of `/v1/chat/completions`, or of `/v1/rerank` for scores; only
+what the client writes and reads differs. Nothing of it is on the path of a request that needs no translation.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from tidegate.gateway.front import Peer
 from tidegate.gateway.replies import Header, Message, Send
 from tidegate.wire.messages import Messages
 from tidegate.wire.responses import Responses
+from tidegate.wire.score import Score
 
-CHAT = "chat/completions"
 _DATA, _DONE = b"data: ", b"data: [DONE]"
 
 
@@ -41,7 +41,12 @@ class Dialect(Protocol):
         ...
 
 
-DIALECTS: dict[str, Callable[[str, int], Dialect]] = {"/v1/messages": Messages, "/v1/responses": Responses}
+# path -> what it is here, and what translates one request
+DIALECTS: dict[str, tuple[str, Callable[[str, int], Dialect]]] = {
+    "/v1/messages": ("chat/completions", Messages),
+    "/v1/responses": ("chat/completions", Responses),
+    "/v1/score": ("rerank", Score),
+}
 
 
 class Behind(Peer):
