@@ -13,10 +13,11 @@ from starlette.routing import Route
 
 from tidegate.billing.contract_api import contract_routes
 from tidegate.billing.exports import MEDIA_TYPES, ExportFormat, export
-from tidegate.billing.http import Authorize, answer, choice, guard, known
+from tidegate.billing.http import Authorize, Guarded, answer, choice, guard, known
 from tidegate.billing.periods import Period, parse_instant, parse_period
 from tidegate.billing.price_api import price_routes
 from tidegate.billing.render import as_csv, as_html
+from tidegate.billing.rerate_api import rerate_routes
 from tidegate.billing.service import Billing
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
@@ -42,7 +43,16 @@ def routes(billing: Billing, authorize: Authorize) -> list[Route]:
         Route("/api/v1/invoices/{tenant}", guarded(api.invoice), methods=["GET"]),
         Route("/api/v1/balances", guarded(api.balances, admin=True), methods=["GET"]),
         *price_routes(billing, guarded),
-        *(contract_routes(billing, billing.contracts, guarded) if billing.contracts is not None else ()),
+        *_contract_routes(billing, guarded),
+    ]
+
+
+def _contract_routes(billing: Billing, guarded: Guarded) -> list[Route]:
+    if billing.contracts is None:
+        return []
+    return [
+        *contract_routes(billing, billing.contracts, guarded),
+        *rerate_routes(billing, billing.contracts, guarded),
     ]
 
 

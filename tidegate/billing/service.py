@@ -124,6 +124,10 @@ class Billing:
         self._caught_up_ms = now_ms
         return records
 
+    def alone(self) -> asyncio.Lock:
+        """Held by whoever must not see the ledger grow meanwhile."""
+        return self._turn
+
     def _reported(self, now_ms: int, *, checkpoint: bool) -> TimeReport:
         if self._time is None:
             return TimeReport((), 0)

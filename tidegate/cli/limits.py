@@ -12,6 +12,9 @@ app = typer.Typer(help="Rates, concurrency and budgets of keys, tenants and endp
 COLUMNS = ("scope", "subject", "requests_per_minute", "tokens_per_minute", "concurrency", "budgets")
 
 
+_SPAN = {"day": "today", "month": "this month", "total": "in all"}
+
+
 class Scope(StrEnum):
     KEY = "key"
     TENANT = "tenant"
@@ -65,8 +68,5 @@ def remove(scope: What, subject: Subject, output: Output = Format.TABLE, url: Ur
 
 
 def _row(limits: dict[str, Any]) -> dict[str, Any]:
-    budgets = [
-        f"{b['left_usd'] or '?'} of {b['usd']} USD left {b['window'] if b['window'] == 'total' else 'this ' + b['window']}"
-        for b in limits["budgets"]
-    ]
+    budgets = [f"{b['left_usd'] or '?'} of {b['usd']} USD left {_SPAN[b['window']]}" for b in limits["budgets"]]
     return limits | {"budgets": budgets}

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url
-from tidegate.cli.output import Format, Output, Problem, show
+from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.output import Format, Output, Problem, console, show
 
 app = typer.Typer(help="The price book.", no_args_is_help=True)
 COLUMNS = (
@@ -97,6 +97,42 @@ def end(
     """From an instant on, these terms price nothing: the next ones in precedence do."""
     body = {**_terms(plan, tenant, endpoint, model, mode, effective), "ends": True}
     show(Api(url, key).post("prices", {k: v for k, v in body.items() if v is not None}), output, title="price")
+
+
+@app.command()
+def rerate(
+    start: Annotated[str | None, typer.Option("--from", help="begin of a finished period (ISO 8601)")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="its end")] = None,
+    period: Annotated[str | None, typer.Option(help="a month, e.g. 2026-10, instead of both")] = None,
+    id: Annotated[str | None, typer.Option(help="makes the call idempotent")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be posted")] = False,
+    output: Output = Format.TABLE,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Rate a period again by the present price book: reversing entries and new ones, dated now. `undo` undoes it."""
+    body = {"from": start, "to": end, "period": period, "id": id, "dry_run": dry_run}
+    report = Api(url, key).post("prices/rerates", {name: value for name, value in body.items() if value is not None})
+    if output is Format.JSON:
+        show(report, output)
+        return
+    show(report["adjustments"], output, ("tenant", "endpoint", "mode", "kind", "quantity", "usd"), "adjustments")
+    posted = "nothing was posted (dry run)" if dry_run else f"posted as {report['id']}"
+    console().print(f"difference: {report['difference_usd']} USD; {posted}")
+
+
+@app.command()
+def rerates(output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """Periods that were rated again."""
+    show(Api(url, key).get("prices/rerates")["data"], output, ("id", "start", "end", "at", "undone"), "re-ratings")
+
+
+@app.command()
+def undo(
+    id: Annotated[str, typer.Argument(metavar="ID")], output: Output = Format.TABLE, url: Url = None, key: Key = None
+) -> None:
+    """Take a re-rating back: the opposite of everything it posted."""
+    show(Api(url, key).post(f"prices/rerates/{escaped(id)}/undo"), output)
 
 
 def _terms(*values: str | None) -> dict[str, object]:

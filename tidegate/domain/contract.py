@@ -57,3 +57,14 @@ class Alert:
     next_ms: int = 0
     ended_ms: int | None = None
     outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerate:
+    """Requests that arrived in [start_ms, end_ms) were rated again at `at_ms`; taken back at `reversed_ms`."""
+
+    id: str
+    start_ms: int
+    end_ms: int
+    at_ms: int
+    reversed_ms: int | None = None

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tidegate.domain.contract import Alert, Contract, Drawn
+from tidegate.domain.contract import Alert, Contract, Drawn, Rerate
 from tidegate.domain.ledger import (
     Adjustment,
     Charged,
     EndpointFacts,
+    Entry,
     ExportRow,
     FactsSpan,
     OverflowSum,
@@ -147,6 +148,10 @@ class Ledger(Protocol):
         """The same whole, with what each was charged; refusals are left out."""
         ...
 
+    def entries(self, numbers: Collection[int]) -> Mapping[int, tuple[Entry, ...]]:
+        """The entries of transactions, of those that have any."""
+        ...
+
     def records_after(self, number: int, rows_max: int) -> Sequence[Charged]:
         """Records in the order in which they were posted, after a transaction; refusals are left out."""
         ...
@@ -197,6 +202,18 @@ class Contracts(Protocol):
 
     def adjustments(self, start_ms: int, end_ms: int, tenant: str | None = None) -> Sequence[Adjustment]:
         """Posted in [start_ms, end_ms), in that order; with their entries."""
+        ...
+
+    def rerate(self, rerate: Rerate, adjustments: Sequence[Adjustment]) -> None:
+        """Posts a re-rating whole. Refusal conflict when its id is known, or a part of its period is rated again."""
+        ...
+
+    def undo_rerate(self, rerate: str, now_ms: int) -> Rerate:
+        """Posts the opposite of all it posted, once. Refusal not_found."""
+        ...
+
+    def rerates(self) -> Sequence[Rerate]:
+        """In the order in which they were made."""
         ...
 
     def cross(self, contract: str, percents: Sequence[int], now_ms: int) -> None:

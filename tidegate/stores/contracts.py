@@ -4,14 +4,16 @@ Synchronous: services call it through ``asyncio.to_thread``. Every failure of th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
-from tidegate.domain.contract import Alert, Contract, Drawn
+from tidegate.domain.contract import Alert, Contract, Drawn, Rerate
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import Adjustment, Entry
-from tidegate.stores.contract_tables import adjustments, contract_alerts, contracts
+from tidegate.money.rerate import undone
+from tidegate.stores.contract_tables import adjustments, contract_alerts, contracts, rerates
 from tidegate.stores.database import read, write
 from tidegate.stores.faults import sql_faults
 from tidegate.stores.ledger import move_drawn, post_transactions
@@ -64,6 +66,34 @@ class SqlContracts:
             rows = connection.execute(query.order_by(adjustments.c.at_ms, adjustments.c.transaction_id)).mappings()
             return [_adjustment(connection, row) for row in rows.all()]
 
+    def rerate(self, rerate: Rerate, made: Sequence[Adjustment]) -> None:
+        with sql_faults("a re-rating cannot be written"), write(self._engine) as connection:
+            for other in _rerates(connection):
+                if other.id == rerate.id:
+                    raise Refusal("conflict", f"there is a re-rating {rerate.id!r} already", param="id")
+                if other.reversed_ms is None and rerate.start_ms < other.end_ms and other.start_ms < rerate.end_ms:
+                    message = f"a part of that period was rated again as {other.id!r}: undo that first"
+                    raise Refusal("conflict", message, param="from")
+            connection.execute(insert(rerates), {name: getattr(rerate, name) for name in Rerate.__slots__})
+            _post(connection, made)
+
+    def undo_rerate(self, rerate: str, now_ms: int) -> Rerate:
+        with sql_faults("a re-rating cannot be written"), write(self._engine) as connection:
+            found = next((r for r in _rerates(connection) if r.id == rerate), None)
+            if found is None:
+                raise Refusal("not_found", f"there is no re-rating {rerate[:64]!r}")
+            if found.reversed_ms is not None:
+                return found
+            query = select(adjustments).where(adjustments.c.reference == rerate).order_by(adjustments.c.transaction_id)
+            posted = [_adjustment(connection, row) for row in connection.execute(query).mappings().all()]
+            _post(connection, [undone(a, now_ms) for a in posted if a.kind in ("rerate", "rerate_reversal")])
+            connection.execute(update(rerates).where(rerates.c.id == rerate).values(reversed_ms=now_ms))
+            return replace(found, reversed_ms=now_ms)
+
+    def rerates(self) -> Sequence[Rerate]:
+        with sql_faults("re-ratings cannot be read"), read(self._engine) as connection:
+            return _rerates(connection)
+
     def cross(self, contract: str, percents: Sequence[int], now_ms: int) -> None:
         with sql_faults("alerts cannot be written"), write(self._engine) as connection:
             query = select(contract_alerts.c.percent).where(contract_alerts.c.contract == contract)
@@ -84,6 +114,11 @@ class SqlContracts:
         same = (t.contract == alert.contract, t.percent == alert.percent)
         with sql_faults("alerts cannot be written"), write(self._engine) as connection:
             connection.execute(update(contract_alerts).where(*same).values(_row(alert)))
+
+
+def _rerates(connection: Connection) -> list[Rerate]:
+    query = select(rerates).order_by(rerates.c.at_ms, rerates.c.id)
+    return [Rerate(**row) for row in connection.execute(query).mappings()]
 
 
 def _post(connection: Connection, wanted: Sequence[Adjustment]) -> int:

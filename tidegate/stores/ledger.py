@@ -247,6 +247,10 @@ class SqlLedger:
         with sql_faults("usage cannot be read"), read(self._engine) as connection:
             return ledger_reads.records(connection, start_ms, end_ms, tenant, after, rows_max)
 
+    def entries(self, numbers: Collection[int]) -> Mapping[int, tuple[Entry, ...]]:
+        with sql_faults("entries cannot be read"), read(self._engine) as connection:
+            return ledger_reads.entries_of(connection, numbers)
+
     def records_after(self, number: int, rows_max: int) -> Sequence[Charged]:
         with sql_faults("usage cannot be read"), read(self._engine) as connection:
             return ledger_reads.records_after(connection, number, rows_max)

@@ -13,6 +13,7 @@ from tidegate.domain.ledger import (
     REVENUE_OUTPUT,
     Charged,
     EndpointFacts,
+    Entry,
     ExportRow,
     FactsSpan,
     OverflowSum,
@@ -122,6 +123,15 @@ def overflow_sums(connection: Connection, start_ms: int, end_ms: int, tenant: st
 def time_posted_until(connection: Connection) -> int:
     newest = connection.execute(select(func.max(tables.accelerator_time.c.hour_ms))).scalar_one()
     return 0 if newest is None else newest + MS_PER_HOUR
+
+
+def entries_of(connection: Connection, numbers: Collection[int]) -> dict[int, tuple[Entry, ...]]:
+    e = tables.entries.c
+    query = select(e.transaction_id, e.account, e.quantity, e.amount).where(e.transaction_id.in_(numbers))
+    found: dict[int, list[Entry]] = {}
+    for number, *entry in connection.execute(query.order_by(e.transaction_id, e.account)):
+        found.setdefault(number, []).append(Entry(*entry))
+    return {number: tuple(entries) for number, entries in found.items()}
 
 
 def spent_by(

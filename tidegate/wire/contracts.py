@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from tidegate.domain.endpoint import Mode
 from tidegate.wire.admin import Name, Request
@@ -100,3 +100,37 @@ class AdjustmentView(Struct, frozen=True, kw_only=True):
     nano_usd: int
     usd: str
     note: str
+
+
+class RerateCreate(Request, frozen=True, kw_only=True):
+    """A finished period: `period` (2026-10), or `from` and `to`. `id` makes the call idempotent; `dry_run` posts
+    nothing.
+    """
+
+    period: Instant | None = None
+    start: Instant | None = field(default=None, name="from")
+    end: Instant | None = field(default=None, name="to")
+    id: Name | None = None
+    dry_run: bool = False
+
+
+class RerateReport(Struct, frozen=True, kw_only=True):
+    """`requests` were looked at, `changed` of them come to something else (0 when the id was known already)."""
+
+    id: str
+    start_ms: int
+    end_ms: int
+    dry_run: bool
+    requests: int
+    changed: int
+    adjustments: list[AdjustmentView]
+    difference_nano_usd: int
+    difference_usd: str
+
+
+class RerateView(Struct, frozen=True, kw_only=True):
+    id: str
+    start: str
+    end: str
+    at: str
+    undone: str | None
