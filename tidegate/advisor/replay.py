@@ -125,6 +125,17 @@ def _least(replicas: list[Replica], now: float) -> Replica:
     return best
 
 
+def _soonest(replicas: list[Replica], now: float, slots: int) -> Replica:
+    """Where a request begins first, replicas on their way up included: one queue in front of all of them."""
+
+    def begins(replica: Replica) -> tuple[float, int]:
+        count = replica.taken(now)
+        free = now if count < slots else replica.ends[count - slots]
+        return max(free, replica.ready), count
+
+    return min(replicas, key=begins)
+
+
 def fixed(curve: Curve, t_ms: list[float], span_ms: float, replicas: int, slo_ms: float | None = None) -> Replayed:
     """n replicas all the time. Ends early when it is lost; with `slo_ms` already when its p99 must be above that."""
     run = _Run(curve, curve.work_ms.tolist())
@@ -141,20 +152,21 @@ def fixed(curve: Curve, t_ms: list[float], span_ms: float, replicas: int, slo_ms
 def reactive(
     curve: Curve, t_ms: list[float], span_ms: float, least: int, target: float, react_ms: float, most: int = 64
 ) -> Replayed:
-    """Every minute the need is the places taken ÷ (slots x `target`). More replicas serve `react_ms` later and are
-    paid for from the decision on; fewer are kept when the need stayed lower for `DOWN_AFTER` minutes. The trace begins
-    in the middle of traffic: the first pool is what its first ten minutes need.
+    """Every minute the need is the work that arrived in it ÷ (a minute x `target`), as policies that track invocations
+    per instance count it. More replicas serve `react_ms` later and are paid for from the decision on; fewer are kept
+    when the need stayed lower for `DOWN_AFTER` minutes. The trace begins in the middle of traffic: the first pool is
+    what its first ten minutes need.
     """
     run = _Run(curve, curve.work_ms.tolist())
     early = int(np.searchsorted(np.array(t_ms), WARM_UP_MS))
     need = float(curve.work_ms[:early].sum()) / min(WARM_UP_MS, span_ms) / target
     pool = [Replica(0.0, 0.0) for _ in range(min(most, max(least, int(np.ceil(need)))))]
     closed: list[Interval] = []
-    gone_ms, low, next_ms = 0.0, 0, CONTROL_MS
+    gone_ms, arrived_ms, low, next_ms = 0.0, 0.0, 0, CONTROL_MS
     for i, now in enumerate(t_ms):
         while next_ms <= now:
-            taken = sum(len(r.ends) - bisect_right(r.ends, next_ms) for r in pool)
-            wanted = min(most, max(least, int(-(-taken // (target * curve.slots)))))
+            wanted = min(most, max(least, int(np.ceil(arrived_ms / CONTROL_MS / target))))
+            arrived_ms = 0.0
             if wanted > len(pool):
                 pool += [Replica(next_ms, next_ms + react_ms) for _ in range(wanted - len(pool))]
             low = low + 1 if wanted < len(pool) else 0
@@ -164,8 +176,8 @@ def reactive(
                 gone_ms += sum(r.busy_ms for r in leaving)
                 closed += [(r.begun, r.begun, max(next_ms, r.busy_until)) for r in leaving]
             next_ms += CONTROL_MS
-        up = [r for r in pool if r.ready <= now] or pool[:1]
-        run.admit(_least(up, now), i, now)
+        arrived_ms += run.work[i]
+        run.admit(_soonest(pool, now, curve.slots), i, now)
         if run.late and run.lost:
             break
     return run.over(pool, closed + [(r.begun, r.begun, max(span_ms, r.begun)) for r in pool], gone_ms)
