@@ -7,7 +7,7 @@ commands.
 from typing import assert_never
 
 from tidegate.domain import plan
-from tidegate.domain.endpoint import Deployment
+from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Event, ReplicaStatus
 from tidegate.domain.replica import ReplicaState
@@ -97,6 +97,10 @@ class FleetCore:
         if arrived > 0 or event.queued > 0:
             endpoint.slept_by_hand = False
         if was_busy and not endpoint.busy:  # its replicas have become candidates
+        if endpoint.busy and not was_busy and endpoint.deployment.mode is not Mode.BATCH:
+            for replica in endpoint.replicas.values():
+                for neighbour in fleet.neighbours(replica):  # batch computes beside nobody who works
+                    fleet.touch(neighbour.endpoint)
             for replica in endpoint.replicas.values():
                 fleet.room_nodes[replica.node] = None
         if not steering.absorb(fleet, endpoint, now_ms):

@@ -292,6 +292,10 @@ class Fleet:
     def touch(self, name: str) -> None:
         """Something of this endpoint changed: steer it before the event is over."""
         endpoint = self.endpoints.get(name)
+    def neighbours(self, replica: Replica) -> list[Replica]:
+        """Who else is on its accelerators."""
+        return [r for place in replica.places for r in self.residents[place].values() if r is not replica]
+
         if endpoint is not None:
             endpoint.calm_ready = 0
             self.dirty[name] = None

@@ -1,5 +1,6 @@
 """One endpoint at a time: compare what it must have with what it has, and let go of or queue up for the difference."""
 
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy import scaling
 from tidegate.policy.reconcile import lifecycle
@@ -19,6 +20,8 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
         _withdraw(fleet, endpoint, now_ms)
         return
     _drop_outdated(fleet, endpoint, now_ms)
+    if deployment.mode is Mode.BATCH:
+        _leave_workers_alone(fleet, endpoint, now_ms)
     want = _want(fleet, endpoint, now_ms)
     endpoint.required = want.required
     _call_off_drains(fleet, endpoint, now_ms)
@@ -140,6 +143,15 @@ def _drop_outdated(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
                 lifecycle.drain(fleet, replica, now_ms, "outdated", keep=False, sticky=True)
             case S.DRAINING:
                 replica.keep = False
+
+
+def _leave_workers_alone(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
+    """Batch beside a replica whose endpoint has requests slows it down: aborted at once, as if its room were needed."""
+    for replica in list(endpoint.replicas.values()):
+        owners = (fleet.endpoints.get(r.endpoint) for r in fleet.neighbours(replica) if r.state is S.READY)
+        working = next((o for o in owners if o is not None and o.busy and o.deployment.mode is not Mode.BATCH), None)
+        if replica.state is S.READY and working is not None:
+            lifecycle.drain(fleet, replica, now_ms, "neighbour_works", (("for", working.name),), keep=False)
 
 
 def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
