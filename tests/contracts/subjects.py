@@ -31,7 +31,7 @@ MIB = 1 << 20
 RESERVED = 64 * MIB
 SHAPE: dict[str, Any] = {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate": 704, "vocab": 2048}
 STANDIN = Path(__file__).resolve().parent.parent / "engines" / "standin.py"
-QUICK = ServedLimits(ready_ms_max=15_000, sleep_ms_max=3_000, wake_ms_max=3_000, canary_ms_max=5_000)
+QUICK = ServedLimits(ready_ms_max=60_000, sleep_ms_max=3_000, wake_ms_max=3_000, settle_ms_max=500)
 CPU = Accelerator("cpu-0", "cpu", 256 * MIB)
 
 
