@@ -29,7 +29,8 @@ class Hub:
     retry_after: str = ""
     cut_after_reads: int | None = None  # after so many ranges, connections break half-way through the body
     slow_s: float = 0.0
-    corrupt: str = ""  # a file whose bytes differ from its listed checksum
+    corrupt: str = ""  # a file whose bytes differ from its listed checksum, in reads of more than so many bytes
+    corrupt_bytes_min: int = 0
     commits: dict[str, str] = field(default_factory=dict)
     ranges: list[tuple[str, int, int]] = field(default_factory=list)
     seen_tokens: Counter[str] = field(default_factory=Counter)
@@ -121,7 +122,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             with path.open("rb") as opened:
                 opened.seek(start)
                 body = bytearray(opened.read(end - start))
-            if file == hub.corrupt and body:
+            if file == hub.corrupt and len(body) > hub.corrupt_bytes_min:
                 body[-1] ^= 0xFF
             hub.ranges.append((file, start, end))
             cut = hub.cut_after_reads is not None and len(hub.ranges) > hub.cut_after_reads

@@ -131,7 +131,8 @@ def _log_to(path: Path, stack: AsyncExitStack) -> None:
     screen.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    for noisy in ("alembic", "httpx", "httpcore", "uvicorn"):
+    # A line a request, with its URL: to fetch weights that may be a signed one.
+    for noisy in ("alembic", "httpx", "httpx2", "httpcore", "httpcore2", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for handler in (file, screen):
         root.addHandler(handler)

@@ -69,7 +69,8 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
     if S.DRAINING in states:
         return EndpointState.DRAINING, "draining"
     if not endpoint.loaded_once and not endpoint.replicas:
-        return EndpointState.CREATING, "not loaded yet"
+        again = f"next attempt soon after: {endpoint.failed_reason}"
+        return EndpointState.CREATING, again if endpoint.failures else "not loaded yet"
     return EndpointState.ASLEEP, "asleep: wakes on the next request"
 
 
