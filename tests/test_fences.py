@@ -40,6 +40,8 @@ MUTANTS = [
     Mutant("floors", "batch/job.py", "from tidegate.gateway import limits", "tidegate.gateway.limits"),
     Mutant("floors", "stores/state.py", "from tidegate.engines import logs", "tidegate.engines.logs"),
     Mutant("floors", "money/rating.py", "from tidegate.policy import costs", "tidegate.policy.costs"),
+    Mutant("floors", "quota/gate.py", "from tidegate.money import rating", "tidegate.money.rating"),
+    Mutant("pure", "quota/gate.py", "import time", "time"),
     Mutant("floors", "policy/admission.py", "from tidegate.money import rating", "tidegate.money.rating"),
     Mutant("floors", "dispatch/room.py", "from tidegate.policy import costs", "tidegate.policy.costs"),
     Mutant("domain-order", "domain/units.py", "from tidegate.domain import ports", "tidegate.domain.ports"),
@@ -124,7 +126,7 @@ def test_every_contract_has_a_mutant() -> None:
 
 def test_strict_types_below() -> None:
     """`mypy --strict` on the floors where a wrong type would be a wrong decision or a wrong bill."""
-    floors = [f"tidegate/{floor}" for floor in ("domain", "policy", "wire", "money", "dispatch")]
+    floors = [f"tidegate/{floor}" for floor in ("domain", "policy", "wire", "money", "quota", "dispatch")]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", *floors], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -10,6 +10,7 @@ from tests.tidy import (
     CORE_LINES_MAX,
     DISPATCH_LINES_MAX,
     MONEY_LINES_MAX,
+    QUOTA_LINES_MAX,
     RULES,
     Module,
     findings,
@@ -86,6 +87,7 @@ def test_every_rule_has_a_mutant() -> None:
     [
         ("core-length", "policy", CORE_LINES_MAX),
         ("money-length", "money", MONEY_LINES_MAX),
+        ("quota-length", "quota", QUOTA_LINES_MAX),
         ("dispatch-length", "dispatch", DISPATCH_LINES_MAX),
     ],
 )

@@ -6,7 +6,7 @@ from tests.gateway.engine import hang
 from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, chat, rig, run, until
 from tests.money import price
 from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
-from tidegate.money.windows import bounds
+from tidegate.quota.windows import bounds
 from tidegate.wire.internal import BudgetLeases, BudgetUse, Catalog, Gateways, PriceList
 
 MINE = f"key-{KEY}"

@@ -16,7 +16,7 @@ from tidegate.domain.limits import Limits
 from tidegate.domain.money_ports import Contracts, DeadLetters, Ledger, PriceBook, TimeSource
 from tidegate.domain.ports import Clock, JournalReader
 from tidegate.domain.price import PriceVersion
-from tidegate.money.treasury import Spent
+from tidegate.quota.treasury import Spent
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from tidegate.domain.ledger import RatedUsage
 from tidegate.domain.limits import Limits, Scope, Spending
 from tidegate.domain.money_ports import Ledger
-from tidegate.money.treasury import Spent, spendings
-from tidegate.money.windows import bounds
+from tidegate.quota.treasury import Spent, spendings
+from tidegate.quota.windows import bounds
 
 
 class SpendingFold:

@@ -13,7 +13,7 @@ from tidegate.control.loop import FleetLoop, GatewaySession
 from tidegate.domain.errors import Fault, LinkFault
 from tidegate.domain.ports import Clock
 from tidegate.domain.price import PriceVersion
-from tidegate.money.treasury import Spent, Treasury
+from tidegate.quota.treasury import Spent, Treasury
 from tidegate.wire.internal import BudgetLeases, BudgetUse, Gateways, Message, PriceList
 
 TICK_MS = 250

@@ -6,7 +6,7 @@ from tidegate.domain.errors import Refusal
 from tidegate.domain.limits import Budget, Limits, Scope, Spending, Window
 from tidegate.domain.ports import Change, State
 from tidegate.domain.units import nano_usd, usd
-from tidegate.money.windows import bounds
+from tidegate.quota.windows import bounds
 from tidegate.wire.admin import Identity, Listing, StatusView
 from tidegate.wire.limits import BudgetView, LimitsPut, LimitsView
 

@@ -22,8 +22,8 @@ from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
 from tidegate.domain.ports import AdapterInspector, Change, Clock, Listener, ModelInspector, State, StateStore
 from tidegate.domain.price import PriceVersion
 from tidegate.money.accelerator_time import AcceleratorTime
-from tidegate.money.treasury import Spent
 from tidegate.policy.reconcile import FleetCore
+from tidegate.quota.treasury import Spent
 from tidegate.wire import admin
 
 

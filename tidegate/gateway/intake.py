@@ -9,7 +9,7 @@ from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import Refusal
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.replies import Receive, Scope
-from tidegate.money.gate import Hold
+from tidegate.quota.gate import Hold
 from tidegate.wire.internal import EndpointEntry
 
 HOLD_S_MAX = 86_400

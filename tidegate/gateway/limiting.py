@@ -10,9 +10,9 @@ from tidegate.domain.limits import Limits
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import UsageRecord
 from tidegate.gateway.intake import Call
-from tidegate.money.gate import Demand, Gate, Hold
 from tidegate.money.prices import DEFAULT_PLAN, PriceTable, Sold
 from tidegate.money.rating import rate, worst_cost_nano_usd
+from tidegate.quota.gate import Demand, Gate, Hold
 from tidegate.wire.estimate import Bounds, bounds
 from tidegate.wire.internal import BudgetLeases, BudgetUse, EndpointEntry
 from tidegate.wire.openai import RequestHead

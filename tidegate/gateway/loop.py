@@ -33,7 +33,7 @@ from tidegate.gateway.limiting import Limiter
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.metrics import Metrics
 from tidegate.gateway.remote import route_of
-from tidegate.money.gate import Hold
+from tidegate.quota.gate import Hold
 from tidegate.wire.internal import (
     BudgetLeases,
     Catalog,

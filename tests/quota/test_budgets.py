@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.money import HOUR_MS, NOVEMBER_MS
 from tidegate.domain.errors import Refusal
 from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
-from tidegate.money.gate import Demand, Gate, Hold
-from tidegate.money.treasury import Spent, Treasury
+from tidegate.quota.gate import Demand, Gate, Hold
+from tidegate.quota.treasury import Spent, Treasury
 
 DAY = Spending(Scope.TENANT, "acme", Window.DAY, 7, NOVEMBER_MS)
 TOMORROW = DAY._replace(start_ms=NOVEMBER_MS + 24 * HOUR_MS)

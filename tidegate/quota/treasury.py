@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.domain.limits import Lease, Limits, Spending
-from tidegate.money.windows import bounds
+from tidegate.quota.windows import bounds
 
 AHEAD_MS = 60_000  # the next window is leased this early, so that its first request finds a lease
 SHARES = 4  # a cap is lowered only when it is off by this part of a fair share: not at every request

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tidegate.domain.errors import LimitHit, Refusal
 from tidegate.domain.limits import Budget, Lease, Scope, Spending, Window
 from tidegate.domain.units import usd
-from tidegate.money.windows import NEVER_MS, bounds
+from tidegate.quota.windows import NEVER_MS, bounds
 
 WINDOWS_KEPT_MAX = 3  # the one before (requests that began in it still run), this one, and the next
 ASK_AGAIN_MS = 1_000

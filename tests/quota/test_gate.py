@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tests.money import NOVEMBER_MS
 from tidegate.domain.errors import Refusal
 from tidegate.domain.limits import Limits, Scope, Window
-from tidegate.money.buckets import MS_PER_MINUTE, Bucket
-from tidegate.money.gate import Demand, Gate, Hold, duration
-from tidegate.money.windows import bounds
+from tidegate.quota.buckets import MS_PER_MINUTE, Bucket
+from tidegate.quota.gate import Demand, Gate, Hold, duration
+from tidegate.quota.windows import bounds
 
 T0 = NOVEMBER_MS
 SMALL = Demand(40, 10, 0)  # 20 tokens

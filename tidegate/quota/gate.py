@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tidegate.domain.errors import LimitHit, Refusal
 from tidegate.domain.limits import Lease, Limits, Scope, Window
-from tidegate.money.buckets import Bucket
-from tidegate.money.purse import Allowance, Purse
+from tidegate.quota.buckets import Bucket
+from tidegate.quota.purse import Allowance, Purse
 
 CHARS_PER_TOKEN = 4  # for a rate, which is settled; never for money
 BUSY_MS = 1_000  # when to come back where only an end of another request helps

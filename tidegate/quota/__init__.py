@@ -1,0 +1,1 @@
+"""Who may ask now: rates, concurrency, and budgets leased to gateways. Pure; amounts are made in `money`."""
