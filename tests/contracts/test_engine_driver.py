@@ -37,7 +37,7 @@ SUBJECTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
 }
 NOT_HERE = {
     "llamacpp": "" if LLAMA_SERVER else "llama-server was not found on PATH (make engines-llamacpp)",
-    "vllm": "" if VLLM_PYTHON else "vLLM was not asked for (make engines-vllm)",
+    "vllm": "" if VLLM_PYTHON else "vLLM was not asked for (make engines-vllm, then TIDEGATE_TEST_VLLM_PYTHON)",
 }
 Scene = Callable[[Subject], Awaitable[None]]
 Play = Callable[[Scene], None]
