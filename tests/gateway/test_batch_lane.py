@@ -1,0 +1,88 @@
+"""Batch lines at the gateway: only the runner reaches a lane, and what it gets done has the line's name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.engine import refuse
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run
+from tidegate.domain.endpoint import Mode
+from tidegate.domain.usage import Outcome
+from tidegate.wire.internal import Catalog, EndpointEntry
+
+RUNNER = "tg-runner"
+CHAT: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+
+
+def lane() -> EndpointEntry:
+    return replace(ENDPOINTS[0], endpoint="acme/chat:batch", mode=Mode.BATCH, serves="acme/chat")
+
+
+async def publish(r: Rig, *lanes: EndpointEntry) -> None:
+    r.control.version += 1
+    runner = key(RUNNER, None, runner=True)
+    await r.control.links[-1].send(Catalog(r.control.version, (*KEYS, runner), ENDPOINTS, lanes))
+
+
+async def ask(r: Rig, secret: str = RUNNER, acting: str = "acme key-1 batch_1-7", **changes: Any) -> Any:
+    client = await r.client()
+    more = {"x_tidegate_batch": acting} if acting else {}
+    await client.post("/v1/chat/completions", CHAT | changes, secret, **more)
+    return await client.reply()
+
+
+def test_a_line_waits_in_its_lane_and_is_recorded_under_its_own_name(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await publish(r, lane())
+            await r.control.route(r.target(), name="acme/chat:batch")
+            r.engine.script.append(refuse(400, "context_length_exceeded"))
+            assert (await ask(r)).status == 400
+            assert (await ask(r)).status == 200
+            refused, done = r.journal.final
+            assert refused.outcome is Outcome.REFUSED
+            assert refused.id != "batch_1-7", "the name is left to the try that is billed"
+            assert (done.id, done.outcome, done.output_tokens) == ("batch_1-7", Outcome.COMPLETED, 3)
+            assert (done.tenant, done.key, done.endpoint, done.mode) == ("acme", "key-1", "acme/chat", Mode.BATCH)
+
+    run(main())
+
+
+def test_nobody_else_comes_into_a_lane(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await publish(r, lane())
+            await r.control.route(r.target(), name="acme/chat:batch")
+            assert (await ask(r, KEY, "", model="acme/chat:batch")).error["code"] == "model_not_found"
+            plain = await ask(r, KEY)  # the header of somebody who is not the runner says nothing
+            assert plain.status == 200
+            assert r.journal.final[-1].mode is not Mode.BATCH
+            assert r.journal.final[-1].id != "batch_1-7"
+            assert (await ask(r, acting="")).error["param"] == "x-tidegate-batch"
+            assert b"batch" not in (await r.get("/v1/models")).body
+
+    run(main())
+
+
+def test_without_a_lane_it_is_not_now_and_not_never(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await publish(r)
+            answer = await ask(r)
+            assert (answer.status, answer.error["code"]) == (503, "capacity")
+            assert (await ask(r, model="other/secret")).error["code"] == "model_not_found"
+
+    run(main())
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches/x/cancel"])
+def test_files_are_for_good_keys_only(path: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            client = await r.client()
+            await client.post(path, {}, "nobody")
+            assert (await client.reply()).status == 401
+
+    run(main())
