@@ -18,6 +18,7 @@ from tidegate.control.sessions import serve_links
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.errors import Refusal
+from tidegate.domain.limits import Scope
 from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
 from tidegate.domain.ports import AdapterInspector, Change, Clock, Listener, ModelInspector, State, StateStore
 from tidegate.domain.price import PriceVersion
@@ -113,7 +114,9 @@ class Control:
             owned = [d.endpoint for d in state.deployments if d.tenant == tenant]
             if owned:
                 raise Refusal("conflict", f"tenant {tenant!r} still has endpoints: {', '.join(owned[:10])}")
-            return Change(remove_tenants=(tenant,))
+            mine = {k.id for k in state.keys if k.tenant == tenant}
+            gone = [r for r in state.limits if r.subject in ({tenant} if r.scope is Scope.TENANT else mine)]
+            return Change(remove_tenants=(tenant,), remove_limits=tuple((r.scope, r.subject) for r in gone))
 
         await self.desired.change(build)
         self.activity.note(actor, "tenant_removed", tenant, "")
@@ -238,7 +241,9 @@ class Control:
                 raise Refusal("conflict", f"{', '.join(users)} overflow or fall back to it: change them first")
             if carried := adapters.users(endpoint, {d.endpoint: d for d in state.deployments}):
                 raise Refusal("conflict", f"it carries {', '.join(carried[:10])}: remove them first")
-            return Change(remove_deployments=(endpoint,))
+            rule = (Scope.ENDPOINT, endpoint)
+            limited = any((r.scope, r.subject) == rule for r in state.limits)
+            return Change(remove_deployments=(endpoint,), remove_limits=(rule,) if limited else ())
 
         await self.desired.change(build)
         self.activity.note(actor, "remove", endpoint, "")
