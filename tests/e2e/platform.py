@@ -125,3 +125,18 @@ def running(directory: Path, *arguments: str, config: str = "", port: int | None
         log.close()
         if process.poll() is None:
             platform.stop()
+
+
+@contextlib.contextmanager
+def joined(platform: Platform, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`tidegate join …` as a process of its own."""
+    log = (platform.directory / "join.log").open("ab")
+    command = [sys.executable, "-m", "tidegate", "join", *arguments, "--join", str(platform.directory / "data")]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=platform.directory)
+    try:
+        yield process
+    finally:
+        log.close()
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)

@@ -2,35 +2,16 @@
 
 import contextlib
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.platform import Platform, free_port, running, wait_until
+from tests.e2e.platform import Platform, free_port, joined, running, wait_until
 from tidegate import demo_models
 
 CONFIG = 'region = "hub"\ndemo = false\n[[tenants]]\nid = "acme"\n[accelerators]\ncount = 1\nmemory = "1MiB"\n'
-
-
-@contextlib.contextmanager
-def joined(platform: Platform, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`tidegate join …` as a process of its own."""
-    log = (platform.directory / "join.log").open("ab")
-    command = [sys.executable, "-m", "tidegate", "join", *arguments, "--join", str(platform.directory / "data")]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=platform.directory)
-    try:
-        yield process
-    finally:
-        log.close()
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
 
 
 def node(platform: Platform, region: str) -> Any:

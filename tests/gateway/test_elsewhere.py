@@ -150,3 +150,26 @@ def test_a_canary_gets_its_share_is_recorded_as_the_endpoint_and_loses_nothing_w
             assert {record.outcome for record in r.journal.final} == {Outcome.COMPLETED}
 
     run(main())
+
+
+def test_a_head_sent_while_it_waits_at_home_again_does_not_speak_of_the_other_endpoint(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2, hold_quiet_ms_max=50) as r:
+            await hybrid(r, overflow=Overflow("acme/pool", above_concurrency=1))
+            first = await r.client()
+            await first.post("/v1/chat/completions", chat(stream=True, max_tokens=2, pause=0.4))
+            await first.head()
+            r.engines[1].script.append(refuse(429, "rate_limit_exceeded"))
+            second = await r.client()
+            await second.post("/v1/chat/completions", chat(stream=True, max_tokens=2))
+            _, headers = await second.head()
+            assert "x-tidegate-overflow" not in headers
+            assert headers["x-tidegate-mode"] == "dedicated"
+            while await second.chunk():
+                continue
+            while await first.chunk():
+                continue
+            await until(lambda: len(r.journal.final) == 2, "both records")
+            assert {record.overflow_from for record in r.journal.final} == {""}
+
+    run(main())

@@ -134,6 +134,8 @@ def test_bound_to_a_dead_region_is_refused_by_name_and_served_nowhere_else() -> 
     scene.run(2_000)
     scene.lose_node("eu1")
     scene.ask("a")
+    scene.run(5_000)
+    assert scene.gateways["gw"].routes["a"].refusal == "", "it may only be starting again: held"
     scene.run(60_000)
     route = scene.gateways["gw"].routes["a"]
     assert (route.refusal, route.state, route.targets) == ("residency_denied", EndpointState.FAILED, ())

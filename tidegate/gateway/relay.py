@@ -132,10 +132,10 @@ class Relay:
             except NotServed as why:
                 if self._gone:
                     raise ClientGone from None
-                answer = loop.returned(call.id, why.lost)
+                answer = self._return(grant, why.lost)
                 continue
             if grant.reason and (status in NOT_THE_CLIENTS or status >= 500):
-                answer = loop.returned(call.id, status >= 500)
+                answer = self._return(grant, status >= 500)
                 continue
             break
         if self._gone:
@@ -164,6 +164,12 @@ class Relay:
         self._metrics.hold.observe(decided.held_ms)
         self._serve_by(decided)
         return decided
+
+    def _return(self, grant: Grant, lost: bool) -> Answer | Waiting:
+        """Its target did not serve it. What was only helping out is forgotten: a head sent from here on is home's."""
+        if grant.reason:
+            self._grant, self._call.entry = None, self._called
+        return self._parts.loop.returned(self._call.id, lost)
 
     def _serve_by(self, grant: Grant) -> None:
         """The endpoint that serves it decides how it is counted, rated and called: from here on it is the call's."""

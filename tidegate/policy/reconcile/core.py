@@ -30,6 +30,7 @@ class FleetCore:
     def handle(self, event: Event, now_ms: int) -> list[Command]:
         """Take one event at `now_ms` (epoch milliseconds, never going back); the commands to carry out, in order."""
         fleet = self._fleet
+        fleet.began_ms = fleet.began_ms or now_ms
         match event:
             case DemandReported():
                 self._demand(event, now_ms)
@@ -50,7 +51,7 @@ class FleetCore:
             case plan.NodeJoined(node, statuses):
                 self._node_joined(node, statuses, now_ms)
             case plan.NodeLost(node_id):
-                self._node_lost(node_id)
+                self._node_lost(node_id, now_ms)
             case plan.GatewayJoined(gateway, region):
                 fleet.gateways[gateway] = region
             case plan.GatewayLost(gateway):
@@ -96,11 +97,11 @@ class FleetCore:
             endpoint.quiet_since_ms = now_ms
         if arrived > 0 or event.queued > 0:
             endpoint.slept_by_hand = False
-        if was_busy and not endpoint.busy:  # its replicas have become candidates
         if endpoint.busy and not was_busy and endpoint.deployment.mode is not Mode.BATCH:
             for replica in endpoint.replicas.values():
                 for neighbour in fleet.neighbours(replica):  # batch computes beside nobody who works
                     fleet.touch(neighbour.endpoint)
+        if was_busy and not endpoint.busy:  # its replicas have become candidates
             for replica in endpoint.replicas.values():
                 fleet.room_nodes[replica.node] = None
         if not steering.absorb(fleet, endpoint, now_ms):
@@ -173,7 +174,7 @@ class FleetCore:
             if gateway in replica.fences:
                 lifecycle.fenced(fleet, replica, gateway, replica.fence, now_ms)
 
-    def _node_lost(self, node_id: str) -> None:
+    def _node_lost(self, node_id: str, now_ms: int) -> None:
         fleet = self._fleet
         node = fleet.nodes.get(node_id)
         if node is None:
@@ -198,13 +199,14 @@ class FleetCore:
         fleet.region_nodes[node.region].remove(node_id)
         del fleet.node_replicas[node_id], fleet.nodes[node_id]
         if not fleet.region_nodes[node.region]:
+            fleet.empty_since_ms[node.region] = now_ms
             fleet.dirty.update(dict.fromkeys(fleet.endpoints))  # some may not be served at all any more
         fleet.room_nodes.pop(node_id, None)
 
     def _node_joined(self, node: Node, statuses: tuple[ReplicaStatus, ...], now_ms: int) -> None:
         """A node's word on what is alive there replaces every belief about it."""
         fleet = self._fleet
-        self._node_lost(node.id)
+        self._node_lost(node.id, now_ms)
         fleet.nodes[node.id] = node
         fleet.region_nodes.setdefault(node.region, []).append(node.id)
         fleet.node_replicas[node.id] = {}

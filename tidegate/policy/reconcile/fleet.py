@@ -99,6 +99,7 @@ class Endpoint:
     retry_ms: int = 0
     timer_ms: int | None = None
     calm_ready: int = 0
+    stranded: bool = False
     route: tuple[EndpointState, tuple[Target, ...], str, str] | None = None
     eta_ms: int = 0
     activation_ms: int = 0
@@ -174,6 +175,8 @@ class Fleet:
         self.endpoints: dict[str, Endpoint] = {}
         self.replicas: dict[str, Replica] = {}
         self.nodes: dict[str, Node] = {}
+        self.began_ms = 0
+        self.empty_since_ms: dict[str, int] = {}  # region -> since when it has no node any more
         self.region_nodes: dict[str, list[str]] = {}
         self.node_replicas: dict[str, dict[str, Replica]] = {}
         self.gateways: dict[str, str] = {}
@@ -289,13 +292,13 @@ class Fleet:
         replica.since_ms = now_ms
         self.touch(replica.endpoint)
 
-    def touch(self, name: str) -> None:
-        """Something of this endpoint changed: steer it before the event is over."""
-        endpoint = self.endpoints.get(name)
     def neighbours(self, replica: Replica) -> list[Replica]:
         """Who else is on its accelerators."""
         return [r for place in replica.places for r in self.residents[place].values() if r is not replica]
 
+    def touch(self, name: str) -> None:
+        """Something of this endpoint changed: steer it before the event is over."""
+        endpoint = self.endpoints.get(name)
         if endpoint is not None:
             endpoint.calm_ready = 0
             self.dirty[name] = None

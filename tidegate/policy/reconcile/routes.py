@@ -13,9 +13,10 @@ S = ReplicaState
 def announce(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     """Issue a Route if what it says changed. Versions never fall behind the clock, so a restarted core's routes win."""
     targets = _targets(fleet, endpoint)
+    endpoint.stranded = _stranded(fleet, endpoint, now_ms)
     state, reason = _state(fleet, endpoint, targets)
     endpoint.eta_ms = 0 if targets else _eta_ms(fleet, endpoint, now_ms)
-    refusal = "residency_denied" if not targets and _stranded(fleet, endpoint) else ""
+    refusal = "residency_denied" if endpoint.stranded and not targets else ""
     route = (state, targets, reason, refusal)
     if route == endpoint.route:
         return
@@ -48,7 +49,7 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
         return EndpointState.PAUSED, "paused by its owner"
     if targets:
         return (EndpointState.DEGRADED, endpoint.failed_reason) if failing else (EndpointState.READY, "")
-    if _stranded(fleet, endpoint):
+    if endpoint.stranded:
         return EndpointState.FAILED, f"no node in {', '.join(endpoint.deployment.regions)}; it may not run elsewhere"
     if failing:
         return EndpointState.FAILED, endpoint.failed_reason
@@ -74,9 +75,15 @@ def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tup
     return EndpointState.ASLEEP, "asleep: wakes on the next request"
 
 
-def _stranded(fleet: Fleet, endpoint: Endpoint) -> bool:
-    """There are nodes, but none where it may run."""
-    return bool(fleet.nodes) and not any(fleet.region_nodes.get(region) for region in endpoint.deployment.regions)
+def _stranded(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> bool:
+    """There are nodes, but for `stranded_ms` none where it may run: until then one may only be starting again."""
+    regions = endpoint.deployment.regions
+    if not fleet.nodes or any(fleet.region_nodes.get(region) for region in regions):
+        return False
+    due_ms = max(fleet.empty_since_ms.get(region, fleet.began_ms) for region in regions) + fleet.settings.stranded_ms
+    if due_ms > now_ms:
+        fleet.look_again(endpoint, due_ms)
+    return due_ms <= now_ms
 
 
 def _why_waiting(fleet: Fleet, endpoint: Endpoint) -> str:

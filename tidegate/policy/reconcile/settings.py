@@ -12,6 +12,7 @@ class CoreSettings:
     `wait_ms_max`: an endpoint held longer than this with no replica makes even a busy endpoint's replica drain.
     `residency_ms_min`: a replica that became ready stays at least this long: until the requests it came for are seen on
     it. `idle_ms_max`: quiet longer than this, the accelerator is given back even when nobody asks for it.
+    `stranded_ms`: without a node where it may run, an endpoint's requests are held for this long, then refused.
     `return_home_ms`: how often an endpoint that borrows in another region looks for room at home.
     `drain_ms`: what drain, fence and sleep of an idle replica are expected to take.
     `victim_order`: "regret" (the policy), "lru" or "none" (nobody is evicted for another): baselines to compare with.
@@ -39,6 +40,7 @@ class CoreSettings:
     slept_accelerator_bytes_max: int = 64 << 20
     first_load: bool = True
     return_home_ms: int = 5_000
+    stranded_ms: int = 10_000
     victim_order: str = "regret"
     priors: CostPriors = field(default_factory=CostPriors)
 
