@@ -8,7 +8,7 @@ import pytest
 
 from tests.billing.world import CHAT, GOLD, World
 from tests.loop import on_loop
-from tests.money import HOUR_MS, NOVEMBER_MS, usage
+from tests.money import HOUR_MS, NOVEMBER_MS, price, usage
 from tidegate.billing.periods import Period
 from tidegate.domain.replica import ReplicaState as S
 from tidegate.wire.accelerator_time import TimeView
@@ -106,3 +106,16 @@ async def test_a_restart_goes_on_where_the_ledger_is(world: World, tmp_path: Pat
     grown = dict(before.platform.states_ms) | {"unreported": 2 * HOUR_MS}
     assert after.platform.states_ms == grown
     assert [one.time_usd for one in after.endpoints] == [one.time_usd for one in before.endpoints]
+
+
+@on_loop
+async def test_a_dedicated_endpoints_canary_pays_the_plan_of_its_endpoint(world: World) -> None:
+    world.prices.add(price(plan="gold", accelerator_hour_nano_usd=7 * HOUR_NANO_USD))
+    world.facts = {"birch/own": replace(GOLD, mode="dedicated", price_plan="gold")}
+    world.clock.at_ms = NOVEMBER_MS + 2 * HOUR_MS
+    world.node_joins(NOVEMBER_MS)
+    world.replica(NOVEMBER_MS, "birch/own:canary", "dedicated", S.READY)
+    await world.billing.drain(checkpoint=True)
+    (line,) = world.billing.statements.invoice("birch", DAY, world.clock.now_ms()).lines
+    assert (line.endpoint, line.item) == ("birch/own:canary", "accelerator_hours")
+    assert line.unit_usd == "25.2"

@@ -191,7 +191,8 @@ class Ingest:
         self._charged_until_ms = end_ms
 
     def _plan_at(self, endpoint: str, at_ms: int) -> str:
-        return plan_at(self._spans.get(endpoint, []), at_ms)
+        owner = endpoint.partition(":")[0]  # a canary's accelerators are paid at its endpoint's plan
+        return plan_at(self._spans.get(owner, []), at_ms)
 
 
 def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[UsageRecord, ...]]:
