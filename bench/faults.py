@@ -30,7 +30,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from tests import postgres
 from tests.money import NOVEMBER_MS, StillClock, price, usage
@@ -366,17 +366,16 @@ def _postgresql() -> Iterator[tuple[Callable[[Path], str], Callable[[], None]]]:
     if pg_ctl is None:
         raise SystemExit("PostgreSQL is not installed")
     with postgres.server(pg_ctl, fsync=True) as server:
-        template = postgres.new_database(server)
-        _prepare(template)
-        name = template.rpartition("/")[2].partition("?")[0]
+        template = make_url(postgres.new_database(server))
+        _prepare(template.render_as_string(hide_password=False))
 
         def new_url(_: Path) -> str:
             made = f"faults_{os.urandom(6).hex()}"
-            admin = create_engine(template.replace(name, "postgres"), isolation_level="AUTOCOMMIT")
+            admin = create_engine(template.set(database="postgres"), isolation_level="AUTOCOMMIT")
             with admin.connect() as connection:
-                connection.execute(text(f"CREATE DATABASE {made} TEMPLATE {name}"))
+                connection.execute(text(f"CREATE DATABASE {made} TEMPLATE {template.database}"))
             admin.dispose()
-            return template.replace(name, made)
+            return template.set(database=made).render_as_string(hide_password=False)
 
         yield new_url, server.crash
 

@@ -31,6 +31,7 @@ from sqlalchemy import Engine, Table, select
 
 from tests import postgres
 from tests.money import HOUR_MS, NOVEMBER_MS, StillClock, price, usage
+from tidegate.assemble import collector
 from tidegate.billing.periods import Period
 from tidegate.billing.service import Billing
 from tidegate.domain.usage import UsageRecord
@@ -51,6 +52,7 @@ APPENDS = 1_000
 
 def run() -> dict[str, Any]:
     """Medians of `ROUNDS` interleaved rounds a database; records/s, ms, s."""
+    collector.tune()  # as the platform does
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
         directory = Path(folder)
         figures: dict[str, Any] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate import demo_models
+from tidegate.assemble import collector
 from tidegate.assemble.credentials import DEMO_TENANT, Credentials, ensure, write_private
 from tidegate.assemble.declared import apply_endpoints, set_prices
 from tidegate.assemble.ground import Ground, WallClock, prepare
@@ -49,6 +50,7 @@ async def run_platform(
         await asyncio.to_thread(set_prices, ground.prices, config, clock.now_ms())
         credentials = await asyncio.to_thread(ensure, ground.state, config, ground.data, clock.now_ms())
         services = await build(config, ground, listener, clock)
+        collector.tune()
         try:
             starting = asyncio.create_task(
                 _announce(

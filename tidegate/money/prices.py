@@ -24,6 +24,8 @@ class Sold(NamedTuple):
 
 
 PLAN_ONLY = Sold()
+FOUND_MAX = 20_000  # what was found is kept for so many combinations: most records are like one before
+FOREVER_MS = 1 << 62
 
 
 Terms = tuple[str, str, str, str, str]
@@ -34,7 +36,9 @@ _DEFAULT: Terms = (DEFAULT_PLAN, "", "", "", "")
 
 
 class PriceTable:
-    """Finding a version costs a binary search for each shape of terms in the book, of which there are few."""
+    """Finding a version costs a binary search for each shape of terms in the book, of which there are few; finding it
+    again for the same terms and stretch of time costs a look into a table.
+    """
 
     def __init__(self, versions: Iterable[PriceVersion]) -> None:
         self._chains: dict[Terms, tuple[list[int], list[PriceVersion]]] = {}
@@ -46,9 +50,25 @@ class PriceTable:
             self._by_id[version.id] = version
         shapes = {tuple(map(bool, terms[1:])) for terms in self._chains if not terms[0]}
         self._shapes = sorted(shapes, reverse=True)
+        self._found: dict[tuple[str, Sold], tuple[int, int, PriceVersion | None]] = {}
 
     def in_force(self, plan: str, at_ms: int, sold: Sold = PLAN_ONLY) -> PriceVersion | None:
         """The version that prices `sold`, of an endpoint with that plan, at `at_ms`."""
+        found = self._found.get((plan, sold))
+        if found is None or not found[0] <= at_ms < found[1]:
+            found = self._search(plan, at_ms, sold)
+            if len(self._found) >= FOUND_MAX:
+                self._found.clear()
+            self._found[plan, sold] = found
+        return found[2]
+
+    def _search(self, plan: str, at_ms: int, sold: Sold) -> tuple[int, int, PriceVersion | None]:
+        """What prices `sold` in [from, until), a stretch around `at_ms` in which nothing in the book changes."""
+        instants = [-FOREVER_MS, *self.changes(plan, -FOREVER_MS, FOREVER_MS, sold), FOREVER_MS]
+        place = bisect_right(instants, at_ms)
+        return instants[place - 1], instants[place], self._first(plan, at_ms, sold)
+
+    def _first(self, plan: str, at_ms: int, sold: Sold) -> PriceVersion | None:
         for terms in self._candidates(plan, sold):
             if (version := self.newest(terms, at_ms)) is not None:
                 return version
