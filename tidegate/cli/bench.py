@@ -1,7 +1,8 @@
-"""`tidegate bench`: runs a benchmark of the source checkout (`bench/NAME.py`) prints its figures beside a baseline."""
+"""`tidegate bench`: runs a benchmark of the source checkout (`bench/NAME.py`) and prints its figures beside a baseline."""
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,28 @@ import typer
 from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="Benchmarks, as ratios against a baseline in the same run.", no_args_is_help=True)
-NAMES = ("gateway", "swap", "ledger", "core", "engine", "batch")
+
+BENCHES = {
+    "gateway": "CPU and added latency of the gateway against calling the engine directly.",
+    "swap": "Wake and cold start of a 1 GB model against memory bandwidth and a fresh process.",
+    "ledger": "Journal to rated entry against plain INSERT.",
+    "core": "Time of one event in the capacity core as the fleet grows.",
+    "engine": "Tokens per second of the built-in engine against `generate`.",
+    "foreign": "Tokens per second of llama-server and vLLM beside the built-in engine.",
+    "adapters": "Fifty LoRA adapters on one replica against the bare base.",
+    "weights": "Loading weights, cold and warm, against the disk, one memory copy and other loaders.",
+    "alternate": "Two endpoints take turns on one accelerator for five minutes.",
+    "wake_gpu": "Wake of a 16 GB and a 60 GB model against pinned bandwidth; needs an NVIDIA GPU.",
+    "dedicated_like": "Eight endpoints on two accelerators against the same eight on eight.",
+    "fairness": "Nine quiet tenants beside one that floods, with and without the flood.",
+    "hybrid": "Overflow and fallback: who served what, and what each cost.",
+    "livechange": "Every kind of live change under load: what failed, what was doubled.",
+    "batch": "What a killed process costs a batch, how soon real-time traffic is back, how much idle time is used.",
+    "calibrate": "The live platform and the simulator on the same five minutes of traffic.",
+    "exactness": "Answers and bills while engines and gateways are killed.",
+    "faults": "Faults × counts × differences between what was delivered and what was billed.",
+}
+NAMES = tuple(BENCHES)
 
 
 def run(name: str) -> dict[str, Any]:
@@ -36,45 +58,20 @@ def _print(name: str, output: Format) -> None:
     show(figures if output is Format.JSON else _flat(figures), output, ("figure", "value"), f"bench {name}")
 
 
-@app.command()
-def gateway(output: Output = Format.TABLE) -> None:
-    """CPU and added latency of the gateway against calling the engine directly."""
-    _print("gateway", output)
+def _verb(name: str) -> Callable[[Output], None]:
+    def verb(output: Output = Format.TABLE) -> None:
+        _print(name, output)
+
+    return verb
 
 
-@app.command()
-def swap(output: Output = Format.TABLE) -> None:
-    """Wake and cold start of a 1 GB model against memory bandwidth and a fresh process."""
-    _print("swap", output)
-
-
-@app.command()
-def ledger(output: Output = Format.TABLE) -> None:
-    """Journal to rated entry against plain INSERT."""
-    _print("ledger", output)
-
-
-@app.command()
-def core(output: Output = Format.TABLE) -> None:
-    """Time of one event in the capacity core as the fleet grows."""
-    _print("core", output)
-
-
-@app.command()
-def engine(output: Output = Format.TABLE) -> None:
-    """Tokens per second of the built-in engine against `generate`."""
-    _print("engine", output)
-
-
-@app.command()
-def batch(output: Output = Format.TABLE) -> None:
-    """What a killed process costs a batch, how soon real-time traffic is back, and how much idle time is used."""
-    _print("batch", output)
+for _name, _says in BENCHES.items():
+    app.command(_name, help=_says)(_verb(_name))
 
 
 @app.command("all")
 def all_(output: Output = Format.TABLE) -> None:
-    """Every benchmark, one after the other."""
+    """Every benchmark, one after the other; hours, on a quiet machine."""
     if output is Format.JSON:
         show({name: run(name) for name in NAMES}, output)
         return
