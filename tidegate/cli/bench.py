@@ -1,4 +1,4 @@
-"""`tidegate bench`: runs a benchmark of the source checkout (`bench/NAME.py`) and prints its figures beside a baseline."""
+"""`tidegate bench`: runs a benchmark of the source checkout (`bench/NAME.py`), prints its figures beside a baseline."""
 
 import importlib
 import sys
