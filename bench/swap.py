@@ -106,7 +106,7 @@ async def _engine_figures(model: Path, threads: int, rounds: int) -> dict[str, A
 
 async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
     """Each round sleeps, wakes, asks, and asks again: the two requests meet the same machine, moments apart."""
-    await _first_token_ms(engine)
+    await first_token_ms(engine)
     sleep_ms, wake_ms, first_ms, awake_ms, canary_ms, freed = [], [], [], [], [], []
     for _ in range(SWAPS_A_ROUND * rounds):
         await engine.drain()
@@ -116,9 +116,9 @@ async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
         began = time.perf_counter()
         await engine.wake()
         wake_ms.append((time.perf_counter() - began) * 1000)
-        await _first_token_ms(engine)
+        await first_token_ms(engine)
         first_ms.append((time.perf_counter() - began) * 1000)
-        awake_ms.append(await _first_token_ms(engine))
+        awake_ms.append(await first_token_ms(engine))
         canary_ms.append(await _timed(engine.canary()))
     return {
         "awake_first_token_ms": _median(awake_ms),
@@ -156,11 +156,11 @@ async def _warm_template(driver: BuiltinDriver, model: Path) -> None:
 async def _cold_ms(driver: BuiltinDriver, model: Path) -> float:
     began = time.perf_counter()
     async with _engine(driver, model) as engine:
-        await _first_token_ms(engine)
+        await first_token_ms(engine)
         return (time.perf_counter() - began) * 1000
 
 
-async def _first_token_ms(engine: Engine) -> float:
+async def first_token_ms(engine: Engine) -> float:
     """From sending the request to the first event of its stream."""
     transport = httpx.AsyncHTTPTransport(uds=engine.address.removeprefix("unix:"), verify=False)
     body = {
@@ -231,8 +231,36 @@ def make_model() -> Path:
     if folder.is_dir():
         return folder
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    making = Path(tempfile.mkdtemp(prefix="tidegate-bench-"))
+    eos = save_tokenizer(making)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=SHAPE["hidden"],
+        intermediate_size=SHAPE["intermediate"],
+        num_hidden_layers=SHAPE["layers"],
+        num_attention_heads=SHAPE["heads"],
+        num_key_value_heads=SHAPE["kv_heads"],
+        max_position_embeddings=SHAPE["context"],
+        bos_token_id=None,
+        eos_token_id=eos,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(making, max_shard_size="10GB")
+    making.rename(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> int:
+    """A byte-level tokenizer with a chat template, written to `folder`; the id of its end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: n for n, token in enumerate([*alphabet, "<|im_start|>", "<|im_end|>"])}
@@ -244,28 +272,8 @@ def make_model() -> Path:
         "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=SHAPE["hidden"],
-        intermediate_size=SHAPE["intermediate"],
-        num_hidden_layers=SHAPE["layers"],
-        num_attention_heads=SHAPE["heads"],
-        num_key_value_heads=SHAPE["kv_heads"],
-        max_position_embeddings=SHAPE["context"],
-        bos_token_id=None,
-        eos_token_id=vocab["<|im_end|>"],
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    making = Path(tempfile.mkdtemp(prefix="tidegate-bench-"))
-    fast.save_pretrained(making)
-    model.save_pretrained(making, max_shard_size="10GB")
-    making.rename(folder)
-    return folder
+    fast.save_pretrained(folder)
+    return vocab["<|im_end|>"]
 
 
 # --- report ------------------------------------------------------------------------------------------------------

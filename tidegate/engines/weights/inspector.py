@@ -7,6 +7,7 @@ one inspector judges every model, and the digest of a remote one is the digest i
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tidegate.domain.endpoint import ModelProfile
@@ -49,15 +50,7 @@ class SourceInspector:
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix="inspect-") as folder:
             lay_out(model, Path(folder))
             profile = self._files.inspect(folder)
-        return ModelProfile(
-            source=model.source,
-            digest=profile.digest,
-            kind=profile.kind,
-            weight_bytes=profile.weight_bytes,
-            kv_bytes_per_token=profile.kv_bytes_per_token,
-            context_tokens_max=profile.context_tokens_max,
-            params=profile.params,
-        )
+        return replace(profile, source=model.source)
 
 
 def lay_out(model: RemoteModel, folder: Path) -> None:
