@@ -9,6 +9,7 @@ and what is shown is the median over rounds, so that a busy machine disturbs bot
 * engine: streams over the Unix socket that start at different moments (each when the one before has some tokens).
   Counted is the window in which all of them run: from the last one's first token to the first one's end.
 * per CPU second: the same tokens over the CPU time of the process that made them (all its threads, HTTP included).
+* foreign: llama-server and vLLM beside it, where they are found (`bench/foreign.py`).
 * join: TTFT of a request that joins 15 running streams, beside its TTFT alone, and the longest pause of a running one.
 """
 
@@ -25,6 +26,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+
+from bench import foreign
 
 SHAPES: dict[str, dict[str, Any]] = {
     "30M": {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 4, "intermediate": 1408, "vocab": 8000},
@@ -61,6 +64,7 @@ def run(shapes: tuple[str, ...] = ("30M", "300M"), rounds: int = 3, threads: int
     report: dict[str, Any] = {"threads": threads, "rounds": rounds, "load_average": os.getloadavg()[0], "shapes": {}}
     for shape in shapes:
         report["shapes"][shape] = asyncio.run(_measure(shape, rounds, threads))
+    report["foreign"] = foreign.run(rounds, threads)
     return report
 
 

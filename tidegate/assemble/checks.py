@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from tidegate.assemble.engines import FOREIGN, program
 from tidegate.assemble.sockets import StartError, listen_tcp
 from tidegate.config import Config, ConfigError, load
 from tidegate.domain.errors import Refusal
@@ -35,7 +36,7 @@ def examine() -> list[Check]:
     except ConfigError as error:
         return [*checks, Check("configuration", "bad", str(error))]
     checks.append(Check("configuration", "ok", "tidegate.toml" if Path("tidegate.toml").exists() else "defaults"))
-    looks: list[Callable[[Config], Check]] = [_accelerators, _memory, _data_dir, _disk, _port]
+    looks: list[Callable[[Config], Check]] = [_foreign_engines, _accelerators, _memory, _data_dir, _disk, _port]
     return checks + [look(config) for look in looks]
 
 
@@ -61,6 +62,19 @@ def _torch() -> Check:
         )
     except metadata.PackageNotFoundError as error:
         return Check("built-in engine", "bad", f"{error.name} is not installed; `make up` installs it")
+
+
+def _foreign_engines(config: Config) -> Check:
+    """Having none is fine; one that was configured and is not there is not."""
+    found, absent = [], []
+    for name, foreign in FOREIGN.items():
+        called = program(config, name).argv
+        (found if called else absent).append(f"{name} ({' '.join(called) if called else foreign.command})")
+    missing = [name for name in config.engine.programs if not program(config, name).argv]
+    if missing:
+        return Check("other engines", "bad", f"not found as configured: {', '.join(missing)} (engine.programs)")
+    detail = f"found: {', '.join(found) or 'none'}; not on PATH: {', '.join(absent) or 'none'}"
+    return Check("other engines", "ok", f"{detail}. None of them is needed")
 
 
 def _accelerators(config: Config) -> Check:

@@ -87,7 +87,7 @@ class ServedDriver(ABC):
         process = Process.start(
             [*self.program.argv, *self.command(order, address)],
             logs=self._logs,
-            environment=_environment(self.environment(order), order),
+            environment=child_environment(self.environment(order), order),
             lifeline=self._lifeline,
             tail=tail,
         )
@@ -114,7 +114,8 @@ def arguments_of(order: StartOrder, leave_out: Collection[str] = ()) -> list[str
     return options
 
 
-def _environment(added: Mapping[str, str], order: StartOrder) -> dict[str, str]:
+def child_environment(added: Mapping[str, str], order: StartOrder) -> dict[str, str]:
+    """Ours without what looks like a secret, plus `added`, plus which GPUs are the replica's."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_") and not _SECRET.search(k)}
     gpus = [a.id.removeprefix("gpu-") for a in order.accelerators if a.kind != "cpu"]
     return kept | {"HF_HUB_OFFLINE": "1"} | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}) | dict(added)
