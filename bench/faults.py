@@ -271,15 +271,15 @@ def judge(folder: Path, ledger: Any, tally: Tally, *, engine_deaths: bool) -> No
     finished: dict[str, int] = {}
     died_ms: dict[str, float] = {}  # boot -> its last sign of life
     for line in (folder / "truth").read_text().splitlines():
-        what, request_id, tokens, at_ms = line.split()
+        what, request_id, count, at_ms = line.split()
         died_ms[request_id.rsplit("-", 2)[0]] = float(at_ms)
         match what:
             case "S":
                 started.add(request_id)
             case "T":
-                delivered.setdefault(request_id, {})[int(tokens)] = float(at_ms)
+                delivered.setdefault(request_id, {})[int(count)] = float(at_ms)
             case "F":
-                finished[request_id] = int(tokens)
+                finished[request_id] = int(count)
     rows = ledger.records_after(0, 10**9)
     refused = {request_id for request_id in started if Request.of(request_id, engine_deaths=False).kind == "refused"}
     billed = {row.record.id: row.record for row in rows}
