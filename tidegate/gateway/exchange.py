@@ -99,13 +99,13 @@ class Exchange:
         value = self._connection.headers.get(header, b"")
         return int(value) if value.isdigit() else 0
 
-    def refusal(self, status: int) -> Refusal | None:
+    def refusal(self, status: int, now_ms: int) -> Refusal | None:
         """What a status means where it is a provider's matter and not the client's; None: the answer says it itself."""
         remote = self._call.entry.remote
         if remote is None or self._connection is None:
             return None
         retry_after = self._connection.headers.get(b"retry-after", b"")
-        return refusal_of_status(remote.provider, status, retry_after, datetime.now(UTC))
+        return refusal_of_status(remote.provider, status, retry_after, datetime.fromtimestamp(now_ms / 1000, UTC))
 
     def give_up(self, reason: str) -> None:
         """The engine is to stop at once. Whatever waits for it raises EngineFault or NotServed."""

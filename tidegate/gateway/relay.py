@@ -251,7 +251,7 @@ class Relay:
 
     async def _pass_refusal(self, status: int, body: bytes) -> None:
         """What the engine refused is passed on as it is: it knows the model, and answers in OpenAI's shape."""
-        if refusal := self._exchange.refusal(status):
+        if refusal := self._exchange.refusal(status, self._parts.clock.now_ms()):
             raise refusal
         if status >= 500 or status < 400:
             raise Refusal("engine_error", f"the engine answered with status {status}")
