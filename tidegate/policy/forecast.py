@@ -18,6 +18,7 @@ HOUR_MS = 3_600_000
 HOURS_A_WEEK = 168
 PACE_MAX = 4.0
 HORIZON_STEP = 4
+ENDED_MAX = 64.0
 MID_BIN = 0.84  # the middle of a half-octave bin over its upper edge
 BURST_MS = 1_000
 BURST_SHARE = 0.125  # weight of the newest burst in the mean
@@ -147,3 +148,27 @@ class ArrivalHistory:
         position = _position(gap_ms)
         whole = int(position)
         return tails[whole + 1] + self._bins[whole] * (1.0 - (position - whole))
+
+
+class ServiceTime:
+    """How long an endpoint's requests run, from reports alone: request-time in flight ÷ requests that ended (Little's
+    law). While none has ended, all that has run so far.
+    """
+
+    __slots__ = ("_ended", "_last_ms", "_run_ms")
+
+    def __init__(self) -> None:
+        self._run_ms, self._ended, self._last_ms = 0.0, 0.0, 0
+
+    def observe(self, now_ms: int, in_flight: int, ended: int) -> None:
+        """`in_flight` ran since the last report; `ended` of them are over by now."""
+        self._run_ms += in_flight * (now_ms - self._last_ms)
+        self._last_ms = now_ms
+        self._ended += max(0, ended)
+        if self._ended > ENDED_MAX:
+            self._ended *= 0.5
+            self._run_ms *= 0.5
+
+    @property
+    def mean_ms(self) -> float:
+        return self._run_ms / max(self._ended, 1.0)

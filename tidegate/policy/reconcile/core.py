@@ -87,9 +87,11 @@ class FleetCore:
             fleet.gateway_demand.setdefault(event.gateway, {})[event.endpoint] = None
         was_busy = endpoint.busy
         endpoint.demand[event.gateway] = event
-        endpoint.queued += event.queued - (last.queued if last else 0)
-        endpoint.in_flight += event.in_flight - (last.in_flight if last else 0)
+        queued, running = event.queued - (last.queued if last else 0), event.in_flight - (last.in_flight if last else 0)
         arrived = event.arrivals_total - (last.arrivals_total if last else 0)
+        endpoint.service.observe(now_ms, endpoint.in_flight, arrived - queued - running)
+        endpoint.queued += queued
+        endpoint.in_flight += running
         if arrived > 0:
             regret.gap_ended(fleet, endpoint, now_ms)
             endpoint.history.observe(now_ms, arrived)

@@ -12,7 +12,7 @@ from tidegate.domain.replica import COMING, ReplicaState
 from tidegate.policy.book import Book, Place
 from tidegate.policy.costs import Costs
 from tidegate.policy.eviction import KeepAlive
-from tidegate.policy.forecast import ArrivalHistory
+from tidegate.policy.forecast import ArrivalHistory, ServiceTime
 from tidegate.policy.reconcile.settings import CoreSettings
 from tidegate.policy.scaling import PeakWindow
 
@@ -82,6 +82,7 @@ class Endpoint:
     demand: dict[str, DemandReported] = field(default_factory=dict)
     history: ArrivalHistory = field(default_factory=ArrivalHistory)
     keep: KeepAlive = field(default_factory=KeepAlive)
+    service: ServiceTime = field(default_factory=ServiceTime)
     queued: int = 0
     in_flight: int = 0
     required: int = 0

@@ -28,6 +28,8 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
         return 1e9 / (1 + now_ms - owner.quiet_since_ms)
     room = owner.deployment.host_bytes <= fleet.book.host_free(replica.node)
     back_ms = _return_ms(fleet, owner, replica.node, Tier.HOST if room else Tier.DISK)
+    if owner.in_flight:  # what runs ends first, and what comes meanwhile waits for that, too
+        back_ms += owner.service.mean_ms
     share = SPARE_SHARE if owner.live_count() > max(owner.required, 1) else 1.0
     return share * _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
 

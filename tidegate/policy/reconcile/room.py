@@ -79,7 +79,8 @@ def activate(
         owner = fleet.endpoints[victim.endpoint]
         sticky = press is Press.FORCE
         keep = owner.current(victim)
-        lifecycle.drain(fleet, victim, now_ms, "evict_busy" if sticky else "evict", why, keep=keep, sticky=sticky)
+        how = "outdated" if owner is endpoint else "evict_busy" if sticky else "evict"
+        lifecycle.drain(fleet, victim, now_ms, how, why, keep=keep, sticky=sticky)
     return True
 
 

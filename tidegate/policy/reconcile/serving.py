@@ -48,7 +48,10 @@ def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None]
     while endpoint.supply() + len(endpoint.activations) < endpoint.required:
         if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if has_none else Press.SPARE, nodes):
             continue
-        if has_none and bound_ms <= now_ms and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
+        # What still runs on a replica on its way out is service, too: an endpoint of long requests would else come back
+        # at once each time it gave way, until all memory is held by replicas that drain.
+        starves = has_none and not endpoint.in_flight and bound_ms <= now_ms
+        if starves and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
             continue
         if nodes is None:
             fleet.look_again(endpoint, bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max)
