@@ -3,18 +3,18 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidegate.assemble.advice import advice_routes
 from tidegate.assemble.batch import batch_service, digest, runner_secret
+from tidegate.assemble.billing import billing_service
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
 from tidegate.assemble.server import Server
 from tidegate.assemble.settings import (
-    collectors,
     control_settings,
     core_settings,
     engine_threads,
@@ -33,7 +33,6 @@ from tidegate.control.api import build_app
 from tidegate.control.service import Control
 from tidegate.domain.errors import Fault, Refusal, StoreFault
 from tidegate.domain.fleet import Accelerator, Node
-from tidegate.domain.ledger import EndpointFacts
 from tidegate.domain.ports import Clock
 from tidegate.engines.adapters import AdapterFiles
 from tidegate.engines.builtin import BuiltinDriver
@@ -42,7 +41,6 @@ from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Lifeline, Restart
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
-from tidegate.stores.dead_letters import DeadLetterFiles
 from tidegate.transports.socket import connector, listen
 
 log = logging.getLogger(__name__)
@@ -144,21 +142,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         spent=lambda: billing.spent,
         prices=ground.prices.versions,
     )
-    billing = Billing(
-        reader=ground.journal_reader,
-        ledger=ground.ledger,
-        prices=ground.prices,
-        clock=clock,
-        endpoint_facts=lambda: endpoint_facts(control),
-        time=control.meters.time,
-        limits=lambda: control.desired.state.limits,
-        on_prices=control.budgets.priced,
-        collectors=collectors(config),
-        dead_letters=DeadLetterFiles(ground.data / "dead-letters"),
-        record_days=config.billing.record_days,
-        contracts=ground.contracts,
-        tenants=lambda: {tenant.id for tenant in control.desired.state.tenants},
-    )
+    billing = billing_service(config, ground, control, clock)
     control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))
     driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
@@ -211,21 +195,6 @@ def _child(gateway: GatewayProcess, logs: LogRing) -> Child:
         restart=Restart(wait_ms_min=20, wait_ms_max=1_000, stable_ms_min=1_000),
         grace_ms_max=gateway.limits.shutdown_ms_max + GATEWAY_SLACK_MS,
     )
-
-
-def endpoint_facts(control: Control) -> Mapping[str, EndpointFacts] | None:
-    """What billing must know of each endpoint; None until desired state is loaded: not known is not "no endpoints"."""
-    if control.desired.state.version == 0:  # the first commit, of the first key, precedes every load
-        return None
-    return {
-        d.endpoint: EndpointFacts(
-            created_ms=d.created_ms,
-            accelerators=d.accelerators_per_replica * max(d.min_replicas, 1),
-            price_plan=d.price_plan,
-            mode=d.mode.value,
-        )
-        for d in control.desired.state.deployments
-    }
 
 
 def accelerators_of(config: Config) -> tuple[Accelerator, ...]:
