@@ -33,7 +33,7 @@ from tidegate.engines.weights.access import Access, open_remote
 from tidegate.engines.weights.cache import DiskCache, disk_bytes
 from tidegate.engines.weights.download import DownloadLimits
 from tidegate.engines.weights.eviction import Kept, victims
-from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged, SourceUnavailable, Stopped
+from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged, SourceDenied, SourceUnavailable, Stopped
 from tidegate.engines.weights.node_weights import NodeWeights
 
 MIB = 1 << 20
@@ -356,6 +356,53 @@ def test_a_fetch_nobody_wants_any_more_stops_and_can_be_resumed(tmp_path: Path, 
 
     asyncio.run(give_up())
     assert weights.present() == (profile(published).digest,)
+
+
+def test_a_source_that_hangs_holds_nobody_up(tmp_path: Path, published: Path) -> None:
+    """Given up in the middle of a read that does not return: the fetch ends at once, and the next one gets through."""
+    hanging, source = threading.Event(), DirectorySource(published)
+    read = source.read
+
+    def hang(name: str, start: int, end: int) -> bytes:
+        if name.endswith(".safetensors"):
+            hanging.wait(30)
+        return read(name, start, end)
+
+    source.read = hang  # type: ignore[method-assign]
+    weights = NodeWeights(cache_of(tmp_path, source))
+
+    async def give_up() -> float:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(weights.hold(profile(published), lambda _: None), 0.5)
+        source.read = read  # type: ignore[method-assign]
+        began = time.monotonic()
+        (await weights.hold(profile(published), lambda _: None)).release()
+        return time.monotonic() - began
+
+    assert asyncio.run(give_up()) < 15
+    hanging.set()
+    assert same_files(
+        Path(cache_of(tmp_path, source)._root / "models" / profile(published).digest / "files"), published
+    )
+
+
+def test_credentials_taken_back_halfway_are_named_and_not_tried_again(tmp_path: Path, published: Path) -> None:
+    with hub_server.serving() as hub:
+        hub.put("acme/tide", published)
+        access = Access(hub_url=hub.url, hub_token="good")
+        cache = DiskCache(tmp_path / "cache", BUDGET, lambda source: open_remote(source, access), LIMITS)
+        hub.slow_s = 0.01
+
+        def revoke(percent: int) -> None:
+            if percent > 30:
+                hub.token = "another"
+
+        model = replace(profile(published), source="hf://acme/tide@main")
+        with pytest.raises(SourceDenied, match="the Hub refuses the credentials for model-"):
+            fetch(cache, model, revoke)
+        assert hub.seen_tokens["good"] < 80
+        hub.token = "good"
+        assert same_files(fetch(cache, model), published)
 
 
 def test_everybody_who_waits_hears_how_far_it_is(tmp_path: Path, published: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tidegate.domain.endpoint import ModelProfile
 from tidegate.domain.errors import Refusal
 from tidegate.engines.inspect import FileInspector
 from tidegate.engines.weights.access import Access, open_remote
+from tidegate.engines.weights.cache import DiskCache
+from tidegate.engines.weights.download import DownloadLimits
 from tidegate.engines.weights.faults import SourceChanged, SourceUnavailable
 from tidegate.engines.weights.inspector import SourceInspector
 from tidegate.engines.weights.s3 import S3Access
@@ -135,6 +138,12 @@ def test_a_hub_that_is_away_or_busy_is_not_the_operators_mistake(
     assert away.value.code == "source_unavailable"
 
 
+def test_what_is_no_hub_is_named(hub: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.status = 200  # an empty page for everything, as a captive portal gives it
+    with pytest.raises(Refusal, match="does not speak the Hub's API"):
+        inspector(hub, tmp_path).inspect("hf://acme/tide")
+
+
 def test_pickled_weights_are_refused_without_fetching_them(hub: hub_server.Hub, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     folder.mkdir()
@@ -216,6 +225,19 @@ def test_an_object_replaced_while_it_is_read_is_noticed(store: str, model: Path,
     upload(store, write_model(tmp_path / "other", fill=9), "changing", "m")
     with pytest.raises(SourceChanged, match=r"model\.safetensors was replaced"):
         remote.read("model.safetensors", 0, 100)
+
+
+def test_an_s3_model_is_downloaded_whole(store: str, model: Path, tmp_path: Path) -> None:
+    upload(store, model, "whole", "m")
+    access = s3_access(store)
+    profile = SourceInspector(access, tmp_path / "scratch").inspect("s3://whole/m")
+    limits = DownloadLimits(connections=4, range_bytes=1 << 20)
+    cache = DiskCache(tmp_path / "cache", 1 << 30, lambda source: open_remote(source, access), limits)
+    held = cache.hold(profile, lambda _: None, threading.Event())
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"):
+        assert (Path(held.path) / name).read_bytes() == (model / name).read_bytes()
+    assert not (Path(held.path) / "README.md").exists()
+    held.release()
 
 
 def test_what_s3_refuses_is_a_named_refusal(store: str, tmp_path: Path) -> None:

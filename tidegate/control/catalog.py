@@ -22,8 +22,11 @@ def catalog(state: State, settings: ControlSettings) -> Catalog:
 
 
 def model_name(model: ModelProfile) -> str:
-    """What people call a model: the last part of where it is from. Usage records carry this, never a path."""
-    return model.source.rstrip("/").rsplit("/", 1)[-1] or model.digest
+    """What people call a model: the last part of where it is from, without a revision, as prices name it. Usage records
+    carry this, never a path.
+    """
+    name = model.source.rstrip("/").rsplit("/", 1)[-1]
+    return (name.partition("@")[0] if model.source.startswith("hf://") else name) or model.digest
 
 
 def entry(deployment: Deployment, settings: ControlSettings) -> EndpointEntry:

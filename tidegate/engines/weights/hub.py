@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -47,8 +48,12 @@ class HubModel:
             raise SourceMissing(f"{address.repository!r} is not a repository's name") from error
         except HfHubHTTPError as error:
             raise _failed(error.response, where) from error
-        except httpx2.TransportError as error:
+        except OfflineModeIsEnabled as error:
+            raise SourceUnavailable("HF_HUB_OFFLINE is set: nothing is fetched from the Hub") from error
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
             raise SourceUnavailable(f"the Hub does not answer ({type(error).__name__})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceUnavailable("what answers at weights.hub_url does not speak the Hub's API") from error
         siblings = [s for s in info.siblings or () if s.size is not None and safe(s.rfilename)][:FILES_MAX]
         self._revision = info.sha or address.revision
         self.source = f"hf://{address.repository}@{self._revision}"
@@ -78,7 +83,7 @@ class HubModel:
                     pieces.append(piece)
                     if size > end - start:
                         break
-        except httpx2.TransportError as error:
+        except (httpx2.RequestError, OfflineModeIsEnabled) as error:
             raise SourceUnavailable(f"the Hub broke off while reading {name} ({type(error).__name__})") from error
         if size != end - start:
             raise SourceUnavailable(f"the Hub sent {size} of {end - start} bytes of {name}")
