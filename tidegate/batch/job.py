@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from tidegate.domain.ports import Clock
 from tidegate.policy import admission
 from tidegate.wire.batch import LineError, Notice, Status, StoredBatch, StoredFile
 
+CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)
 BROKEN_MAX = 8
 SETTLE_S_MAX = 10.0
 SAVE_S = 1.0
@@ -72,10 +74,10 @@ class Job:
 
     async def cancel(self) -> StoredBatch:
         """Takes no new line from now on. Refusal conflict when the batch has ended."""
-        if not self.batch.status.open or self.batch.status is Status.FINALIZING:
-            raise Refusal("conflict", f"Cannot cancel a batch with status '{self.batch.status}'.", param="id")
+        now_ms = self._clock.now_ms()
+        await self._save(only_from=CANCELLABLE, status=Status.CANCELLING, cancelling_ms=now_ms)
         if self.batch.status is not Status.CANCELLING:
-            await self._save(status=Status.CANCELLING, cancelling_ms=self._clock.now_ms())
+            raise Refusal("conflict", f"Cannot cancel a batch with status '{self.batch.status}'.", param="id")
         self._halt.set()
         return self.batch
 
@@ -124,13 +126,10 @@ class Job:
     # --- work -----------------------------------------------------------------------------------------------------
 
     async def _carry_out(self, reader: Reader, checked: lines.Checked) -> None:
-        batch = self.batch
-        if batch.status is Status.VALIDATING:
-            now_ms = self._clock.now_ms()
-            total = len(checked.order)
-            await self._save(status=Status.IN_PROGRESS, in_progress_ms=now_ms, total=total, model=checked.model)
-        elif batch.status is Status.CANCELLING:
-            await self._save(total=len(checked.order), model=checked.model)
+        batch, now_ms = self.batch, self._clock.now_ms()
+        await self._save(only_from=(Status.VALIDATING,), status=Status.IN_PROGRESS, in_progress_ms=now_ms)
+        await self._save(total=len(checked.order), model=checked.model)
+        if self.batch.status is Status.CANCELLING:
             self._halt.set()
         results = Results(self._vault, produced_id(batch.id, "output"), produced_id(batch.id, "error"))
         done: set[int] = set()
@@ -326,20 +325,22 @@ class Job:
     def _notice(self) -> Notice:
         return Notice.OWED if self.batch.tenant in (self._settings.webhooks or {}) else Notice.NONE
 
-    async def _save(self, *produced: StoredFile, **changes: object) -> None:
-        """In memory first: whoever asks meanwhile is told what will be written."""
+    async def _save(self, *produced: StoredFile, only_from: tuple[Status, ...] | None = None, **changes: Any) -> None:
+        """On disk first: what the API tells of a batch, it finds. With `only_from`, nothing unless it is in one of
+        these states.
+        """
         async with self._saving:
-            before, self.batch = self.batch, msgspec.structs.replace(self.batch, **changes)
-            try:
-                await asyncio.to_thread(self._store.save_batch, self.batch, produced)
-            except BaseException:
-                self.batch = before
-                raise
-        if self.batch.status is not before.status:
-            log.info("batch %s: %s → %s", self.batch.id, before.status, self.batch.status)
+            before = self.batch
+            if only_from is not None and before.status not in only_from:
+                return
+            after = msgspec.structs.replace(before, **changes)
+            await asyncio.to_thread(self._store.save_batch, after, produced)
+            self.batch = after
+        if after.status is not before.status:
+            log.info("batch %s: %s → %s", after.id, before.status, after.status)
 
 
-def _counts(results: Results) -> dict[str, object]:
+def _counts(results: Results) -> dict[str, Any]:
     return {
         "completed": results.completed,
         "failed": results.failed,

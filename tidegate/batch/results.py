@@ -5,12 +5,14 @@ there is done, one that is not is done again.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 
 from tidegate.batch.ports import Vault, Writer
+from tidegate.domain.errors import StoreFault
 from tidegate.wire.batch import LineFault, LineResponse, OutputLine
 
 GATHER_MS = 50
@@ -57,6 +59,7 @@ class Results:
         self._some = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._writing = threading.Lock()  # a flush may still be writing when the platform closes the files
 
     def open(self, each: Callable[[str], None]) -> None:
         """Reads back what there is; `each` is told the custom_id of every line that is done. Blocking."""
@@ -102,10 +105,14 @@ class Results:
         self._room.set()
 
     def _write(self, gathered: list[tuple[bool, bytes]]) -> None:
-        assert self._writers is not None
+        with self._writing:
+            if self._writers is not None:  # else the platform is stopping: these lines are done again
+                self._append(gathered, self._writers)
+
+    def _append(self, gathered: list[tuple[bool, bytes]], writers: tuple[Writer, Writer]) -> None:
         for ok in (True, False):
             lines = [data for is_ok, data in gathered if is_ok is ok]
-            writer = self._writers[0 if ok else 1]
+            writer = writers[0 if ok else 1]
             for data in lines:
                 writer.append(data)
             if lines:
@@ -138,9 +145,10 @@ class Results:
 
     def close(self) -> None:
         """Gives the files back unfinished: the platform stops, or the batch is taken up again later."""
-        for writer in self._writers or ():
-            with suppress(OSError):
+        with self._writing, suppress(StoreFault):  # what it could not write is done again
+            for writer in self._writers or ():
                 writer.close()
+            self._writers = None
 
 
 def answered(line_id: str, custom_id: str, status: int, request_id: str, body: bytes) -> OutputLine:

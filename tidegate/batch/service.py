@@ -118,7 +118,7 @@ class BatchService:
                     job = await self._new.get()
                     group.create_task(self._carry_out(job))
         finally:
-            await self._gateway.close()
+            self._gateway.close()
 
     async def _resume(self) -> None:
         batches = await asyncio.to_thread(self._store.open_batches)
