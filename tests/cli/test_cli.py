@@ -205,3 +205,9 @@ def test_the_policies_offered_are_those_there_are() -> None:
     from tidegate.sim import baselines
 
     assert set(POLICIES) == set(baselines.POLICIES)
+
+
+def test_an_engine_argument_is_name_and_value(tmp_path: Path) -> None:
+    done = tidegate("endpoints", "create", "a/b", "--model", "m", "--engine-arg", "oops", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "NAME=VALUE" in done.stderr

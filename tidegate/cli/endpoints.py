@@ -37,7 +37,7 @@ def get(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = N
 @app.command()
 def create(
     name: Name,
-    model: Annotated[str, typer.Option(help="directory in Hugging Face layout with safetensors weights")],
+    model: Annotated[str, typer.Option(help="model directory, hf://, s3://, a GGUF file, or remote://PROVIDER/MODEL")],
     mode: Annotated[str | None, typer.Option(help="serverless | dedicated | dedicated_serverless | batch")] = None,
     min_replicas: Annotated[int | None, typer.Option(help="replicas kept ready without traffic")] = None,
     max_replicas: Annotated[int | None, typer.Option(help="most replicas")] = None,
@@ -46,6 +46,8 @@ def create(
     context_tokens: Annotated[int | None, typer.Option(help="bound on the context, for KV memory")] = None,
     accelerator_memory: Annotated[str | None, typer.Option(help="footprint on its accelerator, e.g. 512MiB")] = None,
     price_plan: Annotated[str | None, typer.Option(help="price plan that rates it")] = None,
+    engine: Annotated[str | None, typer.Option(help="builtin | llamacpp | vllm | sglang | trtllm | remote")] = None,
+    engine_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of that engine; may be repeated")] = None,
     base: Annotated[str | None, typer.Option(help="carry it as a LoRA adapter on this endpoint's replicas")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait until it is ready or has failed")] = False,
     output: Output = Format.TABLE,
@@ -64,6 +66,8 @@ def create(
         "context_tokens": context_tokens,
         "accelerator_memory": accelerator_memory,
         "price_plan": price_plan,
+        "engine": engine,
+        "engine_args": _engine_args(engine_arg),
         "base": base,
     }
     api = Api(url, key)
@@ -71,6 +75,13 @@ def create(
         raise Problem(f"{name} exists already; `tidegate endpoints apply` changes it")
     _ensure_tenant(api, name)
     _apply(api, name, {key: value for key, value in given.items() if value is not None}, wait, output)
+
+
+def _engine_args(given: list[str] | None) -> dict[str, str] | None:
+    for word in given or ():
+        if "=" not in word:
+            raise Problem(f"--engine-arg {word!r} is not accepted; accepted: NAME=VALUE, e.g. max_num_seqs=16", exit_code=2)
+    return dict(word.split("=", 1) for word in given) if given else None
 
 
 @app.command()
