@@ -6,7 +6,7 @@ Proof in docs/lower-bound.md. In short, for a window of time W and requests that
 time l, somewhere in [a, a + S + l]. Requests of one endpoint whose intervals are disjoint cannot share that time: the
 heaviest disjoint set of each endpoint needs the sum of its l.
 * memory: weights x that sum, over all endpoints, is at most accelerators x memory x (|W| + S).
-* time: all prefills, and the decodes of those disjoint sets, are at most accelerators x (|W| + S).
+* time: all prefills and readings of KV, and the decodes of those disjoint sets, are at most accelerators x (|W| + S).
 
 With n accelerators each window can break these by too much: then at least so many of its largest requests miss. The
 bound is the smallest n for which the misses of all windows stay within what the attainment allows.
@@ -19,6 +19,7 @@ from math import ceil, log2
 from pathlib import Path
 
 from tidegate.sim import trace
+from tidegate.sim.compute import GANG_EFFICIENCY
 from tidegate.sim.profile import FleetProfile
 
 NAME = "interval-packing bound (memory and time, clairvoyant)"
@@ -39,12 +40,12 @@ class _Window:
     """What one window asks for: byte-ms by request and accelerator-ms by request, largest first once closed."""
 
     intervals: dict[str, list[Interval]] = field(default_factory=dict)
-    prefill_ms: list[float] = field(default_factory=list)
+    own_ms: list[float] = field(default_factory=list)
     volumes: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
     def close(self, profile: FleetProfile) -> None:
-        self.times = self.prefill_ms
+        self.times = self.own_ms
         for endpoint, intervals in self.intervals.items():
             weight = profile.model_of(endpoint).weight_bytes
             for _, _, need_ms, decode_ms in heaviest_disjoint(intervals):
@@ -80,16 +81,22 @@ def _windows(profile: FleetProfile, path: Path, slo_ms: float) -> Iterator[tuple
             window, index, count = _Window(), int(at_ms // WINDOW_MS), 0
         count += 1
         model = profile.model_of(endpoint)
-        # A replica over several accelerators is that much faster.
-        spread = max(1, 2 ** ceil(log2(model.weight_bytes / hardware.memory_bytes)))
+        least = 2 ** max(0, ceil(log2(model.weight_bytes / hardware.memory_bytes)))
+        # Over several accelerators a replica is that much faster, over however many it is let span.
+        worth = max(s * share for s, share in GANG_EFFICIENCY.items() if s <= max(least, hardware.gang_max))
         prefill_ms = input_tokens * 2.0 * model.params / (hardware.dense_flop_per_ms * model.flop_rate_factor)
-        decode_ms = (output_tokens - 1) * model.weight_bytes / hardware.memory_bytes_per_ms
-        need_ms, limit_ms = (prefill_ms + decode_ms) / spread, (index + 1) * WINDOW_MS
+        gaps = output_tokens - 1
+        decode_ms = gaps * model.weight_bytes / hardware.memory_bytes_per_ms
+        need_ms, limit_ms = (prefill_ms + decode_ms) / worth, (index + 1) * WINDOW_MS
         if at_ms + need_ms <= limit_ms:  # else part of it may fall into a later window
             interval = (at_ms, at_ms + slo_ms + need_ms, need_ms, decode_ms)
             window.intervals.setdefault(endpoint, []).append(interval)
-        if at_ms + prefill_ms / spread <= limit_ms:
-            window.prefill_ms.append(prefill_ms)
+        if at_ms + prefill_ms <= limit_ms:
+            own_ms = prefill_ms
+            if at_ms + prefill_ms + gaps * profile.tpot_ms <= limit_ms:  # each token reads the request's own KV
+                read_tokens = gaps * input_tokens + gaps * (gaps - 1) // 2
+                own_ms += read_tokens * model.kv_bytes_per_token / hardware.memory_bytes_per_ms
+            window.own_ms.append(own_ms)
     window.close(profile)
     yield count, window
 
