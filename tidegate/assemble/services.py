@@ -7,6 +7,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from starlette.applications import Starlette
+
 from tidegate.assemble.advice import advice_routes
 from tidegate.assemble.batch import batch_service, digest, runner_secret
 from tidegate.assemble.billing import billing_service
@@ -143,7 +145,6 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         prices=ground.prices.versions,
     )
     billing = billing_service(config, ground, control, clock)
-    control.meters.registry.register(billing.metrics.registry)  # one scrape for all
     threads = engine_threads(config, len(accelerators))
     driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
     foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
@@ -156,10 +157,6 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         weights=await asyncio.to_thread(node_weights, config, ground.data),
     )
     batch = await batch_service(config, ground, control, public_url(listener, config.host), secret, clock)
-    authorize = control.authorize
-    extra = [*routes(billing, authorize), *batch_routes(batch, authorize), *advice_routes(billing, authorize)]
-    control.meters.registry.register(batch.metrics.registry)
-    app = build_app(control, extra)
     gateway = GatewayProcess(
         listen_fd=listener.fileno(),
         lifeline_fd=lifeline.read_fd,
@@ -169,7 +166,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         journal_dir=str(ground.journal),
         limits=gateway_limits(config),
     )
-    server = Server(app, listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX)
+    server = Server(_admin_app(control, billing, batch), listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX)
     return Services(
         node=node,
         control=control,
@@ -184,6 +181,14 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         logs=[engine_logs, gateway_logs],
         tasks={},
     )
+
+
+def _admin_app(control: Control, billing: Billing, batch: BatchService) -> Starlette:
+    authorize = control.authorize
+    for metrics in (billing.metrics, batch.metrics):  # one scrape for all
+        control.meters.registry.register(metrics.registry)
+    extra = [*routes(billing, authorize), *batch_routes(batch, authorize), *advice_routes(billing, authorize)]
+    return build_app(control, extra)
 
 
 def _child(gateway: GatewayProcess, logs: LogRing) -> Child:

@@ -96,7 +96,7 @@ class _Api:
         """This tenant's batches, newest first."""
         query = _query(request, "after", "limit")
         limit = _limit(query, BATCHES_PAGE, BATCHES_PAGE_MAX)
-        found = await self._service.list(tenant, query.get("after"), limit + 1)
+        found = await self._service.page(tenant, query.get("after"), limit + 1)
         return _json(page_view([batch_view(batch) for batch in found[:limit]], len(found) > limit))
 
     async def get_batch(self, request: Request, identity: Identity, tenant: str) -> Response:

@@ -35,7 +35,7 @@ class BatchService:
         self._jobs: dict[str, Job] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._gateway = Gateway(settings)
-        self._new: asyncio.Queue[Job] = asyncio.Queue()
+        self._group: asyncio.TaskGroup | None = None
         self.metrics = BatchMetrics(self._open_batches, self._lines_left)
         self.files = Files(store, vault, clock, settings.retention_s, self._in_use)
 
@@ -44,6 +44,9 @@ class BatchService:
     async def create(self, identity: Identity, wanted: BatchCreate) -> StoredBatch:
         """A batch in `validating`. Refusal for what is wrong with the request itself, not with the file's lines."""
         assert identity.tenant is not None
+        group = self._group
+        if group is None:
+            raise Refusal("not_ready", "batches are not taken yet", retry_after_ms=1_000)
         if wanted.endpoint not in URLS:
             message = f"`endpoint`: {wanted.endpoint[:80]!r} is not supported; accepted: {', '.join(URLS)}"
             raise Refusal("invalid_request", message, param="endpoint")
@@ -78,7 +81,7 @@ class BatchService:
         except Fault:
             del self._jobs[batch.id]
             raise
-        self._new.put_nowait(job)
+        group.create_task(self._carry_out(job))
         return batch
 
     async def get(self, tenant: str, batch_id: str) -> StoredBatch:
@@ -94,7 +97,7 @@ class BatchService:
         """What its tokens so far cost, as far as the price in force now says; an invoice has the last word."""
         return await asyncio.to_thread(self._fleet.cost_nano_usd, batch)
 
-    async def list(self, tenant: str, after: str | None, limit: int) -> Sequence[StoredBatch]:
+    async def page(self, tenant: str, after: str | None, limit: int) -> Sequence[StoredBatch]:
         found = await asyncio.to_thread(self._store.list_batches, tenant, after=after, limit=limit)
         return [self._jobs[batch.id].batch if batch.id in self._jobs else batch for batch in found]
 
@@ -110,22 +113,21 @@ class BatchService:
     async def run(self) -> None:
         """For ever: takes up what an earlier life left open, then whatever is created."""
         try:
-            await self._resume()
             async with asyncio.TaskGroup() as group:
+                for job in await self._resume():
+                    group.create_task(self._carry_out(job))
                 group.create_task(self._tell())
                 group.create_task(self._sweep())
-                while True:
-                    job = await self._new.get()
-                    group.create_task(self._carry_out(job))
+                self._group = group
         finally:
+            self._group = None
             self._gateway.close()
 
-    async def _resume(self) -> None:
+    async def _resume(self) -> list[Job]:
         batches = await asyncio.to_thread(self._store.open_batches)
-        for batch in batches:
-            self._new.put_nowait(self._job(batch))
         kept = {produced_id(batch.id, what) for batch in batches for what in ("output", "error")}
         await self.files.remove_strays(frozenset(kept))
+        return [self._job(batch) for batch in batches]
 
     async def _carry_out(self, job: Job) -> None:
         """To its end, over whatever the disk and the database do meanwhile."""
