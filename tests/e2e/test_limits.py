@@ -1,8 +1,15 @@
-"""Budgets on a real platform: requests at once cannot overdraw one, and killing the gateway forgets nothing."""
+"""Money at the door of a real platform: requests at once cannot overdraw a budget, a killed gateway forgets nothing,
+and every verb of it does what it says.
+"""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,3 +64,51 @@ def test_a_budget_holds_against_requests_at_once_and_a_killed_gateway(tmp_path: 
         charged = _charged(platform)
         assert charged <= BUDGET_NANO_USD
         wait_until(lambda: _spent_usd(platform) == f"0.{charged:09d}", "the budget to show what the bill does")
+
+
+def _verb(platform: Platform, *arguments: str, code: int = 0) -> Any:
+    """A command line against the platform; its JSON, or what it said on stderr where `code` is not 0."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
+    environment |= {"TIDEGATE_URL": platform.base_url, "TIDEGATE_ADMIN_KEY": platform.ready["admin_key"]}
+    command = [sys.executable, "-m", "tidegate", *arguments, "-o", "json"]
+    done = subprocess.run(command, env=environment, cwd=platform.directory, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+@pytest.mark.e2e
+def test_the_verbs_of_money_on_a_real_platform(tmp_path: Path) -> None:
+    with running(tmp_path, config=CONFIG) as platform:
+        model = next(e for e in platform.ready["endpoints"] if not e.endswith("embed"))
+        tenant = model.split("/")[0]
+        contract = ("contracts", "create", tenant, "--id", "c1", "--tokens", "30", "--price", "0.003")
+        assert _verb(platform, *contract, "--expires", "2099-01-01")["contract"]["state"] == "active"
+        assert "`expires`" in _verb(platform, *contract, "--expires", "2001-01-01", code=1)
+        assert _ask(platform, model).status_code == 200
+        status = _verb(platform, "contracts", "status", "c1")
+        assert (status["used_tokens"], status["state"]) == (30, "exhausted"), "the template alone is longer"
+        assert [alert["percent"] for alert in status["alerts"]] == [50, 80, 100]
+        assert _verb(platform, "contracts", "credit", tenant, "0.001", "--note", "welcome")["nano_usd"] == -1_000_000
+
+        prices = ("--input", "2", "--output-tokens", "20", "--accelerator-hour", "1")
+        assert _verb(platform, "prices", "set", "--tenant", tenant, "--model", "m", *prices)["plan"] == ""
+        assert "`plan`" in _verb(platform, "prices", "set", "--tenant", tenant, "--plan", "x", *prices, code=1)
+        assert _verb(platform, "prices", "end", "--tenant", tenant, "--model", "m")["ends"] is True
+        period = ("--from", "2020-01-01", "--to", "2020-02-01")
+        assert _verb(platform, "prices", "rerate", *period, "--id", "r1")["adjustments"] == []
+        assert _verb(platform, "prices", "undo", "r1")["undone"] is not None
+
+        limits = ("limits", "set", "endpoint", model, "--rpm", "2", "--monthly", "5")
+        assert _verb(platform, *limits)["requests_per_minute"] == 2
+        wait_until(lambda: _ask(platform, model).status_code == 429, "the rate to be used up")
+        (shown,) = _verb(platform, "limits", "list")
+        assert shown["subject"] == model
+        _verb(platform, "limits", "remove", "endpoint", model)
+        wait_until(lambda: _ask(platform, model).status_code == 200, "the limits to be gone")
+        invoice = _verb(platform, "invoices", tenant)
+        assert {"purchase", "credit", "committed_tokens"} <= {line["item"] for line in _lines(invoice)}
+
+
+def _lines(invoice: Any) -> list[dict[str, Any]]:
+    (one,) = invoice if isinstance(invoice, list) else [invoice]
+    return list(one["lines"])

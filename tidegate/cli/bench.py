@@ -16,6 +16,7 @@ BENCHES = {
     "gateway": "CPU and added latency of the gateway against calling the engine directly.",
     "swap": "Wake and cold start of a 1 GB model against memory bandwidth and a fresh process.",
     "ledger": "Journal to rated entry against plain INSERT.",
+    "limits": "What rates and budgets cost a request at the gateway, beside reading its head.",
     "core": "Time of one event in the capacity core as the fleet grows.",
     "engine": "Tokens per second of the built-in engine against `generate`.",
     "foreign": "Tokens per second of llama-server and vLLM beside the built-in engine.",

@@ -176,15 +176,17 @@ def _check_rates(meter: Meter, tokens: int, now_ms: int) -> None:
     bucket = meter.tokens
     if bucket is None:
         return
-    left, headers = bucket.left(now_ms), _shown(meter, now_ms)
+    left = bucket.left(now_ms)
+    if tokens <= left:
+        return
+    headers = _shown(meter, now_ms)
     if tokens > bucket.full:
         hit = LimitHit("tpm", tokens, bucket.full)
         text = f"{meter.name}: this request may need {tokens} tokens, more than the limit of {bucket.full} a minute"
         raise Refusal("rate_limit_exceeded", text, param="max_tokens", limit=hit, headers=headers | _NO_RETRY)
-    if tokens > left:
-        hit = LimitHit("tpm", bucket.full - left, bucket.full)
-        text = f"{meter.name}: {bucket.full} tokens a minute is the limit, and this request may need {tokens}"
-        raise Refusal("rate_limit_exceeded", text, retry_after_ms=bucket.wait_ms(tokens), limit=hit, headers=headers)
+    hit = LimitHit("tpm", bucket.full - left, bucket.full)
+    text = f"{meter.name}: {bucket.full} tokens a minute is the limit, and this request may need {tokens}"
+    raise Refusal("rate_limit_exceeded", text, retry_after_ms=bucket.wait_ms(tokens), limit=hit, headers=headers)
 
 
 _NO_RETRY = {"x-should-retry": "false"}  # OpenAI's SDKs obey it
@@ -196,16 +198,33 @@ def _shown(meter: Meter, now_ms: int) -> dict[str, str]:
 
 def _headers(meters: Sequence[Meter], now_ms: int) -> list[tuple[bytes, bytes]]:
     """OpenAI's ``x-ratelimit-*``, of whichever limit leaves least."""
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    fewest_requests = fewest_tokens = 0
+    for meter in meters:
+        bucket = meter.requests
+        if bucket is not None:
+            left = bucket.left(now_ms)
+            if requests is None or left < fewest_requests:
+                requests, fewest_requests = bucket, left
+        bucket = meter.tokens
+        if bucket is not None:
+            left = bucket.left(now_ms)
+            if tokens is None or left < fewest_tokens:
+                tokens, fewest_tokens = bucket, left
     headers: list[tuple[bytes, bytes]] = []
-    for what in ("requests", "tokens"):
-        buckets: list[Bucket] = [bucket for meter in meters if (bucket := getattr(meter, what)) is not None]
-        if buckets:
-            least = min(buckets, key=lambda bucket: bucket.left(now_ms))
-            headers += [
-                (b"x-ratelimit-limit-" + what.encode(), b"%d" % least.full),
-                (b"x-ratelimit-remaining-" + what.encode(), b"%d" % max(0, least.left(now_ms))),
-                (b"x-ratelimit-reset-" + what.encode(), duration(least.wait_ms(least.full)).encode()),
-            ]
+    if requests is not None:
+        headers += (
+            (b"x-ratelimit-limit-requests", b"%d" % requests.full),
+            (b"x-ratelimit-remaining-requests", b"%d" % max(0, fewest_requests)),
+            (b"x-ratelimit-reset-requests", duration(requests.wait_ms(requests.full)).encode()),
+        )
+    if tokens is not None:
+        headers += (
+            (b"x-ratelimit-limit-tokens", b"%d" % tokens.full),
+            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, fewest_tokens)),
+            (b"x-ratelimit-reset-tokens", duration(tokens.wait_ms(tokens.full)).encode()),
+        )
     return headers
 
 
