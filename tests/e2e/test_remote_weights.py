@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.platform import Platform, running, wait_until
+from tests.e2e.platform import Platform, joined, running, wait_until
 from tests.engines import hub_server
 
 pytest.importorskip("torch")
@@ -136,3 +136,29 @@ def test_after_a_restart_the_disk_serves_without_the_hub_and_no_secret_was_writt
     for path in directory.rglob("*"):
         if path.is_file() and path.name != "tidegate.toml":
             assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_of_several_nodes_one_fetches_and_serves(tmp_path: Path) -> None:
+    config = 'region = "hub"\n[accelerators]\ncount = 1\nmemory = "1MiB"\n' + CONFIG
+    shape = ("--region", "eu", "--accelerators", "1", "--accelerator-memory", "256MiB")
+    model = demo_models.path(demo_models.NAMES[0])
+    with hub_server.serving() as hub:
+        hub.token, hub.slow_s = TOKEN, 0.02
+        hub.put("acme/tide", model)
+        with (
+            running(tmp_path, config=config.format(url=hub.url, token=TOKEN)) as platform,
+            joined(platform, "node", "eu-1", *shape),
+            joined(platform, "node", "eu-2", *shape),
+            platform.admin() as admin,
+        ):
+            wait_until(lambda: len(admin.get("/api/v1/nodes").json()["data"]) == 3, "both nodes")
+            body = {"model": "hf://acme/tide", "regions": ["eu"], "accelerator_memory": "64MiB"}
+            applied = admin.put("/api/v1/endpoints/acme/one", json=body)
+            assert applied.status_code == 200, applied.text
+            inspected = hub.bytes_read
+            assert ask(platform, "one")
+            nodes = platform.directory / "data" / "nodes"
+            holders = [path for path in nodes.glob("*/weights/models/*") if path.is_dir()]
+            assert len(holders) == 1, "one node has it"
+            size = sum(path.stat().st_size for path in model.iterdir())
+            assert hub.bytes_read - inspected < 1.1 * size, "and it was fetched once"
