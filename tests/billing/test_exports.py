@@ -15,9 +15,13 @@ from tidegate.billing import exports
 from tidegate.billing.exports import ExportFormat, export
 from tidegate.billing.focus import COLUMNS
 from tidegate.billing.periods import Period
+from tidegate.billing.render import as_html
+from tidegate.domain.contract import Contract
+from tidegate.domain.ledger import CREDITS, Adjustment, Entry, tenant_account
 from tidegate.domain.ports import Cursor
 from tidegate.domain.replica import ReplicaState
 from tidegate.domain.usage import Outcome
+from tidegate.money.drawdown import purchase
 from tidegate.money.prices import PriceTable
 
 MONTH = Period(NOVEMBER_MS, DECEMBER_MS)
@@ -105,3 +109,27 @@ async def test_the_trace_is_what_simulate_reads(world: World) -> None:
     assert _text(world, ExportFormat.CSV, "acme") == (
         "t_s,endpoint,input_tokens,output_tokens\n0.007,acme/chat,10,0\n1.234,acme/chat,10,5\n3600.000,acme/chat,10,5\n"
     )
+
+
+@on_loop
+async def test_focus_and_the_printed_invoice_have_purchases_credits_and_what_was_drawn(world: World) -> None:
+    contract = Contract("c", "acme", 12, 600_000, NOVEMBER_MS, DECEMBER_MS, NOVEMBER_MS)
+    world.contracts.add(contract, purchase(contract))
+    owed, credit = Entry(tenant_account("acme"), 0, -1_000), Entry(CREDITS, 0, 1_000)
+    world.contracts.adjust([Adjustment("k", "credit", "sorry", "acme", NOVEMBER_MS + 5, (owed, credit))])
+    await _traffic(world)
+    statements = world.billing.statements
+    text = "".join(export(world.ledger, ExportFormat.FOCUS, MONTH, "acme", statements.adjustments(MONTH, "acme")))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    billed = sum(Decimal(row["BilledCost"]) for row in rows)
+    assert billed * 10**9 == world.ledger.balances()["tenant/acme"]
+    categories = {row["ChargeCategory"]: Decimal(row["BilledCost"]) for row in rows if row["ChargeCategory"] != "Usage"}
+    assert categories == {"Purchase": Decimal("0.0006"), "Credit": Decimal("-0.000001")}
+    (drawn,) = [row for row in rows if row["PricingCategory"] == "Committed"]
+    assert (drawn["BilledCost"], drawn["EffectiveCost"]) == ("0.000000000", "0.000600000")
+    invoice = statements.invoice("acme", MONTH, DECEMBER_MS)
+    assert invoice.total_nano_usd == world.ledger.balances()["tenant/acme"]
+    page = as_html([invoice])
+    assert "tokens bought in advance" in page
+    assert "tokens of a commitment" in page
+    assert "0.0006" in page

@@ -87,7 +87,8 @@ class _Api:
         form = choice(request, "format", ExportFormat, ExportFormat.CSV)
         period, tenant = self._period(request), _tenant(request, identity)
         await self._billing.drain()
-        body = iterate_in_threadpool(export(self._billing.ledger, form, period, tenant))
+        adjustments = await asyncio.to_thread(self._statements.adjustments, period, tenant)
+        body = iterate_in_threadpool(export(self._billing.ledger, form, period, tenant, adjustments))
         return StreamingResponse(_encoded(body), media_type=MEDIA_TYPES[form])
 
     async def invoices(self, request: Request, identity: Identity) -> Response:

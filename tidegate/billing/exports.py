@@ -9,7 +9,7 @@ import msgspec
 from tidegate.billing import focus
 from tidegate.billing.periods import Period
 from tidegate.billing.usage_events import cloud_event, lago_event
-from tidegate.domain.ledger import Charged, ExportRow
+from tidegate.domain.ledger import Adjustment, Charged, ExportRow
 from tidegate.domain.money_ports import Ledger
 from tidegate.domain.units import MS_PER_HOUR
 
@@ -35,13 +35,17 @@ MEDIA_TYPES = {
 }
 
 
-def export(ledger: Ledger, form: ExportFormat, period: Period, tenant: str | None) -> Iterator[str]:
-    """Texts that follow one another. Synchronous; may raise StoreFault between any two of them."""
+def export(
+    ledger: Ledger, form: ExportFormat, period: Period, tenant: str | None, adjustments: Sequence[Adjustment] = ()
+) -> Iterator[str]:
+    """Texts that follow one another. Synchronous; may raise StoreFault between any two of them. `adjustments` of the
+    period are costs like any other in FOCUS; they are no request's, so they are in no other format.
+    """
     match form:
         case ExportFormat.CSV:
             return _trace(ledger, period, tenant)
         case ExportFormat.FOCUS:
-            return _focus(ledger, period, tenant)
+            return _focus(ledger, period, tenant, adjustments)
         case ExportFormat.CLOUDEVENTS:
             return _events(ledger, period, tenant, cloud_event)
         case ExportFormat.LAGO:
@@ -69,7 +73,9 @@ def _events(
         yield b"\n".join([*(encode(event(row)) for row in rows), b""]).decode()
 
 
-def _focus(ledger: Ledger, period: Period, tenant: str | None) -> Iterator[str]:
+def _focus(
+    ledger: Ledger, period: Period, tenant: str | None, adjustments: Sequence[Adjustment]
+) -> Iterator[str]:
     yield focus.as_csv([], header=True)
     step_ms = FOCUS_HOURS_MAX * MS_PER_HOUR
     start_ms = period.start_ms
@@ -79,6 +85,7 @@ def _focus(ledger: Ledger, period: Period, tenant: str | None) -> Iterator[str]:
         yield focus.as_csv(focus.usage_rows(cells, period), header=False)
         start_ms = until_ms
     yield focus.as_csv(focus.time_rows(ledger.time_sums(period.start_ms, period.end_ms, tenant), period), header=False)
+    yield focus.as_csv(focus.adjustment_rows(adjustments, period), header=False)
 
 
 def _pages(

@@ -14,7 +14,7 @@ from msgspec import json
 
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import NO_PRICE, TimeSum, UsageKey, UsageSum
+from tidegate.domain.ledger import NO_PRICE, Adjustment, TimeSum, UsageKey, UsageSum
 from tidegate.domain.units import MS_PER_HOUR, usd
 
 # Every column of FOCUS 1.0, in the specification's (alphabetical) order.
@@ -71,6 +71,20 @@ def time_rows(times: Sequence[TimeSum], period: Period) -> Iterator[Row]:
         row |= _charge_period(period.start_ms, period.end_ms)
         row |= _money(time.nano_usd, 0, Decimal(time.duration_ms) / MS_PER_HOUR, "Accelerator Hours")
         row["Tags"] = '{"mode":"dedicated"}'
+        yield row
+
+
+def adjustment_rows(adjustments: Iterable[Adjustment], period: Period) -> Iterator[Row]:
+    """Purchases, credits, and what was rated again, at the instant it was. What a credit costs is below 0."""
+    for found in adjustments:
+        endpoint = found.endpoint or found.reference or found.id
+        row = _row(period, found.tenant, endpoint, found.mode or "contract", found.kind, NO_PRICE)
+        row |= _charge_period(found.at_ms, min(found.at_ms + 1_000, period.end_ms))
+        row |= _money(found.nano_usd, 0, Decimal(found.quantity), "Tokens")
+        row["ChargeCategory"] = {"purchase": "Purchase", "credit": "Credit"}.get(found.kind, "Adjustment")
+        row["ChargeClass"] = "Correction" if found.kind.startswith("rerate") else ""
+        row["ChargeFrequency"] = "One-Time"
+        row["Tags"] = json.encode({"id": found.id, "mode": found.mode or "contract"}).decode()
         yield row
 
 

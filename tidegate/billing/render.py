@@ -22,6 +22,12 @@ ITEMS = {
     "minimum_charges": "minimum charges",
     "committed_tokens": "tokens of a commitment",
     "accelerator_hours": "accelerator-hours",
+    "purchase": "tokens bought in advance",
+    "lapse": "bought tokens that lapsed",
+    "rerate": "rated again",
+    "rerate_reversal": "taken back to be rated again",
+    "rerate_reversal_undone": "re-rating taken back: as before",
+    "rerate_undone": "re-rating taken back",
 }
 MODES = {"dedicated_serverless": "dedicated serverless"}
 
@@ -76,7 +82,7 @@ def _sheet(invoice: Invoice) -> str:
         f"<section><header><h1>Invoice</h1><strong>{escape(invoice.tenant)}</strong></header>"
         f"<p>{_day(invoice.start_ms)} to {_day(invoice.as_of_ms)}{until}, UTC. Amounts in USD.</p>"
         f"<h2>Charges</h2>{_charges(invoice)}"
-        f'<p class="total">Total{until}: {_usd(invoice.total_usd)} USD</p>'
+        f'<p class="total">Total{until}: {_usd(invoice.total_usd)} USD</p>{_overflow(invoice)}'
         f"<h2>The same traffic in other modes</h2>{_modes(invoice)}"
         '<p class="quiet">Computed from the very requests of this period, at the prices each mode had when they came. '
         "Dedicated is what holding the accelerators for the whole period would have cost.</p></section>"
@@ -92,8 +98,9 @@ def _charges(invoice: Invoice) -> str:
         for at, line in enumerate(lines):
             name = f"{escape(endpoint)}<br><span class=quiet>{_mode(mode)}</span>" if at == 0 else ""
             rows.append(
-                f'<tr><td class="e">{name}</td><td>{ITEMS[line.item]}</td><td class="n">{_quantity(line)}</td>'
-                f'<td class="n">{_unit(line)}</td><td class="n">{_usd(line.usd)}</td></tr>'
+                f'<tr><td class="e">{name}</td><td>{escape(ITEMS.get(line.item, line.item))}</td>'
+                f'<td class="n">{_quantity(line)}</td><td class="n">{_unit(line)}</td>'
+                f'<td class="n">{_usd(line.usd)}</td></tr>'
             )
     heads = "<th>Endpoint</th><th>Item</th>" + "".join(f'<th class="n">{h}</th>' for h in ("Quantity", "Price", "USD"))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -108,6 +115,20 @@ def _modes(invoice: Invoice) -> str:
     ]
     total = f'<tr class="sum"><td>Total</td>{_amounts(line.usd for line in invoice.same_traffic_totals)}</tr>'
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}{total}</tbody></table>"
+
+
+def _overflow(invoice: Invoice) -> str:
+    if not invoice.overflow:
+        return ""
+    heads = "<th>Called</th><th>Served by</th><th>Why</th>"
+    heads += "".join(f'<th class="n">{head}</th>' for head in ("Requests", "USD"))
+    rows = [
+        f'<tr><td class="e">{escape(line.called)}</td><td class="e">{escape(line.endpoint)}</td>'
+        f'<td>{escape(line.reason)}</td><td class="n">{line.requests:,}</td><td class="n">{_usd(line.usd)}</td></tr>'
+        for line in invoice.overflow
+    ]
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<h2>Of these, served by another endpoint than the one called</h2>{table}"
 
 
 def _amounts(amounts: Iterable[str]) -> str:
@@ -125,7 +146,7 @@ def _quantity(line: InvoiceLine) -> str:
 
 
 def _unit(line: InvoiceLine) -> str:
-    if line.item in ("minimum_charges", "committed_tokens"):
+    if line.unit_usd == "0" and line.item not in ("input_tokens", "cached_input_tokens", "output_tokens"):
         return ""
     per = "hour" if line.item == "accelerator_hours" else "million"
     return f"{line.unit_usd} / {per}"

@@ -10,7 +10,7 @@ from tidegate.billing.accelerator_time import time_view
 from tidegate.billing.invoices import Book, make_invoice
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import FactsSpan, UsageGroup, UsageKey, UsageSum
+from tidegate.domain.ledger import Adjustment, FactsSpan, UsageGroup, UsageKey, UsageSum
 from tidegate.domain.money_ports import Contracts, Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.prices import PriceTable
@@ -62,6 +62,11 @@ class Statements:
         sums = self._ledger.balances()
         return [BalanceView(account=name, nano_usd=amount, usd=usd(amount)) for name, amount in sorted(sums.items())]
 
+    def adjustments(self, period: Period, tenant: str | None) -> Sequence[Adjustment]:
+        if self._contracts is None:
+            return ()
+        return self._contracts.adjustments(period.start_ms, period.end_ms, tenant)
+
     def _book(self, period: Period, tenant: str | None, as_of_ms: int) -> Book:
         end_ms = max(min(period.end_ms, as_of_ms), period.start_ms)
         spans: dict[str, list[FactsSpan]] = {}
@@ -78,7 +83,7 @@ class Statements:
             for place, amount in token_costs(cells, start_ms, spans, prices).items():
                 costs[place] = costs.get(place, 0) + amount
         time = self._ledger.time_sums(period.start_ms, end_ms, tenant)
-        adjustments = self._contracts.adjustments(period.start_ms, end_ms, tenant) if self._contracts else ()
+        adjustments = self.adjustments(Period(period.start_ms, end_ms), tenant)
         overflow = self._ledger.overflow_sums(period.start_ms, end_ms, tenant)
         return Book(period, end_ms, usage, time, spans, prices, costs, adjustments, overflow)
 
