@@ -121,12 +121,18 @@ class Costing:
         return Outcome(np.zeros(self.units), np.array([]), why_not=why)
 
     def _best(self, found: list[Try], run: Callable[[Try], Outcome]) -> Outcome:
+        """Tries in the order of their estimates until one is good, and those that may still be cheaper than it."""
         best: Outcome | None = None
         guessed = 0.0
+        hopeless: set[str] = set()  # too slow though hardly ever cold: more warm workers do not help
         for one in tries.ordered(found, self.need.exhaustive):
-            if best is not None and not best.why_not and one.usd > guessed * CLOSE and not self.need.exhaustive:
-                break
+            if not self.need.exhaustive:
+                dearer = best is not None and not best.why_not and one.usd > max(guessed * CLOSE, best.total)
+                if dearer or one.rental.name in hopeless:
+                    continue
             outcome = run(one)
+            if outcome.why_not and outcome.cold <= 0.005 * len(outcome.ttft_ms):
+                hopeless.add(one.rental.name)
             if best is None or (bool(outcome.why_not), outcome.total) < (bool(best.why_not), best.total):
                 best, guessed = outcome, one.usd
         return best or self._nothing("no accelerator of this offer holds the model within the TPOT target")
@@ -253,14 +259,18 @@ class Costing:
         if not self.need.apart:
             return self._nothing("is for many models; this is one (--models-apart)")
 
+        loaded: dict[str, int] = {}
+
         def slowed(rental: Rental, c: Curve) -> Curve:
             room = int(known()[0][rental.name].memory_gb * 0.8 * c.spread // self.need.model.weights_gb)
             loads = load_pattern(part, max(1, room), self._cold_ms(offer))
+            loaded[rental.name] = int((loads > 0).sum())
             return replace(c, prefill_ms=(np.array(c.prefill_ms) + loads).tolist(), work_ms=c.work_ms + loads)
 
         def run(one: Try) -> Outcome:
             replicas, done = self.smallest(one.curve, part)
-            return replace(self._paid(done, part, one.rental, one.curve, one.rental.usd_per_hour), replicas=replicas)
+            outcome = self._paid(done, part, one.rental, one.curve, one.rental.usd_per_hour)
+            return replace(outcome, replicas=replicas, cold=loaded[one.rental.name])
 
         fit = [(rental, slowed(rental, c)) for rental, c in self._fit(offer, part)]
         return self._best(tries.reserved(part, self.need.slo_ttft_ms, fit), run)

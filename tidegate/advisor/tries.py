@@ -13,7 +13,7 @@ from tidegate.advisor.traffic import HOUR_MS, Traffic
 
 WARM_MAX = 2
 CLOSE = 1.15  # whose estimate is within 15 % of the winner's is replayed too
-TRIES_MAX = 4
+TRIES_MAX = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +60,7 @@ def workers(
             if offer.billing == "execution":
                 ms = estimate.executed_ms(curve, part.t_ms) + starts * cold_ms * offer.bill_cold
             usd = (ms * rental.usd_per_hour + warm * part.span_ms * warm_rate) * curve.spread / HOUR_MS
-            cold = starts > 0.01 * len(part) and cold_ms > slo_ms
+            # With one kept warm a burst waits for a place on it, not for the worker that is starting.
+            cold = not warm and starts > 0.01 * len(part) and cold_ms > slo_ms
             found.append(Try(rental, curve, warm, usd, own_ms <= slo_ms and not cold))
     return found
