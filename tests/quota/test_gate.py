@@ -89,6 +89,16 @@ def test_a_refused_request_takes_nothing_anywhere() -> None:
     assert (meter.running, meter.requests.left(T0), meter.tokens.left(T0)) == (1, 8, 880)
 
 
+def test_batch_lines_are_not_subject_to_rates() -> None:
+    at = gate(Limits(Scope.KEY, "k", requests_per_minute=1, tokens_per_minute=1, concurrency=1))
+    (meter,) = meters = at.chain("k", "acme", "acme/chat")
+    for _ in range(3):
+        hold = at.admit(meters, SMALL, T0, rates=False)
+        assert hold.headers == []
+    at.settle(hold, 20, 0, T0)
+    assert (meter.running, meter.requests.left(T0), meter.tokens.left(T0)) == (0, 1, 1)
+
+
 def test_the_headers_are_of_whatever_leaves_least() -> None:
     at = gate(Limits(Scope.KEY, "k", requests_per_minute=2), Limits(Scope.TENANT, "acme", requests_per_minute=100))
     assert dict(ask(at).headers) == {

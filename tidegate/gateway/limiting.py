@@ -68,12 +68,13 @@ class Limiter:
         if not meters:
             return None
         entry, size = call.entry, len(call.body)
-        if not any(meter.purses or meter.tokens for meter in meters):
+        if not any(meter.purses or meter.tokens for meter in meters) and not call.line:
             return self.gate.admit(meters, Demand(size, None, 0), call.arrived_ms)
         bound = bounds(call.api, head, call.body, entry.context_tokens_max)
         tokens = None if bound.output_tokens is None else bound.output_tokens * bound.answers
         cost = self._cost(call, bound) if any(meter.purses for meter in meters) else 0
-        return self.gate.admit(meters, Demand(size, tokens, cost), call.arrived_ms)
+        # Batch lines have a queue of their own: what they cost is limited, how fast they come is not.
+        return self.gate.admit(meters, Demand(size, tokens, cost), call.arrived_ms, rates=not call.line)
 
     def settle(self, hold: Hold, record: UsageRecord) -> None:
         """With what was recorded: the same amount that the ledger will rate it with."""

@@ -69,6 +69,7 @@ class Hold:
     cost_nano_usd: int
     allowances: list[Allowance]
     headers: list[tuple[bytes, bytes]]
+    rates: bool = True
 
     @property
     def money(self) -> bool:
@@ -123,7 +124,7 @@ class Gate:
 
     def settle(self, hold: Hold, tokens: int, cost_nano_usd: int, now_ms: int) -> None:
         """The request has ended, with these tokens and this price. To be told once."""
-        for meter in hold.meters:
+        for meter in hold.meters if hold.rates else ():
             meter.running -= 1
             if meter.tokens is not None:
                 meter.tokens.left(now_ms)

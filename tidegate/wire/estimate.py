@@ -15,6 +15,9 @@ TEMPLATE_TOKENS_MAX = 256  # a template's own words and special tokens, for one 
 TEXT_TOKENS_MAX = 8  # special tokens around one text of an embedding, a pair of a rerank
 
 
+_READING = frozenset({"embeddings", "classify", "score"})  # nothing is generated
+
+
 class Bounds(Struct, frozen=True):
     """`output_tokens` is None where the client left it open; `answers` is how many outputs of that length may come."""
 
@@ -39,16 +42,16 @@ _reranks = msgspec.json.Decoder(_Rerank)
 def bounds(api: str, head: RequestHead, body: bytes, context_tokens_max: int) -> Bounds:
     """For `/v1/<api>`, of a model with that context. A malformed body is the engine's to refuse: it bounds as one."""
     size = len(body)
-    if api in ("chat/completions", "completions"):
-        prompts = _prompt_count(body) if api == "completions" else 1
-        given = head.max_completion_tokens or head.max_tokens
-        output = None if given is None else min(max(given, 0), context_tokens_max)
-        most = min(size + TEMPLATE_TOKENS_MAX * prompts, context_tokens_max * prompts)
-        return Bounds(most, output, prompts * max(1, head.n or 1))
     if api == "rerank":
         query, documents = _rerank(body)
         return Bounds(size + documents * (query + TEXT_TOKENS_MAX), 0, 0)
-    return Bounds(size + TEXT_TOKENS_MAX * (1 + size // 3), 0, 0)
+    if api in _READING:
+        return Bounds(size + TEXT_TOKENS_MAX * (1 + size // 3), 0, 0)
+    prompts = _prompt_count(body) if api == "completions" else 1
+    given = head.max_completion_tokens or head.max_tokens
+    output = None if given is None else min(max(given, 0), context_tokens_max)
+    most = min(size + TEMPLATE_TOKENS_MAX * prompts, context_tokens_max * prompts)
+    return Bounds(most, output, prompts * max(1, head.n or 1))
 
 
 def _prompt_count(body: bytes) -> int:
