@@ -16,6 +16,7 @@ from tidegate.quota.buckets import Bucket
 from tidegate.quota.purse import Allowance, Purse
 
 CHARS_PER_TOKEN = 4  # for a rate, which is settled; never for money
+CHAINS_MAX = 100_000  # combinations of key and endpoint that are remembered
 BUSY_MS = 1_000  # when to come back where only an end of another request helps
 
 Rule = tuple[Scope, str]
@@ -69,7 +70,6 @@ class Hold:
     cost_nano_usd: int
     allowances: list[Allowance]
     headers: list[tuple[bytes, bytes]]
-    rates: bool = True
 
     @property
     def money(self) -> bool:
@@ -103,16 +103,22 @@ class Gate:
         if found is None:
             rules = ((Scope.KEY, key), (Scope.TENANT, tenant), (Scope.ENDPOINT, endpoint))
             found = [self._meters[rule] for rule in rules if rule in self._meters]
+            if len(self._chains) >= CHAINS_MAX:
+                self._chains.clear()
             self._chains[key, endpoint] = found
         return found
 
-    def admit(self, meters: Sequence[Meter], demand: Demand, now_ms: int) -> Hold:
-        """Takes what the request may need. Refusal rate_limit_exceeded, insufficient_quota or budget_unavailable."""
+    def admit(self, meters: Sequence[Meter], demand: Demand, now_ms: int, *, rates: bool = True) -> Hold:
+        """Takes what the request may need. Refusal rate_limit_exceeded, insufficient_quota or budget_unavailable.
+
+        Without `rates` only budgets are asked.
+        """
         tokens = -(-demand.body_bytes // CHARS_PER_TOKEN) + (demand.output_tokens or 0)
-        for meter in meters:
+        rated = meters if rates else ()
+        for meter in rated:
             _check_rates(meter, tokens, now_ms)
         allowances = [purse.check(demand.cost_nano_usd, now_ms) for meter in meters for purse in meter.purses.values()]
-        for meter in meters:
+        for meter in rated:
             meter.running += 1
             if meter.requests is not None:
                 meter.requests.take(1)
@@ -120,11 +126,11 @@ class Gate:
                 meter.tokens.take(tokens)
         for allowance in allowances:
             allowance.used += demand.cost_nano_usd
-        return Hold(meters, tokens, demand.cost_nano_usd, allowances, _headers(meters, now_ms))
+        return Hold(rated, tokens, demand.cost_nano_usd, allowances, _headers(rated, now_ms))
 
     def settle(self, hold: Hold, tokens: int, cost_nano_usd: int, now_ms: int) -> None:
         """The request has ended, with these tokens and this price. To be told once."""
-        for meter in hold.meters if hold.rates else ():
+        for meter in hold.meters:
             meter.running -= 1
             if meter.tokens is not None:
                 meter.tokens.left(now_ms)
