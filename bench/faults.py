@@ -365,7 +365,7 @@ def _postgresql() -> Iterator[tuple[Callable[[Path], str], Callable[[], None]]]:
     pg_ctl = postgres.find_pg_ctl()
     if pg_ctl is None:
         raise SystemExit("PostgreSQL is not installed")
-    with postgres.server(pg_ctl, fsync=True) as server:
+    with postgres.server(pg_ctl) as server:  # without fsync: what dies is the server, not the machine under it
         template = make_url(postgres.new_database(server))
         _prepare(template.render_as_string(hide_password=False))
 

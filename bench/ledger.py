@@ -7,6 +7,8 @@ run on one machine; only their ratios mean anything elsewhere.
 * insert: the very rows the ledger wrote (records and entries), made beforehand, by the driver's ``executemany`` alone,
 in transactions of the same size into the same tables of another database.
 * counter: one UPDATE of a spend counter and one commit a request, as gateways that keep a running total do.
+* stream_end: what the journal adds to the end of a stream and to its first token, at the gateway's own port.
+* rollups: the sums of a day from rollups and from the raw records, equal.
 * append: what the journal adds to the end of a stream at 100 requests/s, beside a bare write and fdatasync of the same
   bytes at the same pace.
 * invoice: a tenant's month from the rollups of 100 million requests.
@@ -27,6 +29,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import uvloop
 from sqlalchemy import Engine, Table, select
 
 from tests import postgres
@@ -48,6 +51,7 @@ PAGE = 2_000
 COUNTER_UPDATES = 1_500
 APPENDS_A_SECOND = 100
 APPENDS = 1_000
+STREAMS = 1_200
 
 
 def run() -> dict[str, Any]:
@@ -67,6 +71,9 @@ def run() -> dict[str, Any]:
             with postgres.server(pg_ctl, fsync=True) as server:
                 figures["postgresql"] = _database(lambda: postgres.new_database(server), directory)
         figures["append"] = asyncio.run(_append(directory))
+        (directory / "gateway").mkdir()
+        figures["stream_end"] = _with_uvloop(_stream_end(directory / "gateway"))
+        figures["rollups"] = _rollups(directory)
         figures["invoice"] = _invoice(directory)
     return figures
 
@@ -238,7 +245,83 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}": round(ordered[len(ordered) * q // 100], 3) for q in (50, 95, 99)}
 
 
+async def _stream_end(directory: Path) -> dict[str, Any]:
+    """What a client of the gateway sees with the journal and without it, streams in turns at 100 a second: time to the
+    first token, and from the last token to the end of the stream (which waits for the record to be on disk).
+    """
+    from tests.gateway import rig
+
+    seen: dict[str, list[tuple[float, float]]] = {"journal": [], "none": []}
+    async with rig.rig(directory) as gateway:
+        await gateway.control.route(gateway.target(slots=64))
+        journal = SegmentJournal(directory / "journal", "boot-1")
+        nothing = gateway.journal.append
+
+        async def append(record: UsageRecord) -> None:
+            await (journal.append(record) if record.endpoint in with_journal else nothing(record))
+
+        with_journal: set[str] = set()
+        gateway.journal.append = append
+        for number in range(STREAMS):
+            name = "journal" if number % 2 else "none"
+            (with_journal.add if name == "journal" else with_journal.discard)("acme/chat")
+            began = time.perf_counter()
+            seen[name].append(await _one_stream(gateway))
+            await asyncio.sleep(max(0, 1 / APPENDS_A_SECOND - (time.perf_counter() - began)))
+        journal.close()
+    figures: dict[str, Any] = {"streams": STREAMS}
+    for name, pairs in seen.items():
+        figures |= {f"{name}_ttft_ms_{q}": value for q, value in _quantiles([first for first, _ in pairs]).items()}
+        figures |= {f"{name}_end_ms_{q}": value for q, value in _quantiles([end for _, end in pairs]).items()}
+    figures["added_end_ms_p99"] = round(figures["journal_end_ms_p99"] - figures["none_end_ms_p99"], 3)
+    figures["added_ttft_ms_p50"] = round(figures["journal_ttft_ms_p50"] - figures["none_ttft_ms_p50"], 3)
+    return figures | {"target_added_end_ms_p99": 5.0}
+
+
+async def _one_stream(gateway: Any) -> tuple[float, float]:
+    """Milliseconds to the first token, and from the last token to the end."""
+    from tests.gateway import rig
+
+    client = await gateway.client()
+    began = time.perf_counter()
+    await client.post("/v1/chat/completions", rig.chat(stream=True, max_tokens=3, pause=0.001))
+    await client.head()
+    instants = [began]
+    while data := await client.chunk():
+        if b"[DONE]" not in data:
+            instants.append(time.perf_counter())
+    end = time.perf_counter()
+    client.hang_up()
+    return (instants[1] - began) * 1_000, (end - instants[-1]) * 1_000
+
+
 # --- invoices -----------------------------------------------------------------------------------------------------
+
+
+def _rollups(directory: Path) -> dict[str, Any]:
+    """The same sums of one tenant's day from rollups and from every record and entry; they are equal, or this fails."""
+    journals = directory / "journal-rollups"
+    asyncio.run(_fill(journals, 9))
+    with _opened(_sqlite(directory)()) as engine:
+        asyncio.run(_ingest(journals, engine))
+        ledger, day = SqlLedger(engine), (NOVEMBER_MS, NOVEMBER_MS + 24 * HOUR_MS)
+        kept: list[Any] = []
+        rollups_s = _timed(lambda: kept.append(ledger.sums(*day, hourly=True)))
+        fold_s = _timed(lambda: kept.append(ledger.fold(*day)))
+        assert kept[0] == kept[1], "rollups differ from the records they sum"
+        rows = len(kept[0])
+    return {
+        "records": RECORDS,
+        "rollup_rows": rows,
+        "rollups_s": round(rollups_s, 3),
+        "fold_s": round(fold_s, 3),
+        "fold_s_of_100_million_extrapolated": round(fold_s * 100_000_000 / RECORDS),
+    }
+
+
+def _with_uvloop(main: Any) -> Any:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop a gateway has in production
+        return runner.run(main)
 
 
 def _invoice(directory: Path) -> dict[str, Any]:
@@ -247,7 +330,7 @@ def _invoice(directory: Path) -> dict[str, Any]:
     with _opened(_sqlite(directory)()) as engine:
         requests = 100_000_000 // (hours * combinations)
         tokens = (requests * 800, 0, requests * 200)
-        measured = (requests, requests, 0, *tokens, *tokens, requests * 800 * 200, 0, requests * 200 * 800)
+        measured = (requests, requests, 0, *tokens, *tokens, requests * 800 * 200, 0, requests * 200 * 800, 0, 0, 0)
         with write(engine) as connection:
             rows = [
                 (
