@@ -301,6 +301,23 @@ def test_a_full_disk_is_a_named_fault_and_gives_its_room_back(
     assert same_files(fetch(cache, profile(published)), published)
 
 
+def test_a_file_system_that_is_really_full(tmp_path: Path, published: Path) -> None:
+    """A tmpfs of 1 MiB: noticed beforehand, and by the kernel's own word where the look beforehand saw room."""
+    (tmp_path / "cache").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path / "cache")]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        for pretended, says in ((0, r"the disk has \d+ to give"), (-BUDGET, "disk of the weight cache is full")):
+            source = DirectorySource(published)
+            cache = DiskCache(tmp_path / "cache", BUDGET, lambda _, s=source: s, LIMITS, free_bytes_min=pretended)
+            with pytest.raises(DiskFull, match=says):
+                fetch(cache, profile(published))
+            assert disk_bytes(tmp_path / "cache") < MIB // 4, "what was taken is given back"
+    finally:
+        subprocess.run(["umount", str(tmp_path / "cache")], check=True)
+
+
 def test_the_disks_own_limit_counts_too(tmp_path: Path, published: Path) -> None:
     """Journals and databases live on the same disk: the cache never takes the last of it."""
     greedy = DiskCache(tmp_path / "cache", BUDGET, lambda _: DirectorySource(published), LIMITS, free_bytes_min=1 << 60)

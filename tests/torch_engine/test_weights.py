@@ -1,6 +1,7 @@
 """A model directory is checked before a byte of it is used, mapped without a copy, and refused with a reason."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests import models
-from tidegate.torch_engine import kv, memory
+from tidegate.torch_engine import kv, loader, memory, residency
 from tidegate.torch_engine.faults import EXIT_MEMORY, EXIT_MODEL, EngineError, MemoryFault, ModelFault
 from tidegate.torch_engine.model import load
 from tidegate.torch_engine.options import Options, from_order
@@ -120,6 +121,36 @@ def test_parameters_are_the_mapping_itself_and_its_pages_can_go() -> None:
     file.prefault(threads=3)
     assert memory.mapped_bytes([file.address]) >= loaded.weight_bytes
     assert [p.sum().item() for p in parameters] == before
+
+
+def test_reading_ahead_maps_every_page_of_a_cold_file() -> None:
+    folder = models.llama(hidden=256, layers=2, intermediate=512)
+    file = folder / "model.safetensors"
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    weights = Weights(folder)
+    assert memory.mapped_bytes([weights.files[0].address]) < file.stat().st_size // 2
+    weights.read_ahead().join(30)
+    assert memory.mapped_bytes([weights.files[0].address]) >= file.stat().st_size
+
+
+@pytest.mark.parametrize("make", [models.llama, models.bert_classifier])
+def test_offsets_of_the_copy_a_gpu_would_get(make: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic of CudaResidency, on a CPU: its copies are plain memory and its stream calls do nothing here."""
+    monkeypatch.setattr(residency, "pinned", lambda size: torch.zeros(size, dtype=torch.uint8))
+    for call in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, call, lambda *_: None)
+    folder = make()
+    weights = Weights(folder)
+    model = loader.build(loader.inspect(folder), weights)
+    wanted = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    copies = residency.CudaResidency(weights, model, None, torch.device("cpu"))
+    for step in (lambda: None, copies.sleep, copies.wake):
+        step()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, wanted[name]), name
+    starts = [parameter.data_ptr() - copies._host[0].data_ptr() for parameter in model.parameters()]
+    assert min(starts) % residency.ALIGNED_BYTES == 0
 
 
 def test_a_released_row_gives_its_pages_back() -> None:
