@@ -66,7 +66,8 @@ def _torch() -> Check:
 
 def _foreign_engines(config: Config) -> Check:
     """Having none is fine; one that was configured and is not there is not."""
-    found, absent = [], []
+    found: list[str] = []
+    absent: list[str] = []
     for name, foreign in FOREIGN.items():
         called = program(config, name).argv
         (found if called else absent).append(f"{name} ({' '.join(called) if called else foreign.command})")

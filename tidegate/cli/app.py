@@ -21,6 +21,7 @@ from tidegate.cli import (
     prices,
     simulate,
     tenants,
+    tune,
     up,
     usage,
 )
@@ -53,6 +54,7 @@ def _root(
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("tune")(tune.tune)
 app.command("invoices")(invoices.invoices)
 app.command("simulate")(simulate.simulate)
 app.command("plan")(simulate.plan)

@@ -80,7 +80,8 @@ def create(
 def _engine_args(given: list[str] | None) -> dict[str, str] | None:
     for word in given or ():
         if "=" not in word:
-            raise Problem(f"--engine-arg {word!r} is not accepted; accepted: NAME=VALUE, e.g. max_num_seqs=16", exit_code=2)
+            accepted = "NAME=VALUE, e.g. max_num_seqs=16"
+            raise Problem(f"--engine-arg {word!r} is not accepted; accepted: {accepted}", exit_code=2)
     return dict(word.split("=", 1) for word in given) if given else None
 
 
