@@ -14,7 +14,8 @@ from tidegate.cli.demo_story import Asked, Story, summary
 from tidegate.cli.output import Problem, cell, size
 
 VERBS = {
-    "up", "demo", "doctor", "tune", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage", "invoices",
+    "up", "demo", "doctor", "tune", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage",
+    "invoices",
     "limits", "contracts",
     "bench", "advise",
 }  # fmt: skip
