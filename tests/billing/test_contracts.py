@@ -11,7 +11,7 @@ import pytest
 from tests.billing.test_api import PRICE, Client
 from tests.billing.world import World
 from tests.loop import on_loop
-from tests.money import HOUR_MS, NOVEMBER_MS, usage
+from tests.money import DECEMBER_MS, HOUR_MS, NOVEMBER_MS, usage
 from tidegate.billing.commitments import Alerts
 from tidegate.domain.contract import Contract, Drawn
 from tidegate.domain.errors import Refusal, StoreFault
@@ -100,6 +100,30 @@ async def test_budgets_count_what_is_charged_and_drawn_and_survive_a_restart(wor
     await again.drain()
     assert again.spent is not None
     assert sum(again.spent.by_gateway[of].values()) == sum(spent.values())
+
+
+@on_loop
+async def test_a_minimum_is_of_whole_months_and_charged_once(world: World) -> None:
+    days = 24 * HOUR_MS
+    least = replace(CONTRACT, tokens=10, starts_ms=NOVEMBER_MS, expires_ms=DECEMBER_MS + 40 * days,
+                    minimum_month_nano_usd=2_000_000)  # fmt: skip
+    world.contracts.add(least, purchase(least))
+    world.contracts.add(replace(least, id="late", starts_ms=NOVEMBER_MS + 1), purchase(replace(least, id="late")))
+    await world.write(usage("a"))
+    world.clock.at_ms = DECEMBER_MS + GRACE_MS - 1
+    await world.billing.drain()
+    for later_ms in (1, days, 60 * days):
+        world.clock.at_ms += later_ms
+        await world.billing.drain()
+        await world.start_billing().drain()
+    posted = [(a.reference, a.at_ms, a.nano_usd) for a in world.contracts.adjustments(0, 10**14) if a.kind == "minimum"]
+    used = 1_000_000 + 5 * 800
+    january_ms = DECEMBER_MS + 31 * days
+    assert posted == [
+        ("c", DECEMBER_MS, 2_000_000 - used),
+        ("c", january_ms, 2_000_000),
+        ("late", january_ms, 2_000_000),
+    ]
 
 
 class Receiver:
@@ -208,6 +232,7 @@ async def test_contracts_are_sold_shown_and_billed(client: Client) -> None:
     [
         ({"price_usd": "-1"}, "price_usd"),
         ({"price_usd": "NaN"}, "price_usd"),
+        ({"minimum_month_usd": "-1"}, "minimum_month_usd"),
         ({"tokens": 0}, "tokens"),
         ({"tenant": "nobody"}, "tenant"),
         ({"expires": "2020-01-01"}, "expires"),

@@ -1,4 +1,4 @@
-"""The books of contracts: lapses when they are due, alerts when thresholds are crossed, and their delivery."""
+"""The books of contracts: lapses and minimums when they are due, alerts where thresholds are crossed."""
 
 import asyncio
 import logging
@@ -10,9 +10,11 @@ import msgspec
 
 from tidegate.domain.contract import Alert, Contract, Drawn
 from tidegate.domain.errors import StoreFault
-from tidegate.domain.money_ports import Contracts
+from tidegate.domain.limits import Window
+from tidegate.domain.money_ports import Contracts, Ledger
 from tidegate.domain.ports import Clock
-from tidegate.money.drawdown import crossed, lapse
+from tidegate.money.drawdown import GRACE_MS, Commitments, crossed, lapse, minimum
+from tidegate.quota.windows import bounds
 from tidegate.wire import webhooks
 
 LOOK_MS = 1_000
@@ -23,14 +25,42 @@ ANSWER_S_MAX = 10.0
 log = logging.getLogger(__name__)
 
 
-def keep_books(contracts: Contracts, all_: Iterable[tuple[Contract, Drawn]], now_ms: int) -> None:
-    """Once the journals are read to their ends. Raises StoreFault."""
-    for contract, drawn in all_:
-        if percents := crossed(contract, drawn):
-            contracts.cross(contract.id, percents, now_ms)
-        if (due := lapse(contract, drawn, now_ms)) is not None:
-            adjustment, after = due
-            contracts.lapse(contract.id, drawn, after, adjustment)
+class ContractBooks:
+    """Owned by the ingest's thread. Remembers only what need not be looked at again."""
+
+    def __init__(self, contracts: Contracts, ledger: Ledger) -> None:
+        self._contracts = contracts
+        self._ledger = ledger
+        self._crossed: set[tuple[str, int]] = set()
+        self._settled: set[tuple[str, int]] = set()
+
+    def load(self) -> Commitments:
+        return Commitments(self._contracts.all())
+
+    def keep(self, all_: Iterable[tuple[Contract, Drawn]], now_ms: int) -> None:
+        """Once the journals are read to their ends. Raises StoreFault."""
+        for contract, drawn in all_:
+            percents = crossed(contract, drawn)
+            if {(contract.id, percent) for percent in percents} - self._crossed:
+                self._contracts.cross(contract.id, percents, now_ms)
+                self._crossed.update((contract.id, percent) for percent in percents)
+            if (due := lapse(contract, drawn, now_ms)) is not None:
+                adjustment, after = due
+                self._contracts.lapse(contract.id, drawn, after, adjustment)
+            if contract.minimum_month_nano_usd:
+                self._keep_minimum(contract, now_ms)
+
+    def _keep_minimum(self, contract: Contract, now_ms: int) -> None:
+        """Of every whole month of the contract that is over, an hour after its end; posted once."""
+        start_ms, end_ms = bounds(Window.MONTH, contract.starts_ms)
+        while end_ms <= min(contract.expires_ms, now_ms - GRACE_MS):
+            if start_ms >= contract.starts_ms and (contract.id, start_ms) not in self._settled:
+                sums = [cell for _, cell in self._ledger.sums(start_ms, end_ms, contract.tenant)]
+                used = sum(cell.total_nano_usd + cell.drawn_nano_usd for cell in sums)
+                if (due := minimum(contract, (start_ms, end_ms), used)) is not None:
+                    self._contracts.adjust([due])
+                self._settled.add((contract.id, start_ms))
+            start_ms, end_ms = bounds(Window.MONTH, end_ms)
 
 
 class Alerts:

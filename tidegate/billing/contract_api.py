@@ -134,6 +134,7 @@ def contract_of(body: ContractCreate, now_ms: int) -> tuple[Contract, str | None
         rollover_percent=body.rollover_percent,
         rollover_ms=body.rollover_days * MS_PER_DAY,
         overage_plan=body.overage_plan or "",
+        minimum_month_nano_usd=_usd("minimum_month_usd", body.minimum_month_usd),
         alert_url=body.alert_url or "",
         alert_secret=secret,
     )
@@ -168,6 +169,7 @@ def contract_view(contract: Contract, drawn: Drawn, alerts: Sequence[Alert], now
         models=list(contract.models),
         modes=list(contract.modes),
         overage_plan=contract.overage_plan,
+        minimum_month_usd=usd(contract.minimum_month_nano_usd),
         alerts_to=contract.alert_url,
         alerts=[
             AlertView(percent=a.percent, at_ms=a.at_ms, attempts=a.attempts, ended_ms=a.ended_ms, outcome=a.outcome)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tidegate.billing.commitments import keep_books
+from tidegate.billing.commitments import ContractBooks
 from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.spending import SpendingFold
 from tidegate.domain.errors import StoreFault
@@ -56,7 +56,7 @@ class Ingest:
         self._observed: Mapping[str, EndpointFacts] | None = None
         self._spans: dict[str, list[FactsSpan]] = {}
         self._charged_until_ms = 0
-        self._contracts = contracts
+        self._contracts = ContractBooks(contracts, ledger) if contracts is not None else None
         self._commitments = Commitments(())
         self.spending = SpendingFold(ledger)
 
@@ -87,7 +87,7 @@ class Ingest:
     ) -> Turn:
         self._observe(now_ms, facts)
         prices = PriceTable(self._prices.versions())
-        self._commitments = Commitments(self._contracts.all() if self._contracts is not None else ())
+        self._commitments = self._contracts.load() if self._contracts is not None else Commitments(())
         records = pages = 0
         boots = self._reader.boots()
         self.spending.watch(limits, boots, now_ms)
@@ -106,7 +106,7 @@ class Ingest:
         if pages < TURN_PAGES_MAX:
             self.spending.settle(boots)
             if self._contracts is not None:
-                keep_books(self._contracts, self._commitments.all(), now_ms)
+                self._contracts.keep(self._commitments.all(), now_ms)
         return Turn(records, pages >= TURN_PAGES_MAX)
 
     # --- usage ----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ _ITEM_ORDER = (
     "accelerator_hours",
     "purchase",
     "lapse",
+    "minimum",
     "credit",
     "rerate_reversal",
     "rerate",

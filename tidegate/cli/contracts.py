@@ -25,6 +25,9 @@ def create(
     rollover_percent: Annotated[int, typer.Option(help="share of what is unspent that stays spendable")] = 0,
     rollover_days: Annotated[int, typer.Option(help="for how long it does")] = 0,
     overage_plan: Annotated[str | None, typer.Option(help="price plan for what is not covered")] = None,
+    minimum_month: Annotated[
+        str | None, typer.Option(metavar="USD", help="least that tokens come to in each whole month")
+    ] = None,
     alert_url: Annotated[str | None, typer.Option(help="told at 50, 80 and 100 %, by signed webhook")] = None,
     alert_secret: Annotated[
         str | None, typer.Option(envvar="TIDEGATE_ALERT_SECRET", help="whsec_…; without it one is made")
@@ -47,6 +50,7 @@ def create(
         "rollover_percent": rollover_percent,
         "rollover_days": rollover_days,
         "overage_plan": overage_plan,
+        "minimum_month_usd": minimum_month,
         "alert_url": alert_url,
         "alert_secret": alert_secret,
     }

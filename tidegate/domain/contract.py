@@ -11,7 +11,8 @@ class Contract:
     Of several, the lowest `priority` number is drawn down first, then the one that expires first, then the oldest. Of
     what is unspent at expiry, `rollover_percent` stays spendable for `rollover_ms` more; the rest lapses, by an entry
     that says so. What no commitment covers is charged at the plan `overage_plan`, or as without a contract when that
-    is empty. Alerts go to `alert_url`, signed with `alert_secret`.
+    is empty. In each whole UTC calendar month of it the tenant pays at least `minimum_month_nano_usd` for tokens.
+    Alerts go to `alert_url`, signed with `alert_secret`.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Contract:
     overage_plan: str = ""
     alert_url: str = ""
     alert_secret: str = ""
+    minimum_month_nano_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tidegate.domain.ledger import (
     NO_PRICE,
     REVENUE_DRAWDOWN,
     REVENUE_EXPIRED,
+    REVENUE_MINIMUM,
     Adjustment,
     Entry,
     RatedUsage,
@@ -131,6 +132,16 @@ def lapse(contract: Contract, drawn: Drawn, now_ms: int) -> tuple[Adjustment, Dr
     entries = (Entry(commitment_account(contract.id), tokens, amount), Entry(REVENUE_EXPIRED, tokens, -amount))
     name = f"{contract.id}/lapse/{after.lapsed}"
     return Adjustment(name, "lapse", contract.id, contract.tenant, now_ms, entries, quantity=tokens), after
+
+
+def minimum(contract: Contract, month: tuple[int, int], used_nano_usd: int) -> Adjustment | None:
+    """What a month's tokens (charged, and drawn from commitments) fall short of the contract's minimum."""
+    shortfall = contract.minimum_month_nano_usd - used_nano_usd
+    if shortfall <= 0:
+        return None
+    entries = (Entry(tenant_account(contract.tenant), 0, shortfall), Entry(REVENUE_MINIMUM, 1, -shortfall))
+    name = f"{contract.id}/minimum/{month[0]}"
+    return Adjustment(name, "minimum", contract.id, contract.tenant, month[1], entries)
 
 
 def crossed(contract: Contract, drawn: Drawn) -> list[int]:

@@ -31,6 +31,7 @@ class ContractCreate(Request, frozen=True, kw_only=True):
     rollover_percent: Annotated[int, Meta(ge=0, le=100)] = 0
     rollover_days: Annotated[int, Meta(ge=0, le=3_660)] = 0
     overage_plan: Name | None = None
+    minimum_month_usd: Usd = "0"
     alert_url: Annotated[str, Meta(max_length=2_000)] | None = None
     alert_secret: Annotated[str, Meta(max_length=200)] | None = None
 
@@ -66,6 +67,7 @@ class ContractView(Struct, frozen=True, kw_only=True):
     models: list[str]
     modes: list[str]
     overage_plan: str
+    minimum_month_usd: str
     alerts_to: str
     alerts: list[AlertView]
 
@@ -87,7 +89,7 @@ class CreditCreate(Request, frozen=True, kw_only=True):
 
 
 class AdjustmentView(Struct, frozen=True, kw_only=True):
-    """A transaction of no request: `kind` is purchase | lapse | rerate | rerate_reversal | credit."""
+    """A transaction of no request: `kind` is purchase | lapse | minimum | credit | rerate | rerate_reversal."""
 
     id: str
     kind: str
