@@ -95,6 +95,7 @@ def test_the_tier_and_the_estimate_tell_remote_from_disk() -> None:
     )
     scene.tell(plan.WeightsChanged("n1", (model.digest,)))
     assert tier(scene, "a") is Tier.DISK
+    assert scene.core.view().hosts[0].on_disk == (model.digest,)
 
 
 def test_how_far_a_fetch_is_reaches_the_endpoint() -> None:

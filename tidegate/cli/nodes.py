@@ -6,7 +6,7 @@ from tidegate.cli.client import Api, Key, Url
 from tidegate.cli.output import Format, Output, cell, show, size
 
 app = typer.Typer(help="Machines and accelerators.", invoke_without_command=True)
-COLUMNS = ("node", "region", "accelerator", "kind", "memory", "reserved", "residents")
+COLUMNS = ("node", "region", "accelerator", "kind", "memory", "reserved", "residents", "on disk")
 
 
 @app.callback()
@@ -38,6 +38,7 @@ def _list(output: Format, url: str | None, key: str | None) -> None:
             "residents": cell(
                 [f"{resident['endpoint']} ({resident['state']})" for resident in accelerator["residents"]]
             ),
+            "on disk": cell([digest[:8] for digest in node["on_disk"]]),
         }
         for node in found
         for accelerator in node["accelerators"]

@@ -160,6 +160,7 @@ def node_view(node: Node, joined_ms: int, fleet: core.FleetView) -> admin.NodeVi
         host_memory_bytes=node.host_memory_bytes,
         host_reserved_bytes=host.reserved_bytes if host else 0,
         disk_bytes=node.disk_bytes,
+        on_disk=list(host.on_disk) if host else [],
         accelerators=[
             admin.AcceleratorView(
                 id=accelerator.id,

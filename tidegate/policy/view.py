@@ -49,10 +49,13 @@ class AcceleratorView:
 
 @dataclass(frozen=True, slots=True)
 class HostView:
+    """`on_disk` are the digests of fetched models."""
+
     node: str
     region: str
     capacity_bytes: int
     reserved_bytes: int
+    on_disk: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

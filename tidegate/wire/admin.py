@@ -284,7 +284,7 @@ class AcceleratorView(Struct, frozen=True):
 
 
 class NodeView(Struct, frozen=True):
-    """A node and its budgets; `joined_ms` is when its present link was made."""
+    """A node and its budgets; `joined_ms` is when its present link was made, `on_disk` digests of fetched models."""
 
     id: str
     region: str
@@ -293,6 +293,7 @@ class NodeView(Struct, frozen=True):
     host_reserved_bytes: int
     disk_bytes: int
     accelerators: list[AcceleratorView]
+    on_disk: list[str] = []
 
 
 class ActivityView(Struct, frozen=True):

@@ -142,7 +142,13 @@ def view(fleet: Fleet) -> FleetView:
             for place, account in fleet.book.accounts.items()
         ),
         hosts=tuple(
-            HostView(n.id, n.region, n.host_memory_bytes, n.host_memory_bytes - fleet.book.host_free(n.id))
+            HostView(
+                n.id,
+                n.region,
+                n.host_memory_bytes,
+                n.host_memory_bytes - fleet.book.host_free(n.id),
+                tuple(sorted(fleet.on_disk.get(n.id, ()))),
+            )
             for n in fleet.nodes.values()
         ),
         gateways=tuple(fleet.gateways),
