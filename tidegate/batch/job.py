@@ -27,6 +27,7 @@ CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)
 BROKEN_MAX = 8
 SETTLE_S_MAX = 10.0
 SAVE_S = 1.0
+LEFT_LINES = 500  # that were not done, told at a time
 LOOK_S = 0.25
 RUSH_SHARE = 0.1  # of the window: from then on nobody can know that what is left still fits
 
@@ -282,9 +283,12 @@ class Job:
                 if cancelled
                 else ("batch_expired", "This request could not be executed before the completion window expired.")
             )
-            for line in pending:
-                asked = await asyncio.to_thread(lines.read, reader, line)
-                results.add(unanswered(_line_id(self.batch.id, line.number), asked.custom_id, code, message), ok=False)
+            left = list(pending)
+            for first in range(0, len(left), LEFT_LINES):
+                some = left[first : first + LEFT_LINES]
+                names = await asyncio.to_thread(_names, reader, some)
+                for line, custom_id in zip(some, names, strict=True):
+                    results.add(unanswered(_line_id(self.batch.id, line.number), custom_id, code, message), ok=False)
                 await results.room()
             await results.flush()
         verdict = Status.CANCELLED if cancelled else Status.EXPIRED if pending else Status.COMPLETED
@@ -352,3 +356,7 @@ def _counts(results: Results) -> dict[str, Any]:
 
 def _line_id(batch_id: str, number: int) -> str:
     return "batch_req_" + hashlib.sha256(f"{batch_id}-{number}".encode()).hexdigest()[:24]
+
+
+def _names(reader: Reader, some: list[Line]) -> list[str]:
+    return [lines.read(reader, line).custom_id for line in some]
