@@ -168,6 +168,8 @@ def test_every_key_is_documented() -> None:
     expected = set(_keys(Config)) - sections
     for section in ("Accelerators", "Engine", "Gateway", "Capacity", "Weights", "Price", "Remote", "Batch"):
         expected |= set(_keys(getattr(module, f"{section}Config")))
+    assert "`webhooks.<tenant>.url`" in page
+    expected -= {"webhooks"}  # one row for its two keys
     assert set(_keys(module.PriceTermsConfig)) - expected == {"tenant", "endpoint", "model", "mode"}
     expected |= {f"tenants.{key}" for key in _keys(module.TenantConfig)} | {
         f"endpoints.{key}" for key in _keys(module.EndpointConfig)
