@@ -3,15 +3,19 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from tests.money import NOVEMBER_MS, page, price, usage
+from tests.stores.test_ledger import empty
 from tidegate.domain.contract import Alert, Contract, Drawn
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import Adjustment, Entry
 from tidegate.domain.limits import Budget, Limits, Scope, Spending, Window
 from tidegate.domain.ports import Change, Cursor
-from tidegate.money.drawdown import Commitments, purchase, with_drawdown
+from tidegate.money.drawdown import Commitments, purchase, with_drawdown, worth
+from tidegate.money.rating import rate
 from tidegate.stores.contracts import SqlContracts
 from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.state import SqlStateStore
@@ -92,3 +96,50 @@ def test_limits_are_desired_state(sql_engine: Engine) -> None:
     assert store.commit(state.version, Change(put=(other,))).limits == (other,) == store.load().limits
     gone = store.commit(state.version + 1, Change(remove_limits=((Scope.KEY, "key-1"),)))
     assert gone.limits == () == SqlStateStore(sql_engine).load().limits
+
+
+_REQUEST = st.tuples(st.integers(0, 30), st.integers(10, 60), st.integers(0, 40), st.sampled_from(["acme", "birch"]))
+_USED = st.lists(_REQUEST, max_size=40)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_USED, st.integers(1, 9), st.integers(0, 10**9))
+def test_commitments_in_the_ledger_are_what_adding_up_by_hand_gives(
+    sql_engine: Engine, used: list[tuple[int, int, int, str]], page_records: int, price_nano_usd: int
+) -> None:
+    empty(sql_engine)
+    store, ledger, cursor = SqlContracts(sql_engine), SqlLedger(sql_engine), START
+    bought = [
+        replace(CONTRACT, id=f"c{n}", tokens=tokens, price_nano_usd=price_nano_usd, models=(), expires_ms=10**14)
+        for n, tokens in enumerate((7, 300, 400))
+    ]
+    for contract in bought:
+        store.add(contract, purchase(contract))
+    everything: dict[str, int] = {}
+    for at in range(0, len(used), page_records):
+        records = {
+            f"r{n}": usage(f"r{n}", input_tokens=i, output_tokens=o, tenant=tenant)
+            for n, i, o, tenant in used[at : at + page_records]
+        }
+        commitments, rated = Commitments(store.all()), []
+        known = set(ledger.known(records))
+        for record in records.values():
+            concerned = [] if record.id in known else commitments.concern(record)
+            taken = commitments.cover(record, concerned)
+            rated.append(with_drawdown(record, taken, price()) if taken else rate(record, price()))
+            if record.id not in known and record.tenant == "acme":
+                everything[record.id] = record.input_tokens + record.output_tokens
+        step = replace(page(cursor, *records.values()), final=tuple(rated), drawn=commitments.changes())
+        ledger.post(step)
+        cursor = step.next
+    drawn = {contract.id: state for contract, state in store.all()}
+    assert sum(state.used for state in drawn.values()) == min(707, sum(everything.values()))
+    balances = ledger.balances()
+    assert sum(balances.values()) == 0
+    for contract in bought:
+        left = contract.price_nano_usd - worth(contract, drawn[contract.id].used)
+        assert balances.get(f"commitment/{contract.id}", 0) == -left
+    cells = ledger.sums(0, 10**14, hourly=True)
+    assert cells == ledger.fold(0, 10**14)
+    assert sum(cell.drawn_tokens for _, cell in cells) == sum(state.used for state in drawn.values())
+    assert sum(cell.drawn_nano_usd for _, cell in cells) == -balances.get("revenue/drawdown", 0)

@@ -226,11 +226,12 @@ _RECORDS = st.builds(
     output_tokens=st.integers(0, 1_000),
     arrived_ms=st.integers(NOVEMBER_MS, NOVEMBER_MS + 4 * HOUR_MS),
 )
-_PRICES = PriceTable([price(), price(id=2, effective_ms=NOVEMBER_MS + HOUR_MS * 3 // 2, output_nano_usd=3)])
+_LATER = price(id=2, effective_ms=NOVEMBER_MS + HOUR_MS * 3 // 2, output_nano_usd=3, minimum_nano_usd=50_000)
+_PRICES = PriceTable([price(), _LATER])
 _PERIODS = st.tuples(st.integers(-1, 4 * HOUR_MS), st.integers(0, 4 * HOUR_MS))
 
 
-def _empty(engine: Engine) -> None:
+def empty(engine: Engine) -> None:
     with engine.begin() as connection:
         for table in metadata.sorted_tables:
             if table.name != "state_version":
@@ -255,7 +256,7 @@ def _by_hand(records: list[UsageRecord], start_ms: int, end_ms: int) -> dict[tup
 def test_sums_over_any_period_are_what_adding_up_by_hand_gives(
     sql_engine: Engine, pages: list[list[UsageRecord]], offsets: tuple[int, int]
 ) -> None:
-    _empty(sql_engine)
+    empty(sql_engine)
     ledger, cursor = SqlLedger(sql_engine), START
     posted: dict[str, UsageRecord] = {}
     for records in pages:
