@@ -222,7 +222,7 @@ class Job:
                 self._in_flight -= 1
             await results.room()
             if pause_s is not None:
-                pending.appendleft(line)
+                pending.append(line)  # behind all others: what one line cannot have now, another may
                 await asyncio.sleep(pause_s)
 
     async def _one(self, reader: Reader, results: Results, line: Line) -> float | None:
