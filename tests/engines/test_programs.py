@@ -155,6 +155,27 @@ def test_vllm_level_2_reloads_weights_and_adapters_come_and_go(tmp_path: Path) -
     asyncio.run(main())
 
 
+def test_on_a_gpu_an_engine_that_holds_nothing_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that does not see the host's process numbers: awake and 0 bytes cannot both be."""
+    from tidegate.engines import served
+
+    monkeypatch.setattr(served, "gpu_held_by", lambda _pids: 0)
+
+    async def main() -> None:
+        lifeline = Lifeline()
+        process = Process.start(["/bin/sh", "-c", "sleep 30"], lifeline=lifeline)
+        driver = VllmDriver(Program(("/bin/sh",)), directory=tmp_path, lifeline=lifeline)
+        engine = driver.engine(order(), process, f"unix:{tmp_path / 's'}", deque())
+        with pytest.raises(EngineFault, match="process ids"):
+            await engine.memory()
+        await engine.stop()
+        lifeline.close()
+
+    asyncio.run(main())
+
+
 def test_the_reason_of_a_failed_start_is_its_complaint_without_paths(tmp_path: Path) -> None:
     async def main() -> None:
         lifeline = Lifeline()

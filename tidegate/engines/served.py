@@ -219,7 +219,11 @@ class ServedEngine(ABC):
         self._check_running()
         if self._on_cpu:
             return await asyncio.to_thread(held_by_session, self.pid, self._files)  # walks page tables
-        return Held(await asyncio.to_thread(gpu_held_by, (self.pid, *session_of(self.pid))), 0)
+        held = await asyncio.to_thread(gpu_held_by, (self.pid, *session_of(self.pid)))
+        if not held and not self._asleep:
+            # In a container the GPU driver counts by the host's process numbers: then nothing of ours is ever found.
+            raise EngineFault("its GPU memory is not found by process: in a container, share the host's process ids")
+        return Held(held, 0)
 
     def _canary_request(self) -> tuple[str, dict[str, Any]]:
         name = self.order.deployment.endpoint
