@@ -46,7 +46,7 @@ wait_ms_max = 3000
 """
 
 
-def _apply(platform: Platform, *names: str) -> str:
+def _apply(platform: Platform, *names: str, slots: int = 4) -> str:
     """Endpoints that fill an accelerator each; a key of their tenant."""
     from tests import models
 
@@ -54,7 +54,7 @@ def _apply(platform: Platform, *names: str) -> str:
         admin.post("/api/v1/tenants", json={"id": "acme"}).raise_for_status()
         key = admin.post("/api/v1/keys", json={"tenant": "acme"}).raise_for_status().json()["secret"]
         for seed, name in enumerate(names):
-            body = {"model": str(models.llama(seed=100 + seed)), "accelerator_memory": "48MiB", "slots": 4}
+            body = {"model": str(models.llama(seed=100 + seed)), "accelerator_memory": "48MiB", "slots": slots}
             admin.put(f"/api/v1/endpoints/acme/{name}", json=body).raise_for_status()
     return str(key)
 
@@ -108,7 +108,7 @@ def kills(lines: int, directory: Path, seed: int = 1, tokens: int = 8) -> dict[s
     config, port, killed = CONFIG.format(accelerators=2), free_port(), []
     started = time.monotonic()
     with contextlib.suppress(ProcessLookupError), running(directory, config=config, port=port) as platform:
-        key = _apply(platform, "bulk")
+        key = _apply(platform, "bulk", slots=16)
         with _client(platform, key) as client:
             batch_id = _submit(client, _lines(lines, tokens, seed))
             for share, what in ((0.2, "engine"), (0.4, "gateway"), (0.6, "platform")):
@@ -284,10 +284,12 @@ def _bursts(client: httpx.Client, seconds: float, seed: int) -> tuple[list[float
     return ttft, busy_s
 
 
-def run(lines: int = 2_000, rounds: int = 30, seconds: float = 120.0, only: str = "") -> dict[str, Any]:
+def run(
+    lines: int = 2_000, rounds: int = 30, seconds: float = 120.0, only: str = "", tokens: int = 8
+) -> dict[str, Any]:
     """All three, or `only` one of them, each on a platform of its own."""
     parts = {
-        "kills": lambda folder: kills(lines, folder),
+        "kills": lambda folder: kills(lines, folder, tokens=tokens),
         "reclaim": lambda folder: reclaim(rounds, folder),
         "harvest": lambda folder: harvest(seconds, folder),
     }
@@ -302,8 +304,9 @@ def run(lines: int = 2_000, rounds: int = 30, seconds: float = 120.0, only: str 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=2_000)
+    parser.add_argument("--tokens", type=int, default=8, help="of each answer, in kills")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--only", choices=("kills", "reclaim", "harvest"), default="")
     options = parser.parse_args()
-    print(json.dumps(run(options.lines, options.rounds, options.seconds, options.only), indent=2))
+    print(json.dumps(run(options.lines, options.rounds, options.seconds, options.only, options.tokens), indent=2))
