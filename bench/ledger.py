@@ -261,7 +261,7 @@ async def _stream_end(directory: Path) -> dict[str, Any]:
             await (journal.append(record) if record.endpoint in with_journal else nothing(record))
 
         with_journal: set[str] = set()
-        gateway.journal.append = append
+        gateway.journal.append = append  # type: ignore[method-assign]
         for number in range(STREAMS):
             name = "journal" if number % 2 else "none"
             (with_journal.add if name == "journal" else with_journal.discard)("acme/chat")

@@ -70,9 +70,33 @@ def decode_body(body: bytes) -> UsageRecord | None:
     r = record
     counted = 0 <= r.cached_tokens <= r.input_tokens <= TOKENS_MAX and 0 <= r.output_tokens <= TOKENS_MAX
     # A clock that was set back may make a duration negative; that must not cost anybody a record.
-    times = (r.first_token_ms, r.ended_ms, r.queue_ms, r.activation_ms)
-    timed = 0 <= r.arrived_ms <= EPOCH_MS_MAX and min(times) >= -EPOCH_MS_MAX and max(times) <= EPOCH_MS_MAX
+    timed = (
+        0 <= r.arrived_ms <= EPOCH_MS_MAX
+        and -EPOCH_MS_MAX <= r.first_token_ms <= EPOCH_MS_MAX
+        and -EPOCH_MS_MAX <= r.ended_ms <= EPOCH_MS_MAX
+        and -EPOCH_MS_MAX <= r.queue_ms <= EPOCH_MS_MAX
+        and -EPOCH_MS_MAX <= r.activation_ms <= EPOCH_MS_MAX
+    )
     return record if counted and timed and b"\\u0000" not in body else None
+
+
+def intact_run(buffer: bytes, offset: int, records_max: int) -> tuple[list[UsageRecord], int]:
+    """Records of the intact frames from `offset` on, and where the first one begins that is not (or may not be). What
+    a reader does nearly all the time, so without an object a frame; the rest is `frame_at`'s.
+    """
+    records: list[UsageRecord] = []
+    while len(records) < records_max and offset + HEADER.size <= len(buffer):
+        marker, length, crc = HEADER.unpack_from(buffer, offset)
+        end = offset + HEADER.size + length
+        if marker != MARKER or length > RECORD_BYTES_MAX or end > len(buffer):
+            break
+        body = buffer[offset + HEADER.size : end]
+        record = decode_body(body) if zlib.crc32(body, length) == crc else None
+        if record is None:
+            break
+        records.append(record)
+        offset = end
+    return records, offset
 
 
 def frame_at(buffer: bytes, offset: int) -> Frame | Cut | Damaged:

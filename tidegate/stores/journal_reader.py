@@ -24,8 +24,8 @@ from tidegate.stores.journal_format import (
     RECORD_BYTES_MAX,
     Cut,
     Frame,
-    decode_body,
     frame_at,
+    intact_run,
     next_frame,
     segment_numbers,
     segment_path,
@@ -143,13 +143,13 @@ def parse_window(window: bytes, records_max: int, *, whole: bool, final: bool) -
     """Frames of a window that begins at a frame boundary. `whole`: the window reaches the end of its segment."""
     parsed = Parsed([], 0, [])
     while parsed.end < len(window) and len(parsed.records) < records_max:
+        records, parsed.end = intact_run(window, parsed.end, records_max - len(parsed.records))
+        parsed.records += records
+        if parsed.end >= len(window) or len(parsed.records) >= records_max:
+            break
         found = frame_at(window, parsed.end)
-        if isinstance(found, Frame):
-            record = decode_body(found.body)
-            if record is None:
-                parsed.damage.append((parsed.end, found.end))
-            else:
-                parsed.records.append(record)
+        if isinstance(found, Frame):  # intact, but no record that can be posted
+            parsed.damage.append((parsed.end, found.end))
             parsed.end = found.end
             continue
         if isinstance(found, Cut) and not whole:
