@@ -16,7 +16,9 @@ from tidegate.engines.weights.download import DownloadLimits
 from tidegate.engines.weights.faults import SourceUnavailable
 from tidegate.engines.weights.source import RemoteFile
 
-LIMITS = DownloadLimits(connections=3, range_bytes=64 << 10, tries_max=3, wait_ms_min=1, wait_ms_max=5)
+LIMITS = DownloadLimits(
+    connections=3, range_bytes=64 << 10, sync_bytes=128 << 10, tries_max=3, wait_ms_min=1, wait_ms_max=5
+)
 
 
 def say(*words: object) -> None:

@@ -29,10 +29,13 @@ POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """`tries_max` for each range; between two tries at least `wait_ms_min`, doubled up to `wait_ms_max`."""
+    """`tries_max` for each range; between two tries at least `wait_ms_min`, doubled up to `wait_ms_max`. What a crash
+    may cost is `sync_bytes` and the ranges under way: syncing costs the same for much as for little.
+    """
 
     connections: int = 8
     range_bytes: int = 8 << 20
+    sync_bytes: int = 128 << 20
     tries_max: int = 6
     wait_ms_min: int = 250
     wait_ms_max: int = 15_000
@@ -46,6 +49,7 @@ class Download:
         self._failed = threading.Event()
         self._writing = threading.Lock()
         self._done_bytes = 0
+        self._unsynced: list[tuple[int, int, int]] = []
         self.total_bytes = sum(file.size for file in wanted)
 
     @property
@@ -94,7 +98,9 @@ class Download:
                 worker.start()
             while any(worker.is_alive() for worker in workers):
                 if stop.wait(POLL_S):  # one may sit in a read for a minute more: nobody waits for it, it can do no harm
+                    self._sync(descriptors, 0)
                     raise Stopped("the download was stopped")
+            self._sync(descriptors, 0)
             if errors:  # the others only stopped because of the first
                 raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
 
@@ -125,8 +131,8 @@ class Download:
                     raise Stopped("the download was stopped")
                 body = self._read(self._files[index].name, start, end, stop)
                 _pwrite(descriptors.files[index], body, start)
-                os.fdatasync(descriptors.files[index])
-                self._note(descriptors.journal, (index, start, end), progress)
+                self._note((index, start, end), progress)
+                self._sync(descriptors, self._limits.sync_bytes)
         except BaseException as error:  # noqa: BLE001 - handed to whoever runs the download
             errors.append(error)
             self._failed.set()
@@ -149,12 +155,23 @@ class Download:
             if stop.wait(min(left_s, 0.05)) or self._failed.is_set():
                 raise Stopped("the download was stopped")
 
-    def _note(self, journal: int, done: tuple[int, int, int], progress: Callable[[int], None]) -> None:
-        os.write(journal, _line(done))  # appended in one call: lines of several threads do not mix
+    def _note(self, done: tuple[int, int, int], progress: Callable[[int], None]) -> None:
         with self._writing:
+            self._unsynced.append(done)
             before, self._done_bytes = self._percent(), self._done_bytes + done[2] - done[1]
             if (after := self._percent()) != before:
                 progress(after)
+
+    def _sync(self, descriptors: "_Descriptors", bytes_min: int) -> None:
+        """Puts finished ranges on the disk, then their lines into the journal, once there are `bytes_min` of them."""
+        with self._writing:
+            if sum(end - start for _, start, end in self._unsynced) < bytes_min:
+                return
+            done, self._unsynced = self._unsynced, []
+        for index in {index for index, _, _ in done}:
+            os.fdatasync(descriptors.files[index])
+        if done:  # appended in one call: lines of several threads do not mix
+            os.write(descriptors.journal, b"".join(_line(each) for each in done))
 
     def _percent(self) -> int:
         return 100 * self._done_bytes // self.total_bytes if self.total_bytes else 100
