@@ -11,11 +11,11 @@ from tidegate.control.catalog import catalog
 from tidegate.control.deployments import Facts, deployment, split_name, succeed
 from tidegate.control.engines import BUILTIN, EngineTraits
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelKind, ModelProfile
+from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelKind, ModelProfile, ScheduleEntry
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import State
 from tidegate.domain.units import MIB
-from tidegate.wire.admin import EndpointApply
+from tidegate.wire.admin import EndpointApply, ScheduleBody
 
 VLLM = EngineTraits(arguments={"dtype": "auto|float16"}, movable=True)
 SETTINGS = ControlSettings(engines={"builtin": BUILTIN, "vllm": VLLM})
@@ -106,3 +106,25 @@ def test_the_catalog_says_what_gateways_need_and_never_a_path() -> None:
     assert (first.model, first.kind, first.context_tokens_max) == ("tides", ModelKind.GENERATIVE, 512)
     assert (first.shared, first.metering, second.shared, second.metering) == (False, "sse_id", True, "usage_event")
     assert "/" not in first.model
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "accepted"),
+    [
+        ({"cron": "0 8 * * 9", "min_replicas": 1, "max_replicas": 1}, "schedule[0].cron", "0 to 7"),
+        ({"cron": "0 8 * *  ", "min_replicas": 1, "max_replicas": 1}, "schedule[0].cron", "5 fields"),
+        ({"cron": "0 8 * * *", "min_replicas": 3, "max_replicas": 2}, "schedule[0].min_replicas", "max_replicas = 2"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(entry: dict[str, object], field: str, accepted: str) -> None:
+    body = EndpointApply(model="m", schedule=[ScheduleBody(**entry)])  # type: ignore[arg-type]
+    with pytest.raises(Refusal) as refused:
+        deployment("t/a", body, TIDES, FACTS, SETTINGS, 0)
+    assert refused.value.param == field
+    assert accepted in str(refused.value)
+
+
+def test_a_schedule_is_kept_as_given() -> None:
+    entry = ScheduleBody(cron="0 8 * * 1-5", min_replicas=1, max_replicas=4, utc_offset_minutes=60)
+    found = deployment("t/a", EndpointApply(model="m", schedule=[entry]), TIDES, FACTS, SETTINGS, 0)
+    assert found.schedule == (ScheduleEntry("0 8 * * 1-5", 1, 4, 60),)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from tidegate.control import remotes
 from tidegate.control.engines import ADAPTER_ROOM, EngineTraits
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Slo
+from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, ScheduleEntry, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.domain.units import GIB, MIB
+from tidegate.policy import schedule
 from tidegate.wire.admin import NAME_PATTERN, EndpointApply
 
 _NAME = re.compile(NAME_PATTERN)
@@ -85,6 +86,7 @@ def deployment(
         overflow=overflow,
         fallback=body.fallback.to if body.fallback else overflow.to if overflow else "",
         lend=body.lend,
+        schedule=_schedule(body),
     )
 
 
@@ -177,6 +179,20 @@ def _replicas(body: EndpointApply) -> tuple[int, int]:
     if low > high:
         raise _wrong("min_replicas", low, f"at most max_replicas = {high}")
     return low, high
+
+
+def _schedule(body: EndpointApply) -> tuple[ScheduleEntry, ...]:
+    for number, entry in enumerate(body.schedule):
+        key = f"schedule[{number}]"
+        try:
+            schedule.parse(entry.cron)
+        except ValueError as error:
+            raise _wrong(f"{key}.cron", entry.cron, f"minute hour day month weekday; {error}") from None
+        if entry.min_replicas > entry.max_replicas:
+            raise _wrong(f"{key}.min_replicas", entry.min_replicas, f"at most max_replicas = {entry.max_replicas}")
+        if body.mode is Mode.BATCH and entry.min_replicas:
+            raise _wrong(f"{key}.min_replicas", entry.min_replicas, "0 with mode batch")
+    return tuple(ScheduleEntry(e.cron, e.min_replicas, e.max_replicas, e.utc_offset_minutes) for e in body.schedule)
 
 
 def _with_context(body: EndpointApply, model: ModelProfile, settings: ControlSettings) -> ModelProfile:

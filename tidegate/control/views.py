@@ -90,6 +90,15 @@ def endpoint_view(
         overflow=_overflow(wanted),
         fallback=admin.FallbackBody(to=wanted.fallback) if wanted.fallback else None,
         lend=wanted.lend,
+        schedule=[
+            admin.ScheduleBody(
+                cron=e.cron,
+                min_replicas=e.min_replicas,
+                max_replicas=e.max_replicas,
+                utc_offset_minutes=e.utc_offset_minutes,
+            )
+            for e in wanted.schedule
+        ],
         base=wanted.base or None,
         limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, wanted.model.context_tokens_max),
         concurrency=promises.concurrency(wanted, seen),

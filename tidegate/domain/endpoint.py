@@ -96,6 +96,16 @@ class Overflow:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleEntry:
+    """From when `cron` fires (five fields, UTC plus the offset) until another entry does, these bounds are in force."""
+
+    cron: str
+    min_replicas: int
+    max_replicas: int
+    utc_offset_minutes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """An endpoint's desired state. `regions` is the ordered allow-list, home first; each apply raises `generation`.
 
@@ -105,6 +115,7 @@ class Deployment:
     other accelerators of its node than those it slept on. `fallback`: the endpoint that serves what this one fails to.
     `canary` stands beside it and gets `canary_permille` of its requests; `previous` is what a rollback goes back to.
     `base`: this endpoint is a LoRA adapter (`model`) without replicas; those of `base` carry it.
+    `schedule` overrides `min_replicas` and `max_replicas`, but never what a dedicated endpoint reserves.
     """
 
     endpoint: str
@@ -130,6 +141,7 @@ class Deployment:
     overflow: Overflow | None = None
     fallback: str = ""
     lend: bool = False
+    schedule: tuple[ScheduleEntry, ...] = ()
     base: str = ""
     canary: "Deployment | None" = None
     canary_permille: int = 0

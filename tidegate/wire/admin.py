@@ -86,6 +86,15 @@ class CanaryBody(Request, frozen=True):
     weight: Annotated[float, Meta(ge=0, le=1)]
 
 
+class ScheduleBody(Request, frozen=True):
+    """From when `cron` (minute hour day month weekday) fires until another entry's does, these bounds are in force."""
+
+    cron: Annotated[str, Meta(min_length=9, max_length=200)]
+    min_replicas: Annotated[int, Meta(ge=0, le=1024)]
+    max_replicas: Count
+    utc_offset_minutes: Annotated[int, Meta(ge=-720, le=840)] = 0
+
+
 class EndpointApply(Request, frozen=True):
     """An endpoint's whole desired state: what is left out gets its default, not its previous value.
 
@@ -113,6 +122,7 @@ class EndpointApply(Request, frozen=True):
     overflow: OverflowBody | None = None
     fallback: FallbackBody | None = None
     lend: bool = False
+    schedule: Annotated[list[ScheduleBody], Meta(max_length=32)] = []
     base: Annotated[str, Meta(min_length=3, max_length=130)] | None = None
     canary: CanaryBody | None = None
 
@@ -250,6 +260,7 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     overflow: OverflowBody | None = None
     fallback: FallbackBody | None = None
     lend: bool = False
+    schedule: list[ScheduleBody] = []
     base: str | None = None
     limits: LimitsView
     concurrency: ConcurrencyView

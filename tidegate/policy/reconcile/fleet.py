@@ -5,7 +5,7 @@ size.
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from tidegate.domain.endpoint import Deployment, EndpointState, Mode, ModelProfile
+from tidegate.domain.endpoint import Deployment, EndpointState, Mode, ModelProfile, ScheduleEntry
 from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Target
 from tidegate.domain.replica import COMING, ReplicaState
@@ -101,6 +101,8 @@ class Endpoint:
     timer_ms: int | None = None
     calm_ready: int = 0
     stranded: bool = False
+    scheduled: ScheduleEntry | None = None
+    scheduled_until_ms: int = 0
     route: tuple[EndpointState, tuple[Target, ...], str, str] | None = None
     eta_ms: int = 0
     activation_ms: int = 0
@@ -122,6 +124,16 @@ class Endpoint:
             if replica.deployment is not None and runtime_key(replica.deployment) == key:
                 replica.deployment = deployment
         self.deployment = deployment
+        self.scheduled, self.scheduled_until_ms = None, 0
+
+    @property
+    def floor(self) -> int:
+        """Replicas that are never given to others: what is reserved, or what the schedule says instead."""
+        reserved = self.deployment.reserved
+        if self.scheduled is None:
+            return reserved
+        dedicated = self.deployment.mode is Mode.DEDICATED
+        return max(self.scheduled.min_replicas, reserved if dedicated else 0)
 
     @property
     def busy(self) -> bool:
@@ -264,9 +276,7 @@ class Fleet:
         """Keep `idle_bytes` true after a change of the endpoint's demand or replicas."""
         mode = endpoint.deployment.mode
         ready = endpoint.ready_count()
-        spare = mode is Mode.BATCH or (
-            ready > endpoint.deployment.reserved and (not endpoint.busy or ready > endpoint.required)
-        )
+        spare = mode is Mode.BATCH or (ready > endpoint.floor and (not endpoint.busy or ready > endpoint.required))
         for replica in endpoint.replicas.values():
             outdated = replica.deployment is not endpoint.deployment
             self._count(replica, replica.state is S.READY and (spare or outdated))

@@ -213,7 +213,7 @@ def _candidates(fleet: Fleet, taker: Endpoint, place: Place, now_ms: int, press:
 
 
 def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica, now_ms: int, press: Press) -> bool:
-    """Never: what is not READY (loading, draining), `reserved`, or in its minimum residency.
+    """Never: what is not READY (loading, draining), within the `floor`, or in its minimum residency.
     Busy ones only where FORCE says so and the owner's class is not above the taker's. Batch always; and batch
     itself takes only what was idle for so long that lending it is worth the way back.
     """
@@ -224,7 +224,7 @@ def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica,
         return taker.deployment.mode is not Mode.BATCH
     if not owner.current(replica):  # an outdated replica makes room for its own successor only
         return owner is taker
-    if owner is taker or owner.ready_count() <= owner.deployment.reserved:
+    if owner is taker or owner.ready_count() <= owner.floor:
         return False
     settled_ms = replica.ready_ms + fleet.settings.residency_ms_min
     if settled_ms > now_ms:

@@ -2,7 +2,7 @@
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.replica import ReplicaState
-from tidegate.policy import scaling
+from tidegate.policy import scaling, schedule
 from tidegate.policy.reconcile import lifecycle
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet
 from tidegate.policy.reconcile.room import Press, activate
@@ -56,7 +56,7 @@ def absorb(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> bool:
     required = -(-(endpoint.queued + endpoint.in_flight) // deployment.concurrency_target)
     if not 0 < endpoint.calm_ready >= required or endpoint.queued or endpoint.timer_ms is None:
         return False
-    required = max(required, deployment.reserved)
+    required = max(required, endpoint.floor)
     bucket_ms = fleet.settings.stable_window_ms // scaling.WINDOW_BUCKETS
     if endpoint.calm_ready > max(required, 1) and endpoint.timer_ms > now_ms + bucket_ms:
         return False  # a surplus is looked at sooner than a keep-alive
@@ -81,7 +81,12 @@ def _calm_ready(endpoint: Endpoint) -> int:
 
 def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
     deployment, settings = endpoint.deployment, fleet.settings
-    minimum = deployment.reserved
+    if deployment.schedule:
+        if now_ms >= endpoint.scheduled_until_ms:
+            endpoint.scheduled, endpoint.scheduled_until_ms = schedule.in_force(deployment.schedule, now_ms)
+        fleet.look_again(endpoint, endpoint.scheduled_until_ms)
+    minimum = endpoint.floor
+    maximum = endpoint.scheduled.max_replicas if endpoint.scheduled is not None else deployment.max_replicas
     if endpoint.woken_until_ms > now_ms:
         minimum = max(minimum, 1)
         fleet.look_again(endpoint, endpoint.woken_until_ms)
@@ -92,7 +97,7 @@ def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
         load=endpoint.queued + endpoint.in_flight,
         concurrency_target=deployment.concurrency_target,
         minimum=minimum,
-        maximum=max(deployment.max_replicas, minimum),
+        maximum=max(maximum, minimum),
         recent_peak=endpoint.window.peak(now_ms),
         keep_warm=endpoint.busy or warm_until > now_ms,
     )
@@ -177,7 +182,8 @@ def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int
     """Replicas beyond what may be retained sleep: surplus of a past peak, or quiet beyond the keep-alive."""
     ready = [r for r in endpoint.replicas.values() if r.state is S.READY and endpoint.current(r)]
     ready.sort(key=lambda r: endpoint.at_home(fleet, r))
-    surplus = len(ready) - max(want.retained, endpoint.deployment.min_replicas)
+    kept = endpoint.deployment.min_replicas if endpoint.scheduled is None else endpoint.floor
+    surplus = len(ready) - max(want.retained, kept)
     rule = "scale_down" if want.retained else "idle"
     for replica in ready[: max(0, surplus)]:
         if now_ms - replica.ready_ms >= fleet.settings.residency_ms_min:
