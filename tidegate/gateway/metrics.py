@@ -40,17 +40,15 @@ class Histogram:
 
 
 class EndpointMetrics:
-    """`served`, `attained`, `failed` are those of `ServiceReported`; `told` what was last reported of them."""
+    """`served`, `attained`, `failed` are those of `ServiceReported`."""
 
-    __slots__ = (
-        "attained", "failed", "hold", "input_tokens", "outcomes", "output_tokens", "served", "told", "ttft",
-    )  # fmt: skip
+    __slots__ = ("attained", "failed", "hold", "input_tokens", "outcomes", "output_tokens", "served", "ttft")
 
     def __init__(self) -> None:
         self.outcomes: dict[Outcome, int] = {}
         self.input_tokens = 0
         self.output_tokens = 0
-        self.served = self.attained = self.failed = self.told = 0
+        self.served = self.attained = self.failed = 0
         self.hold = Histogram()
         self.ttft = Histogram()
 
@@ -63,6 +61,7 @@ class Metrics:
         self._refusals: dict[str, int] = {}
         self._overflows: dict[tuple[str, str, str], int] = {}
         self._residency_denied: dict[str, int] = {}
+        self._news: set[str] = set()
 
     def endpoint(self, name: str) -> EndpointMetrics:
         found = self._endpoints.get(name)
@@ -70,12 +69,15 @@ class Metrics:
             found = self._endpoints[name] = EndpointMetrics()
         return found
 
-    def services(self, *, every: bool) -> Iterable[tuple[str, int, int, int]]:
-        """(endpoint, served, attained, failed) of those with news, or of `every` one."""
-        for name, cell in self._endpoints.items():
-            if every or cell.told != cell.served + cell.failed:
-                cell.told = cell.served + cell.failed
-                yield name, cell.served, cell.attained, cell.failed
+    def service_changed(self, endpoint: str) -> None:
+        """Its `served`, `attained` or `failed` have news."""
+        self._news.add(endpoint)
+
+    def services(self, *, every: bool) -> list[tuple[str, int, int, int]]:
+        """(endpoint, served, attained, failed) of those with news since the last call, or of `every` one."""
+        news, self._news = self._news, set()
+        cells = ((name, self._endpoints.get(name)) for name in (self._endpoints if every else news))
+        return [(name, cell.served, cell.attained, cell.failed) for name, cell in cells if cell is not None]
 
     def refused(self, code: str) -> None:
         self._refusals[code] = self._refusals.get(code, 0) + 1

@@ -298,6 +298,7 @@ class Relay:
                 cell.failed += 1
             case Outcome.REFUSED:
                 cell.failed += refusal in UNAVAILABLE
+        self._parts.metrics.service_changed(self._called.endpoint)
         cell.input_tokens += record.input_tokens
         cell.output_tokens += record.output_tokens
         if self._call.hold is not None:
