@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ import pytest
 from tests.e2e.platform import Platform, running, wait_until
 
 pytest.importorskip("torch")
+from tidegate import demo_models
+
 pytestmark = pytest.mark.e2e
 
 SECRET = "sk-far-xyzzyplugh-0123456789"
@@ -116,6 +119,29 @@ def test_its_limit_is_told_with_its_own_retry_after(client: openai.OpenAI) -> No
         ask(client, max_tokens=429)
     assert refused.value.response.headers["retry-after"] == "9"
     assert "slow down" not in str(refused.value)
+
+
+def test_a_busy_endpoint_overflows_to_it_where_residency_allows(platform: Platform, client: openai.OpenAI) -> None:
+    overflow = {"to": "acme/big", "above_concurrency": 1}
+    body = {"model": str(demo_models.path("tides")), "overflow": overflow}
+    with platform.admin() as admin:
+        refused = admin.put("/api/v1/endpoints/acme%2Fsmall", json=body)
+        assert refused.json()["error"]["code"] == "residency_denied"
+        applied = admin.put("/api/v1/endpoints/acme%2Fsmall", json={**body, "regions": ["local", "remote"]})
+        assert applied.status_code == 200, applied.text
+    question = [{"role": "user", "content": demo_models.QUESTIONS["tides"][0]}]
+
+    def one(_: int) -> tuple[str, str]:
+        raw = client.chat.completions.with_raw_response.create(model="small", messages=question)  # type: ignore[arg-type]
+        return raw.headers.get("x-tidegate-overflow", ""), raw.parse().choices[0].message.content or ""
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(one, range(8)))
+    there = [text for reason, text in answers if reason]
+    here = [text for reason, text in answers if not reason]
+    assert here
+    assert set(there) == {"far away and well"}
+    assert "far away and well" not in here
 
 
 def test_its_key_is_in_no_file_of_the_platform(platform: Platform) -> None:
