@@ -36,6 +36,7 @@ ACCELERATOR_MEMORY = "96MiB"  # holds two replicas
 PROMPTS = ("the water of the world", "how many people came", "two more days", "a name for the new place")
 TOKENS = (4, 12, 24)
 KILLS_MIN = 4
+FAULTS = ("none", "engine", "gateway", "platform")
 REQUESTS_MAX = 20_000
 CONFIG = f"""
 demo = false
@@ -203,22 +204,44 @@ def _state(platform: Platform, endpoint: str) -> str:
         return str(admin.get(f"/api/v1/endpoints/{endpoint}").raise_for_status().json()["state"])
 
 
-Victims = Callable[[], list[psutil.Process]]
+Strike = Callable[[random.Random], bool]
+"""Kills something; whether it did."""
 
 
-async def _kill(load: Load, victims_of: Victims, every_s: float) -> None:
-    """SIGKILLs one of `victims_of()` again and again until cancelled."""
+def _one_of(victims_of: Callable[[], list[psutil.Process]]) -> Strike:
+    def strike(dice: random.Random) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if victims := victims_of():
+                dice.choice(victims).send_signal(signal.SIGKILL)
+                return True
+        return False
+
+    return strike
+
+
+def _strike(fault: str, platform: Platform) -> Strike | None:
+    def everything(_: random.Random) -> bool:
+        platform.crash()
+        return True
+
+    return {
+        "none": None,
+        "engine": _one_of(platform.engines),
+        "gateway": _one_of(platform.gateways),
+        "platform": everything,
+    }[fault]
+
+
+async def _kill(load: Load, strike: Strike, every_s: float) -> None:
+    """Again and again until cancelled."""
     dice = random.Random(load.seed + 1)
     while True:
         await asyncio.sleep(every_s * (0.5 + dice.random()))
-        if victims := victims_of():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                dice.choice(victims).send_signal(signal.SIGKILL)
-                load.kills += 1
+        load.kills += await asyncio.to_thread(strike, dice)
 
 
-async def _with_faults(load: Load, victims_of: Victims | None, every_s: float) -> None:
-    killer = asyncio.create_task(_kill(load, victims_of, every_s)) if victims_of else None
+async def _with_faults(load: Load, strike: Strike | None, every_s: float) -> None:
+    killer = asyncio.create_task(_kill(load, strike, every_s)) if strike else None
     await load.run()
     if killer is not None:
         killer.cancel()
@@ -278,7 +301,7 @@ def judge(load: Load, platform: Platform) -> dict[str, Any]:
 def round_of(
     fault: str, requests: int, concurrency: int, seed: int, directory: Path, every_s: float = 2.0
 ) -> dict[str, Any]:
-    """One round: `fault` is none | engine | gateway."""
+    """One round: `fault` is none | engine | gateway | platform (all of it, control plane and ingest too)."""
     from tests import models as make
 
     models = {f"acme/e{i}": make.llama(seed=100 + i) for i in range(ENDPOINTS)}
@@ -287,8 +310,7 @@ def round_of(
         key = apply_endpoints(platform, models)
         load = Load(platform.base_url, key, said, requests, concurrency, seed, KILLS_MIN if fault != "none" else 0)
         started = time.monotonic()
-        victims_of = {"none": None, "engine": platform.engines, "gateway": platform.gateways}[fault]
-        asyncio.run(_with_faults(load, victims_of, every_s))
+        asyncio.run(_with_faults(load, _strike(fault, platform), every_s))
         return {
             "fault": fault,
             "killed": load.kills,
@@ -298,9 +320,9 @@ def round_of(
 
 
 def run(requests: int = 200, concurrency: int = 16, seed: int = 1) -> dict[str, Any]:
-    """All three rounds."""
+    """All rounds."""
     rounds = []
-    for fault in ("none", "engine", "gateway"):
+    for fault in FAULTS:
         with tempfile.TemporaryDirectory(prefix="tidegate-exactness-") as folder:
             rounds.append(round_of(fault, requests, concurrency, seed, Path(folder)))
     return {"endpoints": ENDPOINTS, "accelerators": ACCELERATORS, "held_by_each": 2, "rounds": rounds}

@@ -228,21 +228,25 @@ def run_seed(seed: int, fault: str, folder: Path, url: str, crash: Callable[[], 
         return start(lambda: asyncio.run(billing(folder, url).run()))
 
     victims = {"gateway": ("gateway",), "ingest": ("ingest",), "all": ("gateway", "ingest")}.get(fault, ())
-    running = {"gateway": gateway(), "ingest": ingest()}
-    time.sleep(0.03)
-    for _ in range(KILLS):
-        time.sleep(dice.random() * 0.06)
-        if crash is not None and fault == "database":
-            crash()
-            tally.kills += 1
-        elif victims:
-            victim = dice.choice(victims)
-            kill(running[victim])
-            running[victim] = {"gateway": gateway, "ingest": ingest}[victim]()
-            tally.kills += 1
-    time.sleep(0.03)
-    kill(running["gateway"], signal.SIGTERM)
-    kill(running["ingest"])
+    starts = {"gateway": gateway, "ingest": ingest}
+    running = {name: begin() for name, begin in starts.items()}
+    try:
+        time.sleep(0.03)
+        for _ in range(KILLS):
+            time.sleep(dice.random() * 0.06)
+            if crash is not None and fault == "database":
+                crash()
+                tally.kills += 1
+            elif victims:
+                victim = dice.choice(victims)
+                kill(running.pop(victim))
+                running[victim] = starts[victim]()
+                tally.kills += 1
+        time.sleep(0.03)
+        kill(running.pop("gateway"), signal.SIGTERM)
+    finally:
+        for child in running.values():
+            kill(child)
     left = billing(folder, url)
     asyncio.run(_drain(left))
     judge(folder, left.ledger, tally, engine_deaths=fault in ("engine", "all"))

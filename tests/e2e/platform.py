@@ -51,6 +51,18 @@ class Platform:
         """Every process this platform started: only ever its own."""
         return sorted(psutil.Process(self.process.pid).children(recursive=True), key=lambda p: p.pid)
 
+    def crash(self) -> None:
+        """SIGKILL of `up` itself, which takes everything with it; then the same command again, on the same data."""
+        mine = self.children()
+        self.process.kill()
+        self.process.wait(10)
+        _, alive = psutil.wait_procs(mine, 30)
+        assert not alive, "children must end with the platform"
+        (self.directory / "ready.json").unlink(missing_ok=True)
+        with (self.directory / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(self.process.args, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+        wait_until(lambda: (self.directory / "ready.json").exists(), "the ready file again")
+
     def stop(self) -> int:
         """Ctrl-C, as a person does; the exit code."""
         if self.process.poll() is None:
@@ -62,6 +74,10 @@ class Platform:
                 self.process.wait(10)
                 raise
         return self.process.returncode
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -107,8 +123,7 @@ def running(directory: Path, *arguments: str, config: str = "", port: int | None
         sys.executable, "-m", "tidegate", "up", "--config", str(toml), "--data-dir", str(directory / "data"),
         "--port", str(port or free_port()), "--ready-file", str(ready_file), *arguments,
     ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
     platform = Platform(process, directory, {})
     try:
 
@@ -123,7 +138,7 @@ def running(directory: Path, *arguments: str, config: str = "", port: int | None
         yield platform
     finally:
         log.close()
-        if process.poll() is None:
+        if platform.process.poll() is None:
             platform.stop()
 
 
