@@ -65,7 +65,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def _share(value: float | None) -> Text:
     if value is None:
         return Text("–", style="dim")
-    return Text(f"{value:.1%}", style="red" if value < 0 else "")
+    return Text("overdrawn", style="red") if value < 0 else Text(f"{value:.1%}")
 
 
 def _line(line: dict[str, Any]) -> str:
