@@ -17,7 +17,7 @@ VERBS = {
     "up", "demo", "doctor", "tune", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage",
     "invoices",
     "limits", "contracts",
-    "bench", "advise",
+    "bench", "advise", "join",
 }  # fmt: skip
 
 
@@ -55,6 +55,24 @@ def test_without_a_platform_one_line_says_so(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "tidegate up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("node", "us-1", "--region", "us"), 1, "no platform runs in"),
+        (("node", "us-1", "--region", "US East"), 2, "region: "),
+        (("gateway", "--region", "us", "--port", "99999"), 2, "port: "),
+    ],
+)
+def test_joining_what_is_not_there_or_as_what_cannot_be_is_refused(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = tidegate("join", *arguments, "--join", str(tmp_path / "nowhere"), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_platform_that_does_not_answer_is_named(tmp_path: Path) -> None:
