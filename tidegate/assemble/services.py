@@ -27,6 +27,7 @@ from tidegate.assemble.settings import (
 from tidegate.assemble.sockets import StartError, listen_unix, public_url
 from tidegate.assemble.weights import inspector, node_weights
 from tidegate.batch.api import routes as batch_routes
+from tidegate.batch.jobs import routes as job_routes
 from tidegate.batch.service import BatchService
 from tidegate.billing.api import routes
 from tidegate.billing.service import Billing
@@ -187,7 +188,12 @@ def _admin_app(control: Control, billing: Billing, batch: BatchService) -> Starl
     authorize = control.authorize
     for metrics in (billing.metrics, batch.metrics):  # one scrape for all
         control.meters.registry.register(metrics.registry)
-    extra = [*routes(billing, authorize), *batch_routes(batch, authorize), *advice_routes(billing, authorize)]
+    extra = [
+        *routes(billing, authorize),
+        *batch_routes(batch, authorize),
+        *job_routes(batch, authorize),
+        *advice_routes(billing, authorize),
+    ]
     return build_app(control, extra)
 
 

@@ -33,10 +33,7 @@ def routes(service: BatchService, authorize: Authorize) -> list[Route]:
         @wraps(handler)  # the OpenAPI document shows the handler's name and docstring
         async def endpoint(request: Request) -> Response:
             identity = authorize(request, False)
-            if identity.tenant is None:
-                message = "an admin key belongs to no tenant and has no files or batches; use an API key"
-                raise Refusal("permission_denied", message)
-            return await handler(request, identity, identity.tenant)
+            return await handler(request, identity, tenant_of(identity))
 
         return endpoint
 
@@ -89,7 +86,7 @@ class _Api:
 
     async def create_batch(self, request: Request, identity: Identity, tenant: str) -> Response:
         """Create a batch from an uploaded file."""
-        wanted = decode_strictly(await _body(request), BatchCreate)
+        wanted = decode_strictly(await read_body(request), BatchCreate)
         return _json(batch_view(await self._service.create(identity, wanted)))
 
     async def list_batches(self, request: Request, identity: Identity, tenant: str) -> Response:
@@ -113,12 +110,21 @@ def _json(view: dict[str, Any]) -> Response:
     return Response(msgspec.json.encode(view), media_type="application/json")
 
 
-async def _body(request: Request) -> bytes:
+def tenant_of(identity: Identity) -> str:
+    """Refusal permission_denied for an administrator's key."""
+    if identity.tenant is None:
+        message = "an admin key belongs to no tenant and has no files or batches; use an API key"
+        raise Refusal("permission_denied", message)
+    return identity.tenant
+
+
+async def read_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """The whole body. Refusal body_too_large while it is still being read."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise Refusal("body_too_large", f"the body is over {BODY_BYTES_MAX} bytes")
+        if len(body) > bytes_max:
+            raise Refusal("body_too_large", f"the body is over {bytes_max} bytes")
     return bytes(body)
 
 

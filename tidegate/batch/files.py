@@ -10,7 +10,7 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from tidegate.batch.ports import BatchStore, Vault
-from tidegate.batch.upload import Upload, receive
+from tidegate.batch.upload import FRAME_BYTES, Upload, receive
 from tidegate.domain.errors import Refusal, StoreFault
 from tidegate.domain.ports import Clock
 from tidegate.wire.batch import EXPIRES_S_MAX, EXPIRES_S_MIN, StoredFile
@@ -59,6 +59,28 @@ class Files:
         finally:
             self._uploads -= 1
         return file
+
+    async def add(self, tenant: str, content: bytes, filename: str) -> StoredFile:
+        """A small input file that is made here."""
+        now_ms, file_id = self._clock.now_ms(), f"file-{secrets.token_hex(12)}"
+        file = StoredFile(
+            id=file_id,
+            tenant=tenant,
+            purpose="batch",
+            filename=filename,
+            bytes=len(content),
+            created_ms=now_ms,
+            expires_ms=self.expires_ms(now_ms, None),
+        )
+        await asyncio.to_thread(self._write, file, content)
+        return file
+
+    def _write(self, file: StoredFile, content: bytes) -> None:
+        writer = self._vault.create(file.id)
+        for start in range(0, len(content), FRAME_BYTES):
+            writer.append(content[start : start + FRAME_BYTES])
+        writer.finish()
+        self._store.add_file(file)
 
     async def get(self, tenant: str, file_id: str) -> StoredFile:
         """Refusal not_found for another tenant's in the words for one that does not exist."""

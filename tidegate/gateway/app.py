@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 APIS = {f"/v1/{api}": api for api in admission.KINDS}
 MODELS = "/v1/models"
-BATCH_APIS = ("/v1/files", "/v1/batches")  # the control plane answers them: nothing there is on a request's path
+# The control plane answers them: nothing there is on a request's path.
+BATCH_APIS = ("/v1/files", "/v1/batches", "/v1/predictions")
 UPLOAD_BYTES_MAX = FILE_BYTES_MAX + (64 << 10)  # with what a form says around the file
 _TEXT: Header = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _encode = msgspec.json.Encoder().encode
