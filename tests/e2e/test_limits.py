@@ -81,12 +81,12 @@ def test_the_verbs_of_money_on_a_real_platform(tmp_path: Path) -> None:
     with running(tmp_path, config=CONFIG) as platform:
         model = next(e for e in platform.ready["endpoints"] if not e.endswith("embed"))
         tenant = model.split("/")[0]
-        contract = ("contracts", "create", tenant, "--id", "c1", "--tokens", "30", "--price", "0.003")
+        contract = ("contracts", "create", tenant, "--id", "c1", "--tokens", "10", "--price", "0.003")
         assert _verb(platform, *contract, "--expires", "2099-01-01")["contract"]["state"] == "active"
         assert "`expires`" in _verb(platform, *contract, "--expires", "2001-01-01", code=1)
         assert _ask(platform, model).status_code == 200
         status = _verb(platform, "contracts", "status", "c1")
-        assert (status["used_tokens"], status["state"]) == (30, "exhausted"), "the template alone is longer"
+        assert (status["used_tokens"], status["state"]) == (10, "exhausted"), "it used more than that"
         assert [alert["percent"] for alert in status["alerts"]] == [50, 80, 100]
         assert _verb(platform, "contracts", "credit", tenant, "0.001", "--note", "welcome")["nano_usd"] == -1_000_000
 
