@@ -22,6 +22,7 @@ from tidegate.advisor.traffic import HOUR_MS, Floats
 
 Named = tuple[Provider, Offer]
 REPLICAS_MAX = 64
+TRIED_MAX = 8  # the cheapest pairs of base and overflow that are asked whether they meet the target
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def sweep(costing: Costing, bases: Sequence[Named], overflows: Sequence[Named]) 
     part = costing.traffic
     if costing.need.apart or part.fixed_time:
         return None
-    best: tuple[float, Named, Named, Rental, Curve, Replayed, int, Floats] | None = None
+    found: list[tuple[float, Named, Named, Rental, Curve, Replayed, int, Floats]] = []
     replays: dict[tuple[str, int], Replayed] = {}
     hours = part.span_ms / HOUR_MS
     for base in bases:
@@ -72,9 +73,16 @@ def sweep(costing: Costing, bases: Sequence[Named], overflows: Sequence[Named]) 
             both = costs[1 : len(priced)]
             k = int(np.argmin(both)) + 1 if len(both) else 0
             value = float(costs[k]) if k else float(costs[-1]) + 1e12
-            if best is None or value < best[0]:
-                best = (value, base, overflow, rental, curve, done, k, costs)
-    return _said(costing, *best[1:]) if best else None
+            found.append((value, base, overflow, rental, curve, done, k, costs))
+    if not found:
+        return None
+    found.sort(key=lambda one: one[0])
+    said: list[Hybrid] = []
+    for one in found[:TRIED_MAX]:
+        said.append(_said(costing, *one[1:]))
+        if said[-1].feasible:
+            return said[-1]
+    return said[0]
 
 
 def _said(

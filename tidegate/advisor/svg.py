@@ -59,10 +59,11 @@ def lines(
         parts.append(_text(left - 6, scale_y(value) + 4, _short(value), "end"))
     for value in scale_x.ticks():
         parts.append(_text(scale_x(value), height - bottom + 16, _short(value), "middle"))
-    for at, word in marks:
+    for row, (at, word) in enumerate(marks):
         parts.append(_line(scale_x(at), top, scale_x(at), height - bottom, INK, "3 3"))
         near_edge = scale_x(at) > width - 160
-        parts.append(_text(scale_x(at) + (-5 if near_edge else 5), top + 10, word, "end" if near_edge else "start"))
+        beside = scale_x(at) + (-5 if near_edge else 5)
+        parts.append(_text(beside, top + 10 + 15 * row, word, "end" if near_edge else "start"))
     for k, (_name, points) in enumerate(shown):
         path = " ".join(f"{scale_x(x):.1f},{scale_y(y):.1f}" for x, y in points)
         dash = f' stroke-dasharray="{DASHES[k % 6]}"' if DASHES[k % 6] else ""
@@ -87,9 +88,8 @@ def bars(
     """Grouped horizontal bars on a logarithmic scale, with a line at `limit`."""
     left, width, bar = 250, 700, 9
     most = max((v for _, values in rows for v in values), default=1.0)
-    scale = _Scale(
-        max(1.0, min([limit, *(v for _, vs in rows for v in vs if v > 0)])), max(most, limit), left, 610, True
-    )
+    least = min([limit, *(v for _, values in rows for v in values if v > 0)])
+    scale = _Scale(max(1.0, least / 2), max(most, limit), left, 610, True)
     parts: list[str] = []
     y = 16.0
     for name, values in rows:
