@@ -1,13 +1,18 @@
 """Limits at a real gateway's door: what passes, what a client is told, what control is told."""
 
+import json
 from pathlib import Path
 
 from tests.gateway.engine import hang
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, chat, rig, run, until
-from tests.money import price
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, chat, endpoint, rig, run, until
+from tests.money import price, usage
+from tidegate.domain.endpoint import Mode, Overflow
 from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
+from tidegate.gateway.intake import Call
+from tidegate.gateway.limiting import Limiter
 from tidegate.quota.windows import bounds
 from tidegate.wire.internal import BudgetLeases, BudgetUse, Catalog, Gateways, PriceList
+from tidegate.wire.openai import parse_head
 
 MINE = f"key-{KEY}"
 
@@ -97,3 +102,21 @@ def test_gateways_share_a_rate(tmp_path: Path) -> None:
             assert (await made.ask(chat())).headers["x-ratelimit-limit-requests"] == "2"
 
     run(main())
+
+
+def test_where_a_request_may_overflow_the_dearest_place_is_reserved() -> None:
+    now_ms = 1_800_000_000_000
+    to = endpoint("house/common", shared=True, mode=Mode.SERVERLESS, price_plan="dear")
+    called = endpoint(overflow=Overflow("house/common", above_concurrency=1))
+    limiter = Limiter("g")
+    limiter.prices([price(), price(id=2, plan="dear", input_nano_usd=0, output_nano_usd=5_000)])
+    limiter.rules((Limits(Scope.KEY, "k", budgets=(Budget(Window.TOTAL, 10**12),)),), {"house/common": to}, now_ms)
+    of = Spending(Scope.KEY, "k", Window.TOTAL, 0, 0)
+    limiter.leased(BudgetLeases(1, 1_000, (Lease(of, 10**12),)), now_ms)
+    body = json.dumps(chat(max_tokens=1_000)).encode()
+    call = Call("r", "chat/completions", "k", "acme", called, body, False, False, now_ms, 0)
+    hold = limiter.admit(call, parse_head(body))
+    assert hold is not None
+    assert hold.cost_nano_usd == 1_000 * 5_000 + (len(body) + 256) * 20, "cached input, at its own price"
+    limiter.settle(hold, usage("r", key="k", endpoint="house/common", input_tokens=0, output_tokens=10))
+    assert limiter.use().leases == (Lease(of, 10**12, 50_000),)

@@ -26,7 +26,7 @@ class Limiter:
         self.dirty = False
         self._gateway = gateway
         self._prices = PriceTable(())
-        self._plans: dict[str, str] = {}
+        self._endpoints: Mapping[str, EndpointEntry] = {}
         self._rules: tuple[Limits, ...] = ()
         self._gateways = 1
         self._number = 0
@@ -34,7 +34,7 @@ class Limiter:
     # --- what control says --------------------------------------------------------------------------------------------
 
     def rules(self, limits: tuple[Limits, ...], endpoints: Mapping[str, EndpointEntry], now_ms: int) -> None:
-        self._plans = {name: entry.price_plan for name, entry in endpoints.items()}
+        self._endpoints = endpoints
         self._rules = limits
         self.gate.set(limits, self._gateways, now_ms)
 
@@ -86,13 +86,22 @@ class Limiter:
         self.gate.settle(hold, record.input_tokens + record.output_tokens, cost, record.ended_ms)
 
     def _cost(self, call: Call, bound: Bounds) -> int:
-        entry, name = call.entry, call.entry.serves or call.entry.endpoint
-        price = self._price(call.tenant, name, entry.model, entry.mode.value, call.arrived_ms)
+        """The most it can cost, wherever it may be served: where it goes on overflow has a price of its own."""
+        entry = call.entry
+        others = (entry.overflow.to if entry.overflow else "", entry.fallback)
+        places = (entry, *(self._endpoints[name] for name in others if name in self._endpoints))
+        return max(self._cost_at(place, call, bound) for place in places)
+
+    def _cost_at(self, entry: EndpointEntry, call: Call, bound: Bounds) -> int:
+        price = self._price(
+            call.tenant, entry.serves or entry.endpoint, entry.model, entry.mode.value, call.arrived_ms
+        )
         if price is None:
             return 0
-        output = entry.context_tokens_max if bound.output_tokens is None else bound.output_tokens
+        output = call.entry.context_tokens_max if bound.output_tokens is None else bound.output_tokens
         return worst_cost_nano_usd(bound.input_tokens, output * bound.answers, entry.mode.value, price)
 
     def _price(self, tenant: str, endpoint: str, model: str, mode: str, at_ms: int) -> PriceVersion | None:
-        plan = self._plans.get(endpoint, DEFAULT_PLAN)
+        entry = self._endpoints.get(endpoint)
+        plan = DEFAULT_PLAN if entry is None else entry.price_plan
         return self._prices.in_force(plan, at_ms, Sold(tenant, endpoint, model, mode))
