@@ -93,6 +93,9 @@ class _Fleet:
             raise Refusal("model_not_found", f"no such model: {name[:200]}", param="model")
         if found.base:
             raise Refusal("invalid_request", f"{name[:200]} is an adapter: batches run on whole models", param="model")
+        if found.engine == "remote":
+            message = f"{name[:200]} is served by another provider: a batch runs on idle accelerators of this platform"
+            raise Refusal("invalid_request", message, param="model")
         return Model(found.endpoint, found.model.kind)
 
     def offer(self, endpoint: str) -> Offer:

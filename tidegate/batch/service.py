@@ -22,7 +22,8 @@ from tidegate.wire.admin import Identity
 from tidegate.wire.batch import URLS, WINDOWS_MS, BatchCreate, InputLine, Notice, StoredBatch, check_metadata
 
 OPEN_BATCHES_MAX = 100  # of one tenant
-TELL_S = 0.5
+TELL_S = 0.2
+LINGER_S = 60.0
 SWEEP_S = 60.0
 FAULT_PAUSE_S = 5.0
 
@@ -167,13 +168,19 @@ class BatchService:
         await job.noticed(Notice.DELIVERED if taken else Notice.GIVEN_UP)
 
     async def _tell(self) -> None:
-        """Which endpoints have lines to do: the core gives them what nobody else wants."""
+        """Which endpoints have lines to do: the core gives them what nobody else wants. One that has just had some
+        counts for a while longer, so that the next batch, or the next job, finds a replica that is still loaded.
+        """
         told: dict[str, bool] = {}
+        last_s: dict[str, float] = {}
         while True:
-            wanted: dict[str, bool] = {}
+            now_s, rush = asyncio.get_running_loop().time(), set[str]()
             for job in self._jobs.values():
                 if job.sending:
-                    wanted[job.batch.model] = wanted.get(job.batch.model, False) or job.rush
+                    last_s[job.batch.model] = now_s
+                    rush |= {job.batch.model} if job.rush else set()
+            last_s = {model: at_s for model, at_s in last_s.items() if now_s - at_s < LINGER_S}
+            wanted = {model: model in rush for model in last_s}
             if wanted != told:
                 await self._fleet.work(wanted)
                 told = wanted

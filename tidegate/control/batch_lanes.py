@@ -28,16 +28,27 @@ def lanes(deployments: Iterable[Deployment], wanted: Mapping[str, bool]) -> dict
 
 
 def _lane(owner: Deployment, rush: bool) -> Deployment:
-    return replace(
-        owner,
+    """How the model runs is the owner's; what the owner promises its callers (minimum, schedule, fallback) is not."""
+    return Deployment(
         endpoint=owner.endpoint + SUFFIX,
+        tenant=owner.tenant,
+        model=owner.model,
         mode=Mode.SERVERLESS if rush else Mode.BATCH,
-        min_replicas=0,
+        generation=owner.generation,
         max_replicas=REPLICAS_MAX,
         concurrency_target=owner.slots,
-        overflow=None,
-        fallback="",
-        lend=False,
+        slots=owner.slots,
+        accelerators_per_replica=owner.accelerators_per_replica,
+        accelerator_bytes=owner.accelerator_bytes,
+        host_bytes=owner.host_bytes,
+        slo=owner.slo,
+        regions=owner.regions,
+        engine=owner.engine,
+        engine_args=owner.engine_args,
+        price_plan=owner.price_plan,
+        paused=owner.paused,
+        created_ms=owner.created_ms,
+        movable=owner.movable,
     )
 
 
