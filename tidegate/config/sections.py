@@ -91,9 +91,15 @@ class RemoteConfig(Section):
     region: Name = "remote"
 
     @model_validator(mode="after")
-    def _one_key(self) -> Self:
+    def _keys_stay_secret(self) -> Self:
         if self.key_env and self.key_file:
             raise ValueError("key_env and key_file are both set; accepted is one of them")
+        url = urlsplit(self.url)
+        if "@" in url.netloc:
+            raise ValueError("the URL holds credentials; accepted is a URL without, and key_env or key_file")
+        plain = url.scheme == "http" and url.hostname not in ("127.0.0.1", "::1", "localhost")
+        if plain and (self.key_env or self.key_file):
+            raise ValueError("a key would travel in the clear; accepted with a key is https, or http to this machine")
         return self
 
 
