@@ -130,6 +130,18 @@ def test_a_lease_that_came_before_its_rule_is_told_again() -> None:
     assert treasury.lease([rule(100)], nothing(), NOON) == {"a": (number + 1, leases)}
 
 
+def test_a_lease_lost_with_its_link_is_told_again_on_the_next_one() -> None:
+    treasury = Treasury(0)
+    treasury.joined("a")
+    assert treasury.lease([rule(100)], nothing(), NOON)["a"][1] == (Lease(DAY, 100),)
+    treasury.left("a")
+    treasury.joined("a")
+    treasury.reported("a", 0, [])
+    assert treasury.lease([rule(100)], nothing(), NOON)["a"][1] == (Lease(DAY, 100),)
+    treasury.reported("a", 2, [Lease(DAY, 100, 10)])
+    assert treasury.lease([rule(100)], nothing(), NOON) == {}
+
+
 def test_a_new_control_waits_for_gateways_it_does_not_know() -> None:
     treasury = Treasury(NOON + 10)
     treasury.joined("b")
@@ -146,7 +158,7 @@ def test_a_new_control_waits_for_gateways_it_does_not_know() -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "ask", "ask", "end", "tick", "deliver", "deliver", "report", "ingest", "die", "born"]),
+        st.sampled_from("ask ask ask end tick deliver deliver report ingest cut die born".split()),
         st.integers(0, 3),
         st.integers(0, 60),
     ),
@@ -221,6 +233,13 @@ class World:
                 self.received[name] = number
                 gate.leased(leases, FOREVER)
                 self.to_control.append((name, number, gate.leases()))
+            case "cut":  # its link ends, with what was under way on it, and is made anew
+                self.to_gateway[name].clear()
+                self.to_control = [message for message in self.to_control if message[0] != name]
+                self.treasury.left(name)
+                self.treasury.joined(name)
+                self.received[name] = 0
+                self.to_control.append((name, 0, gate.leases()))
             case "die":
                 for hold in self.holds[name]:  # what its streams had delivered is found in its journal
                     self.journal.append((name, hold.cost_nano_usd))

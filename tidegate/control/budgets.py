@@ -41,6 +41,7 @@ class Budgets:
         self._read_prices = prices
         self._prices: PriceList | None = None
         self._sessions: dict[str, GatewaySession] = {}
+        self._heard: dict[str, GatewaySession] = {}
         self._renewed_ms: dict[str, int] = {}
         self._treasury = Treasury(clock.now_ms() + LEASE_MS)
         self._news = asyncio.Event()
@@ -64,6 +65,7 @@ class Budgets:
         self._news.set()
 
     def reported(self, session: GatewaySession, message: BudgetUse) -> None:
+        self._heard[session.gateway] = session
         self._treasury.joined(session.gateway)
         self._treasury.reported(session.gateway, message.number, message.leases)
         self._news.set()
@@ -97,6 +99,10 @@ class Budgets:
             if now.get(name) is not session:
                 self._treasury.left(name)
                 self._renewed_ms.pop(name, None)
+                if name in now and self._heard.get(name) is now[name]:  # it has reported on its new link already
+                    self._treasury.joined(name)
+                elif name not in now:
+                    self._heard.pop(name, None)
         self._sessions = now
         for session in come:
             await self._send(session, prices)

@@ -58,8 +58,13 @@ class Treasury:
         self._live.add(gateway)
 
     def left(self, gateway: str) -> None:
-        """Its link ended. What it holds stays its own until its journal is closed."""
+        """Its link ended. What it holds stays its own until its journal is closed; what was under way may be lost, so
+        on its next link it is told again.
+        """
         self._live.discard(gateway)
+        for held in self._held.values():
+            if gateway in held:
+                held[gateway].at = None
 
     def reported(self, gateway: str, number: int, leases: Iterable[Lease]) -> None:
         """`gateway` acts on these caps and no others, having received everything up to message `number`."""
