@@ -94,10 +94,10 @@ def _deployment(
     prefill_ms = mean_in * 2.0 * model.params / (profile.accelerator.dense_flop_per_ms * model.flop_rate_factor)
     token_ms = model.weight_bytes / profile.accelerator.memory_bytes_per_ms
     # KV for what decodes at once in the busiest seconds (Little's law): requests come at most as fast as one engine
-    # prefills them, and a token takes the longer the more of each round prefill has. At most a quarter of an
-    # accelerator's memory.
+    # prefills them, and a token takes the longer the more of each round prefill has; engines that take turns leave each
+    # a quarter of the TPOT's SLO at the best. At most a quarter of an accelerator's memory.
     busy = min(1.0, totals.busiest / trace.BURST_MS * prefill_ms)
-    at_once = busy / prefill_ms * mean_out * (KV_SLOWDOWN * token_ms + busy * CHUNK_MS)
+    at_once = busy / prefill_ms * mean_out * (max(KV_SLOWDOWN * token_ms, profile.tpot_ms / 4) + busy * CHUNK_MS)
     room_tokens = profile.accelerator.memory_bytes // 4 // model.kv_bytes_per_token
     wished = max(KV_TOKENS_MIN, int(max(KV_REQUESTS_MIN, at_once) * mean))
     kv_tokens = max(min(wished, room_tokens), context + KV_TOKENS_MIN // 2)
