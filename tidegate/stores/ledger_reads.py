@@ -134,6 +134,15 @@ def entries_of(connection: Connection, numbers: Collection[int]) -> dict[int, tu
     return {number: tuple(entries) for number, entries in found.items()}
 
 
+def spent(connection: Connection, of: Spending, end_ms: int) -> int:
+    """What tokens of that window cost, charged or drawn. Windows begin and end with an hour, as rollups do."""
+    t = tables.usage_rollups.c
+    names = ("input_nano_usd", "cached_nano_usd", "output_nano_usd", "minimum_nano_usd", "drawn_nano_usd")
+    query = select(sum((_total(t[name]) for name in names[1:]), _total(t[names[0]])))
+    mine = query.where(t.hour_ms >= of.start_ms, t.hour_ms < end_ms, t[of.scope.value] == of.subject)
+    return int(connection.execute(mine).scalar_one())
+
+
 def spent_by(
     connection: Connection, of: Spending, start_ms: int, end_ms: int, boots: Collection[str]
 ) -> dict[str, int]:
