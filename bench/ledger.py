@@ -38,10 +38,11 @@ from tidegate.assemble import collector
 from tidegate.billing.periods import Period
 from tidegate.billing.service import Billing
 from tidegate.domain.usage import UsageRecord
+from tidegate.stores.bulk import insert_sql
 from tidegate.stores.database import migrate, open_database, write
 from tidegate.stores.journal import SegmentJournal
 from tidegate.stores.journal_reader import SegmentJournalReader
-from tidegate.stores.ledger import SqlLedger, insert_sql
+from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.ledger_tables import entries, usage_records, usage_rollups
 from tidegate.stores.prices import SqlPriceBook
 

@@ -10,7 +10,8 @@ Synchronous: services call it through ``asyncio.to_thread``. Every failure of th
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from tidegate.domain.contract import Drawn
 from tidegate.domain.errors import Refusal, StoreFault
@@ -39,6 +40,7 @@ from tidegate.domain.ports import Cursor
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import UsageRecord
 from tidegate.stores import ledger_reads, ledger_rows
+from tidegate.stores.bulk import add_rows, insert_rows, marks
 from tidegate.stores.contract_tables import contracts
 from tidegate.stores.database import read, write
 from tidegate.stores.faults import sql_faults
@@ -76,13 +78,23 @@ class SqlLedger:
             return _cursor(connection, boot)
 
     def post(self, page: LedgerPage) -> Posted:
+        """A record that is known already is rare: a page is posted as if none were, and looked through only when the
+        unique id says no.
+        """
+        with sql_faults("the ledger cannot be written"):
+            try:
+                return self._post(page, look=False)
+            except IntegrityError:
+                return self._post(page, look=True)
+
+    def _post(self, page: LedgerPage, *, look: bool) -> Posted:
         ids = {rated.record.id for rated in page.final}
         assert len(ids) == len(page.final), "an id occurs once in a page"
-        with sql_faults("the ledger cannot be written"), write(self._engine) as connection:
+        with write(self._engine) as connection:
             number = _lock_numbers(connection)
             if _cursor(connection, page.start.boot) != page.start:
                 raise StoreFault("another process posts the same journal")
-            known = _known_ids(connection, ids | {record.id for record in page.open})
+            known = _known_ids(connection, {record.id for record in page.open} | (ids if look else set()))
             fresh = [rated for rated in page.final if rated.record.id not in known]
             if page.drawn:
                 _draw(connection, page, fresh)
@@ -110,7 +122,7 @@ class SqlLedger:
             known = set(map(tuple, connection.execute(query.where(accelerator_time.c.hour_ms.in_(hours)))))
             fresh = [time for time in times if (time.endpoint, time.hour_ms) not in known]
             rows = [ledger_rows.time_row(time, number + index) for index, time in enumerate(fresh)]
-            _insert(connection, accelerator_time, rows)
+            insert_rows(connection, accelerator_time, rows)
             _insert_entries(connection, [time.entries for time in fresh], number)
             _set_numbers(connection, number + len(fresh))
         return len(fresh)
@@ -128,7 +140,7 @@ class SqlLedger:
                 return
             if until_ms is not None and until_ms > page.start_ms:
                 raise StoreFault(f"another process adds the time of node {page.node!r}")
-            _add(connection, accelerator_states, [(*cell[:6], cell.state.value, *cell[7:]) for cell in page.cells])
+            add_rows(connection, accelerator_states, [(*cell[:6], cell.state.value, *cell[7:]) for cell in page.cells])
             connection.execute(delete(time_marks).where(of_node))
             connection.execute(insert(time_marks), {"node": page.node, "until_ms": page.until_ms})
 
@@ -161,7 +173,7 @@ class SqlLedger:
             for span in changed:
                 same = (endpoint_facts.c.endpoint == span.endpoint) & (endpoint_facts.c.start_ms == span.start_ms)
                 connection.execute(delete(endpoint_facts).where(same))
-            _insert(connection, endpoint_facts, [ledger_rows.span_row(span) for span in changed])
+            insert_rows(connection, endpoint_facts, [ledger_rows.span_row(span) for span in changed])
 
     def spans(self) -> Sequence[FactsSpan]:
         with sql_faults("endpoint facts cannot be read"), read(self._engine) as connection:
@@ -227,8 +239,7 @@ class SqlLedger:
     def spent(self, of: Spending, end_ms: int, boots: Collection[str]) -> Mapping[str, int]:
         with sql_faults("what was spent cannot be read"), read(self._engine) as connection:
             own = ledger_reads.spent_by(connection, of, max(of.start_ms, of.since_ms), end_ms, boots)
-        cells = self.sums(of.start_ms, end_ms)
-        whole = sum(s.total_nano_usd + s.drawn_nano_usd for k, s in cells if getattr(k, of.scope.value) == of.subject)
+            whole = ledger_reads.spent(connection, of, end_ms)
         return {**own, "": whole - sum(own.values())}
 
     def balances(self) -> Mapping[str, int]:
@@ -328,23 +339,23 @@ def _known_ids(connection: Connection, ids: Iterable[str]) -> set[str]:
     ordered = sorted(ids)
     for at in range(0, len(ordered), IDS_A_QUERY_MAX):
         some = ordered[at : at + IDS_A_QUERY_MAX]
-        query = f"SELECT id FROM usage_records WHERE id IN ({_marks(connection.dialect, len(some))})"
+        query = f"SELECT id FROM usage_records WHERE id IN ({marks(connection.dialect, len(some))})"
         known.update(connection.exec_driver_sql(query, tuple(some)).scalars())
     return known
 
 
 def _insert_usage(connection: Connection, fresh: Sequence[RatedUsage], number: int) -> None:
     rows = [ledger_rows.usage_row(rated, number + index) for index, rated in enumerate(fresh)]
-    _insert(connection, usage_records, rows)
+    insert_rows(connection, usage_records, rows)
     _insert_entries(connection, [rated.entries for rated in fresh], number)
-    _add(connection, usage_rollups, ledger_rows.rollup_rows(fresh))
+    add_rows(connection, usage_rollups, ledger_rows.rollup_rows(fresh))
 
 
 def _insert_entries(connection: Connection, transactions: Sequence[tuple[Entry, ...]], number: int) -> None:
     """Entries of consecutively numbered transactions, and their sums on the balances."""
     rows, sums = ledger_rows.entry_rows(transactions, number)
-    _insert(connection, entries, rows)
-    _add(connection, balances, sorted(sums.items()))
+    insert_rows(connection, entries, rows)
+    add_rows(connection, balances, sorted(sums.items()))
 
 
 def _keep_checkpoints(connection: Connection, open_now: Sequence[UsageRecord], ended: set[str]) -> None:
@@ -353,36 +364,4 @@ def _keep_checkpoints(connection: Connection, open_now: Sequence[UsageRecord], e
     gone = sorted(kept & (ended | {record.id for record in open_now}))
     for at in range(0, len(gone), IDS_A_QUERY_MAX):
         connection.execute(delete(open_records).where(open_records.c.id.in_(gone[at : at + IDS_A_QUERY_MAX])))
-    _insert(connection, open_records, [ledger_rows.checkpoint_row(record) for record in open_now])
-
-
-def _insert(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -> None:
-    """Rows in the order of the table's columns, straight to the driver: this is the ledger's hot path, and building a
-    statement's parameters by name costs more than the insert itself.
-    """
-    if rows:
-        connection.exec_driver_sql(insert_sql(table, connection.dialect), rows)
-
-
-def _add(connection: Connection, table: Table, rows: list[ledger_rows.Row]) -> None:
-    """Adds to rows found by their primary key, making those that are missing."""
-    if not rows:
-        return
-    quote = connection.dialect.identifier_preparer.quote
-    keys = ", ".join(quote(column.name) for column in table.primary_key)
-    names = [quote(column.name) for column in table.columns if not column.primary_key]
-    sums = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in names)
-    merge = f"{insert_sql(table, connection.dialect)} ON CONFLICT ({keys}) DO UPDATE SET {sums}"
-    connection.exec_driver_sql(merge, rows)
-
-
-def insert_sql(table: Table, dialect: Dialect) -> str:
-    """The driver's statement that takes rows in the order of the table's columns."""
-    quote = dialect.identifier_preparer.quote
-    names = ", ".join(quote(column.name) for column in table.columns)
-    return f"INSERT INTO {table.name} ({names}) VALUES ({_marks(dialect, len(table.columns))})"
-
-
-def _marks(dialect: Dialect, count: int) -> str:
-    """Parameter marks in the driver's own style."""
-    return ", ".join(["?" if dialect.paramstyle == "qmark" else "%s"] * count)
+    insert_rows(connection, open_records, [ledger_rows.checkpoint_row(record) for record in open_now])
