@@ -5,7 +5,7 @@ through ``asyncio.to_thread``; each raises StoreFault when it cannot do its work
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidegate.domain.endpoint import ModelKind
@@ -118,7 +118,7 @@ class Webhook:
     """Where a tenant's finished batches are announced; `secret` (``whsec_…``) signs."""
 
     url: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class BatchSettings:
     """`gateway_url` ends without a slash; `runner_secret` is the key gateways know the runner by."""
 
     gateway_url: str
-    runner_secret: str
+    runner_secret: str = field(repr=False)
     retention_s: int = 30 * 86_400
     may_rush: bool = False
     in_flight_max: int = 256
