@@ -112,11 +112,7 @@ class AcceleratorTime:
                 for endpoint in [e for e, gateways in self._in_flight.items() if gateway in gateways]:
                     self._demand(endpoint, gateway, 0, now_ms)
             case (
-                plan.GatewayJoined()
-                | plan.FenceConfirmed()
-                | plan.WeightsChanged()
-                | plan.ManualAction()
-                | plan.Tick()
+                plan.GatewayJoined() | plan.FenceConfirmed() | plan.WeightsChanged() | plan.ManualAction() | plan.Tick()
             ):
                 pass  # moves no accelerator
 
