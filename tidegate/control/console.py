@@ -12,7 +12,10 @@ from starlette.routing import Route
 _FILES = {
     "": ("console.html", "text/html; charset=utf-8"),
     "console.css": ("console.css", "text/css; charset=utf-8"),
-    "console.js": ("console.js", "text/javascript; charset=utf-8"),
+    **{
+        f"{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("console", "parts", "fleet", "endpoints", "details", "money")
+    },
 }
 _HEADERS = {
     # Names of endpoints and reasons come from people: even if one slipped through as markup, it could run nothing.
