@@ -237,30 +237,34 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def harvest(seconds: float, directory: Path, seed: int = 1) -> dict[str, Any]:
-    """The same real-time bursts on one accelerator without and with a batch behind them."""
+    """The same real-time bursts on one accelerator without and with a batch behind them. The first request of a burst
+    finds the accelerator lent and pays for the way back; `rest` are those behind it.
+    """
     with running(directory, config=CONFIG.format(accelerators=1)) as platform:
         key = _apply(platform, "live", "bulk")
         with _client(platform, key) as client:
             _ttft_ms(client)
-            without, _ = _bursts(client, seconds, seed)
+            without = _Bursts(client, seconds, seed)
             batch_id = _submit(client, _lines(50_000, 24, seed))
             _until_batch_runs(platform, client, batch_id)
-            alone = _tokens_during(client, batch_id, lambda: time.sleep(seconds / 2))
-            rate = alone / (seconds / 2)
-            found: list[tuple[list[float], float]] = []
-            tokens = _tokens_during(client, batch_id, lambda: found.append(_bursts(client, seconds, seed)))
+            rate = _tokens_during(client, batch_id, lambda: time.sleep(seconds / 2)) / (seconds / 2)
+            found: list[_Bursts] = []
+            tokens = _tokens_during(client, batch_id, lambda: found.append(_Bursts(client, seconds, seed)))
             client.post(f"/v1/batches/{batch_id}/cancel").raise_for_status()
-    with_batch, busy_s = found[0]
-    idle_s = seconds - busy_s
-    before, after = _percentiles(without), _percentiles(with_batch)
+    with_batch = found[0]
+    before, after = _percentiles(without.all), _percentiles(with_batch.all)
     return {
         "seconds": seconds,
-        "real_time_share": round(busy_s / seconds, 3),
+        "bursts": len(with_batch.first),
+        "requests": len(with_batch.all),
+        "real_time_share": round(with_batch.busy_s / seconds, 3),
         "batch_tokens_per_s_alone": round(rate, 1),
-        "harvest": round(tokens / (rate * idle_s), 3),
+        "harvest": round(tokens / (rate * (seconds - with_batch.busy_s)), 3),
         "ttft_without": before,
         "ttft_with": after,
         "ttft_p99_ratio": round(after["p99_ms"] / before["p99_ms"], 2),
+        "first_of_a_burst": {"without": _percentiles(without.first), "with": _percentiles(with_batch.first)},
+        "rest": {"without": _percentiles(without.rest), "with": _percentiles(with_batch.rest)},
     }
 
 
@@ -271,17 +275,25 @@ def _tokens_during(client: httpx.Client, batch_id: str, act: Any) -> float:
     return float(_batch(client, batch_id)["usage"]["output_tokens"] - before)
 
 
-def _bursts(client: httpx.Client, seconds: float, seed: int) -> tuple[list[float], float]:
-    """Requests in bursts with pauses of about ten seconds; their TTFTs and the seconds they were under way."""
-    dice, ttft, busy_s = random.Random(seed), [], 0.0
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        for _ in range(dice.randint(2, 6)):
-            started = time.monotonic()
-            ttft.append(_ttft_ms(client))
-            busy_s += time.monotonic() - started
-        threading.Event().wait(min(dice.expovariate(0.1), max(0.0, left)))
-    return ttft, busy_s
+class _Bursts:
+    """Requests in bursts with pauses of about ten seconds: their TTFTs, and the seconds they were under way."""
+
+    def __init__(self, client: httpx.Client, seconds: float, seed: int) -> None:
+        dice = random.Random(seed)
+        self.first: list[float] = []
+        self.rest: list[float] = []
+        self.busy_s = 0.0
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            for number in range(dice.randint(2, 6)):
+                started = time.monotonic()
+                (self.rest if number else self.first).append(_ttft_ms(client))
+                self.busy_s += time.monotonic() - started
+            threading.Event().wait(min(dice.expovariate(0.1), max(0.0, left)))
+
+    @property
+    def all(self) -> list[float]:
+        return self.first + self.rest
 
 
 def run(
