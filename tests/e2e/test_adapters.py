@@ -1,4 +1,4 @@
-"""Private endpoints that are LoRA adapters on one replica, on the real platform: each its own answers and its own bill."""
+"""Private endpoints that are LoRA adapters on one replica, on the real platform: each its own answers and bill."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two private endpoints on llama-server and one accelerator that holds one of them: evicted for each other, billed right."""
+"""Two private endpoints on llama-server, one accelerator that holds one: evicted for each other, billed right."""
 
 import json
 import time

@@ -155,9 +155,7 @@ def test_vllm_level_2_reloads_weights_and_adapters_come_and_go(tmp_path: Path) -
     asyncio.run(main())
 
 
-def test_on_a_gpu_an_engine_that_holds_nothing_is_not_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_gpu_an_engine_that_holds_nothing_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that does not see the host's process numbers: awake and 0 bytes cannot both be."""
     from tidegate.engines import served
 

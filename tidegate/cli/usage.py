@@ -72,7 +72,8 @@ def time_(
     if view["platform"]:
         accelerators = [_time_row(row) | row | {"wall": _s(row["wall_ms"])} for row in view["accelerators"]]
         show(accelerators, output, ("node", "accelerator", "kind", "wall", *STATES), "accelerator seconds, each")
-        amounts = {name: value for name, value in view["platform"].items() if name.endswith("usd") and "nano" not in name}
+        platform = view["platform"].items()
+        amounts = {name: value for name, value in platform if name.endswith("usd") and "nano" not in name}
         show(amounts, output, None, "platform")
 
 

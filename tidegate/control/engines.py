@@ -13,7 +13,7 @@ from tidegate.domain.units import GIB, MIB
 COUNT = r"[1-9]\d{0,8}"
 SHARE = r"0?\.\d{1,4}|1|1\.0"
 SWITCH = r"true"
-ADAPTER_ROOM = "adapter_bytes_max"  # what the built-in engine sets aside for LoRA adapters, and as much again for a batch
+ADAPTER_ROOM = "adapter_bytes_max"  # set aside by the built-in engine for LoRA adapters, and as much again for a batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,8 +102,8 @@ class FactsSpan:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """A transaction of no request and no hour: `kind` is purchase | lapse | minimum | credit | rerate | rerate_reversal, or
-    one of the last two with ``_undone``.
+    """A transaction of no request and no hour: `kind` is purchase | lapse | minimum | credit | rerate |
+    rerate_reversal, or one of the last two with ``_undone``.
 
     Its `id` is what it can be posted once under; `reference` names the contract or re-rating. `quantity` is tokens.
     """

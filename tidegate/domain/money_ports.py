@@ -64,8 +64,8 @@ class Ledger(Protocol):
         ...
 
     def post(self, page: LedgerPage) -> Posted:
-        """Posts a page. Records whose id is known are ignored. StoreFault when the cursor is not at `page.start`, when a
-        commitment is not as the page says it was, and when a record that draws from one is known.
+        """Posts a page. Records whose id is known are ignored. StoreFault when the cursor is not at `page.start`, when
+        a commitment is not as the page says it was, and when a record that draws from one is known.
         """
         ...
 

@@ -17,8 +17,9 @@ from tidegate.domain.replica import ReplicaState
 class ReplicaStatus:
     """What a node reports of one replica. `accelerator_bytes` is measured on each of its accelerators, not assumed.
 
-    `since_ms` is the node's instant at which `state` began, 0 if it does not say. `took_ms` is how long the step that led to `state` took (start, wake, sleep); `address` is where gateways reach it
-    (``unix:PATH`` or ``tcp:HOST:PORT``), empty unless READY.
+    `since_ms` is the node's instant at which `state` began, 0 if it does not say. `took_ms` is how long the step that
+    led to `state` took (start, wake, sleep); `address` is where gateways reach it (``unix:PATH`` or ``tcp:HOST:PORT``),
+    empty unless READY.
     """
 
     replica: str

@@ -25,7 +25,7 @@ class AdapterFiles:
     """Implements `ports.AdapterInspector` for plain paths and ``file:///dir``."""
 
     def inspect(self, source: str, base: str) -> ModelProfile:
-        """`weight_bytes` are the adapter's own. Refusal("invalid_configuration"), param ``model``, says what is wrong."""
+        """`weight_bytes` are the adapter's own. Refusal("invalid_configuration") says what is wrong."""
         folder = model_path(source)
         if "\0" in source or not folder.is_absolute() or not folder.is_dir():
             raise _refuse(f"no such directory; {ACCEPTED}")

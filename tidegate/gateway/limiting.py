@@ -93,9 +93,7 @@ class Limiter:
         return max(self._cost_at(place, call, bound) for place in places)
 
     def _cost_at(self, entry: EndpointEntry, call: Call, bound: Bounds) -> int:
-        price = self._price(
-            call.tenant, entry.serves or entry.endpoint, entry.model, entry.mode.value, call.arrived_ms
-        )
+        price = self._price(call.tenant, entry.serves or entry.endpoint, entry.model, entry.mode.value, call.arrived_ms)
         if price is None:
             return 0
         output = call.entry.context_tokens_max if bound.output_tokens is None else bound.output_tokens

@@ -63,7 +63,8 @@ class Rerating:
         made = []
         for (tenant, endpoint, mode), (old, new) in sorted(self._groups.items()):
             for kind, sums, sign in (("rerate_reversal", old, -1), ("rerate", new, 1)):
-                entries = tuple(Entry(account, sign * q, sign * amount) for account, (q, amount) in sorted(sums.items()))
+                sorted_sums = sorted(sums.items())
+                entries = tuple(Entry(account, sign * q, sign * amount) for account, (q, amount) in sorted_sums)
                 tokens = sum(sign * sums[account][0] for account in _TOKENS if account in sums)
                 name = f"{kind}/{rerate}/{endpoint}/{mode}/{tenant}"
                 if entries:

@@ -30,7 +30,8 @@ class EndpointTime(Struct, frozen=True, kw_only=True):
 
     Brought in: `tokens_usd` and `time_usd` were charged, `drawn_usd` was taken from commitments. `worth_usd` is what
     the accelerator time it had (borrowed time too) would have brought as dedicated at its own price; `margin_usd` is
-    what was brought in less that. `dedicated_usd` is what holding its accelerators all the time would have cost its tenant.
+    what was brought in less that. `dedicated_usd` is what holding its accelerators all the time would have cost its
+    tenant.
     """
 
     endpoint: str

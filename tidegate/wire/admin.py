@@ -80,7 +80,7 @@ class FallbackBody(Request, frozen=True):
 
 
 class CanaryBody(Request, frozen=True):
-    """Another model for a share (`weight`, 0 to 1) of the endpoint's requests; also called as ``tenant/name:canary``."""
+    """Another model for a share (`weight`, 0 to 1) of an endpoint's requests; also called as ``tenant/name:canary``."""
 
     model: Annotated[str, Meta(min_length=1, max_length=4_096)]
     weight: Annotated[float, Meta(ge=0, le=1)]
@@ -232,8 +232,8 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     """An endpoint as desired and as it is. `tier` is the best its weights have anywhere. Bytes are per accelerator.
 
     `activation_ms_last` is from the first request that found no capacity (or the command, if none waited) to ready;
-    `rollback_to` is the generation that a rollback goes back to. `activation_bounds` are the same by the tier it came from. `slo_status` is by window (5m, 1h, 24h, 30d), measured
-    since `slo_since_ms`.
+    `activation_bounds` are the same by the tier it came from. `rollback_to` is the generation that a rollback goes back
+    to. `slo_status` is by window (5m, 1h, 24h, 30d), measured since `slo_since_ms`.
     """
 
     name: str

@@ -6,7 +6,7 @@ Instants are epoch milliseconds.
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from tidegate.domain.endpoint import Mode
 from tidegate.wire.admin import Name, Request
@@ -37,7 +37,7 @@ class PriceCreate(Request, frozen=True, kw_only=True):
     output_usd_per_million: PriceText | None = None
     cached_input_usd_per_million: PriceText | None = None
     accelerator_hour_usd: PriceText | None = None
-    accelerator_hours_usd: Annotated[dict[str, PriceText], Meta(max_length=64)] = {}
+    accelerator_hours_usd: Annotated[dict[str, PriceText], Meta(max_length=64)] = field(default_factory=dict)
     minimum_usd: PriceText = "0"
     batch_percent: Annotated[int, Meta(ge=0, le=100)] = 50
 

@@ -14,9 +14,9 @@ Instant = Annotated[str, Meta(max_length=40)]
 class ContractCreate(Request, frozen=True, kw_only=True):
     """`tokens` prepaid with `price_usd`. `id` makes the call idempotent; left out, one is made.
 
-    Instants are ISO 8601 or epoch milliseconds; `starts` is not in the past, now when left out. `models` and `modes` are
-    those it may be spent on, all when left out. `alert_secret` (``whsec_…``) is made where only `alert_url` is given, and
-    shown this once.
+    Instants are ISO 8601 or epoch milliseconds; `starts` is not in the past, now when left out. `models` and `modes`
+    are those it may be spent on, all when left out. `alert_secret` (``whsec_…``) is made where only `alert_url` is
+    given, and shown this once.
     """
 
     tenant: Name
@@ -26,8 +26,8 @@ class ContractCreate(Request, frozen=True, kw_only=True):
     id: Name | None = None
     starts: Instant | None = None
     priority: Annotated[int, Meta(ge=0, le=1_000)] = 100
-    models: Annotated[list[str], Meta(max_length=64)] = []
-    modes: Annotated[list[Mode], Meta(max_length=4)] = []
+    models: Annotated[list[str], Meta(max_length=64)] = field(default_factory=list)
+    modes: Annotated[list[Mode], Meta(max_length=4)] = field(default_factory=list)
     rollover_percent: Annotated[int, Meta(ge=0, le=100)] = 0
     rollover_days: Annotated[int, Meta(ge=0, le=3_660)] = 0
     overage_plan: Name | None = None
@@ -45,8 +45,8 @@ class AlertView(Struct, frozen=True, kw_only=True):
 
 
 class ContractView(Struct, frozen=True, kw_only=True):
-    """`state` is coming | active | rollover | exhausted | expired. `left_tokens` is what can be spent now (or, before it
-    starts, then). `worth_left_usd` is the part of the price that is not used, not lapsed.
+    """`state` is coming | active | rollover | exhausted | expired. `left_tokens` is what can be spent now (or, before
+    it starts, then). `worth_left_usd` is the part of the price that is not used, not lapsed.
     """
 
     id: str

@@ -3,7 +3,7 @@
 The capacity core's events and commands (`domain.plan`) travel as they are; what only a gateway needs is defined here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -95,7 +95,7 @@ class EndpointEntry:
     overflow: Overflow | None = None
     fallback: str = ""
     resident: bool = False
-    slo: Slo = Slo()
+    slo: Slo = field(default_factory=Slo)
     canary: str = ""
     canary_permille: int = 0
     serves: str = ""
