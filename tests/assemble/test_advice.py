@@ -101,7 +101,7 @@ def test_advice_for_a_described_shape_and_for_a_sent_trace(run: Any) -> None:
 def test_watch_measures_what_the_articles_ask_for(run: Any) -> None:
     async def story(live: Live) -> None:
         await use(live)
-        out, _ = await tidegate(live, "advise", "--watch", "--every-s", "0.2", "--days", "0.000005", "-o", "json")
+        out, _ = await tidegate(live, "advise", "--watch", "--every-s", "0.2", "--days", "0.00015", "-o", "json")
         lines = [json.loads(line) for line in out.splitlines()]
         assert len(lines) >= 2
         assert lines[0]["requests"] == 6

@@ -74,7 +74,9 @@ def advise(
     for number, (provider, offer) in enumerate(offers):
         if progress is not None:
             progress(f"{provider.name}/{offer.id}", number, len(offers))
-        priced.append(Priced(provider, offer, costing.cost(offer), _not_allowed(offer, question.need)))
+        looked_at = now is not None or offer.async_only or offer.billing == "tokens"
+        outcome = costing.cost(offer) if looked_at else costing.nothing("not replayed: nobody waits for these requests")
+        priced.append(Priced(provider, offer, outcome, _not_allowed(offer, question.need)))
     if progress is not None:
         progress("hybrid, break-even", len(offers), len(offers))
     batch = _batch(priced, later, question.need) if later is not None else None

@@ -117,7 +117,8 @@ class Costing:
                 found = tries.workers(offer, part, self.need.slo_ttft_ms, cold_ms, self._fit(offer, part))
                 return self._best(found, lambda one: self._workers(offer, part, one))
 
-    def _nothing(self, why: str) -> Outcome:
+    def nothing(self, why: str) -> Outcome:
+        """No cost, and why there is none."""
         return Outcome(np.zeros(self.units), np.array([]), why_not=why)
 
     def _best(self, found: list[Try], run: Callable[[Try], Outcome]) -> Outcome:
@@ -135,7 +136,7 @@ class Costing:
                 hopeless.add(one.rental.name)
             if best is None or (bool(outcome.why_not), outcome.total) < (bool(best.why_not), best.total):
                 best, guessed = outcome, one.usd
-        return best or self._nothing("no accelerator of this offer holds the model within the TPOT target")
+        return best or self.nothing("no accelerator of this offer holds the model within the TPOT target")
 
     def _fit(self, offer: Offer, part: Traffic) -> list[tuple[Rental, Curve]]:
         return [(rental, c) for rental in offer.accelerators if (c := self.curve_of(part, rental, offer.slots_max))]
@@ -145,9 +146,9 @@ class Costing:
     def by_tokens(self, offer: Offer, part: Traffic) -> Outcome:
         price = offer.price_of(self.need.model.name)
         if part.fixed_time:
-            return self._nothing("bills by the token; this work has none")
+            return self.nothing("bills by the token; this work has none")
         if price is None:
-            return self._nothing(f"has no price for {self.need.model.name}")
+            return self.nothing(f"has no price for {self.need.model.name}")
         fresh = (part.inputs - part.cached) * price.input + part.cached * price.cached_or_input
         usd = (fresh + part.outputs * price.output) / 1e6
         by_unit = self._by_unit(part.t_ms, usd)
@@ -155,7 +156,7 @@ class Costing:
             return Outcome(by_unit, np.array([]), why_not="answers within 24 hours; somebody is waiting for these")
         if offer.private and offer.accelerators:
             served = self.activated(offer, part)
-            return replace(served, usd=by_unit) if served else self._nothing("its accelerator does not hold the model")
+            return replace(served, usd=by_unit) if served else self.nothing("its accelerator does not hold the model")
         ttft_ms = self._shared_ttft(offer, part)
         return Outcome(by_unit, ttft_ms, why_not=self._late(ttft_ms))
 
@@ -257,7 +258,7 @@ class Costing:
         """All endpoints on the same replicas, each model loaded when it is asked for and not among the resident."""
         part = self.traffic
         if not self.need.apart:
-            return self._nothing("is for many models; this is one (--models-apart)")
+            return self.nothing("is for many models; this is one (--models-apart)")
 
         loaded: dict[str, int] = {}
 

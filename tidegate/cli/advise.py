@@ -13,6 +13,12 @@ from tidegate.cli.client import Api, Key, Url
 from tidegate.cli.output import Format, Output, Problem, show
 from tidegate.cli.usage import Since, Until, period
 
+NEEDED = (
+    "model", "slo_ttft_ms", "tpot_ms", "private", "promised", "async_share", "models_apart", "current", "side_by_side",
+    "exhaustive",
+)  # fmt: skip
+DESCRIBED = ("shape", "requests_per_day", "input_tokens", "output_tokens", "models")
+
 
 def advise(
     trace: Annotated[
@@ -61,28 +67,33 @@ def advise(
 
     Without --trace and --shape it asks the running platform about its own ledger.
     """
-    if claims:
+    _act(locals())
+
+
+def _act(given: dict[str, Any]) -> None:
+    """The options by their names: claims, the experiment, a file or shape, or the platform's own ledger."""
+    output, endpoint = given["output"], given["endpoint"]
+    if given["claims"]:
         _claims(output)
         return
-    needed = {
-        "model": model, "slo_ttft_ms": slo_ttft_ms, "tpot_ms": tpot_ms, "private": private, "promised": promised,
-        "async_share": async_share, "models_apart": models_apart, "current": current, "provider": provider or [],
-        "side_by_side": side_by_side, "exhaustive": exhaustive,
-    }  # fmt: skip
-    if watch:
+    needed = {name: given[name] for name in NEEDED} | {"provider": given["provider"] or []}
+    if given["watch"]:
         from tidegate.cli.advise_watch import watch as keep_watching
 
-        keep_watching(Api(url, key), endpoint, needed, output, every_s=every_s, for_s=days * 86_400.0)
+        for_s = given["days"] * 86_400.0
+        keep_watching(Api(given["url"], given["key"]), endpoint, needed, output, every_s=given["every_s"], for_s=for_s)
         return
-    if trace is None and shape is None:
-        answer = ask_platform(Api(url, key), endpoint, needed, period(since, until))
+    if given["trace"] is None and given["shape"] is None:
+        answer = ask_platform(Api(given["url"], given["key"]), endpoint, needed, period(given["since"], given["until"]))
     else:
-        how = {"columns": _columns(column or []), "timezone": timezone, "sort": sort, "skip_bad": skip_bad}
-        described = {"shape": shape, "requests_per_day": requests_per_day, "input_tokens": input_tokens,
-                     "output_tokens": output_tokens, "models": models}  # fmt: skip
-        answer = _answer(trace, endpoint, described, service_ms, how, needed, providers or [], output)
-    if html is not None:
-        _write_page(html, answer)
+        how = {name: given[name] for name in ("timezone", "sort", "skip_bad")}
+        how["columns"] = _columns(given["column"] or [])
+        described = {name: given[name] for name in DESCRIBED}
+        answer = _answer(
+            given["trace"], endpoint, described, given["service_ms"], how, needed, given["providers"] or [], output
+        )
+    if given["html"] is not None:
+        _write_page(given["html"], answer)
     if output is Format.JSON:
         show(answer, output)
         return
