@@ -138,7 +138,7 @@ async function follow(mine) {
 
 function enter() {
   $("entrance").hidden = true;
-  for (const id of ["main", "forget", "link"]) $(id).hidden = false;
+  for (const id of ["main", "parts", "forget", "link"]) $(id).hidden = false;
   refresh();
   follow(++generation);
   followAccounts(generation);
@@ -148,7 +148,7 @@ function leave(why) {
   key = "";
   generation++;
   sessionStorage.removeItem("tidegate-key");
-  for (const id of ["main", "forget", "link"]) $(id).hidden = true;
+  for (const id of ["main", "parts", "forget", "link"]) $(id).hidden = true;
   $("entrance").hidden = false;
   $("refused").textContent = why || "";
   $("summary").textContent = "";

@@ -2,9 +2,10 @@
 
 import { $, NOTHING, dollars, gauge, grouped, lasting, make, nano, settle, several, state } from "./parts.js";
 
-const LENT_LINES_MAX = 8;
+const LENT_LINES_MAX = 8, ROWS_MAX = 12; // the dearest; the others are one row until asked for
 export const today = () => new Date().toISOString().slice(0, 10);
 
+let wholly = false, shown = null;
 const NONE = { requests: 0, input_tokens: 0, output_tokens: 0 };
 
 // Usage counts requests and tokens, accelerator time knows amounts: one line an endpoint, dearest first.
@@ -23,11 +24,11 @@ function sum(rows, endpoint) {
   return total;
 }
 
-function row(one, kind) {
+function row(one, fold = null) {
   const cell = (label, text) => make("td", { class: "number", "data-label": label, "data-empty": text === NOTHING ? "" : null }, text);
   const money = (amount) => amount === 0n ? NOTHING : dollars(amount);
   const paid = one.charged + one.drawn, part = one.dedicated > 0n ? Number(paid) / Number(one.dedicated) : null;
-  return make("tr", { class: kind }, make("td", { class: "name mono" }, one.endpoint),
+  return make("tr", {}, make("td", { class: "name mono" }, one.endpoint, fold),
     cell("Requests", one.requests ? grouped(one.requests) : NOTHING),
     cell("Tokens in", one.input_tokens ? grouped(one.input_tokens) : NOTHING),
     cell("Tokens out", one.output_tokens ? grouped(one.output_tokens) : NOTHING),
@@ -51,13 +52,24 @@ function commitments(contracts) {
   $("contracts-part").hidden = !contracts.length;
 }
 
-export function showMoney(usage, time, contracts) {
-  const all = lines(usage, time), busy = all.filter((one) => one.requests || one.charged || one.drawn || one.lent_ms || one.borrowed_ms);
-  const quiet = all.filter((one) => !busy.includes(one)), total = sum(all, "all endpoints");
-  const rows = busy.map((one) => row(one, ""));
-  if (quiet.length) rows.push(row(sum(quiet, `${several(quiet.length, "endpoint")} without use`), "soft"));
+function draw() {
+  const rest = shown.length > ROWS_MAX + 1 ? shown.slice(ROWS_MAX) : [];
+  const rows = shown.slice(0, wholly ? shown.length : shown.length - rest.length).map((one) => row(one));
+  if (rest.length) {
+    const fold = make("button", { type: "button", class: "fold", "aria-expanded": wholly }, wholly ? "show fewer" : "show all");
+    fold.addEventListener("click", () => { wholly = !wholly; draw(); });
+    rows.push(wholly ? make("tr", {}, make("td", { class: "name", colspan: "10" }, fold)) : row(sum(rest, several(rest.length, "more endpoint")), fold));
+  }
+  const focused = $("money").contains(document.activeElement);
   $("money").replaceChildren(...rows);
-  $("money-total").replaceChildren(row(total, ""));
+  if (focused) $("money").querySelector(".fold")?.focus({ preventScroll: true });
+}
+
+export function showMoney(usage, time, contracts) {
+  shown = lines(usage, time);
+  const total = sum(shown, "all endpoints");
+  draw();
+  $("money-total").replaceChildren(row(total));
   lent(time);
   commitments(contracts);
   return total;
