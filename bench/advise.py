@@ -2,7 +2,7 @@
 mode against an exhaustive replay of every offer, accelerator and number of replicas.
 
 The baseline is the bare reading of the same requests by the simulator's own trace reader. CPU seconds of one thread, so
-that a busy machine does not show. Traces are taken from the folder named in TIDEGATE_TRACES (or ../shared/traces beside
+that a busy machine does not show. Traces are taken from the folder named in TIDEGATE_TRACES (or one of traces beside
 the checkout) and left out where absent; a week of 200,000 generated requests is always measured. Run:
 `python bench/advise.py [--exhaustive] [TRACE…]` (prints JSON).
 """

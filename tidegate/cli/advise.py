@@ -80,8 +80,8 @@ def _act(given: dict[str, Any]) -> None:
     if given["watch"]:
         from tidegate.cli.advise_watch import watch as keep_watching
 
-        for_s = given["days"] * 86_400.0
-        keep_watching(Api(given["url"], given["key"]), endpoint, needed, output, every_s=given["every_s"], for_s=for_s)
+        api, for_s = Api(given["url"], given["key"]), given["days"] * 86_400.0
+        keep_watching(lambda: ask_platform(api, endpoint, needed, {}), output, every_s=given["every_s"], for_s=for_s)
         return
     if given["trace"] is None and given["shape"] is None:
         answer = ask_platform(Api(given["url"], given["key"]), endpoint, needed, period(given["since"], given["until"]))

@@ -4,12 +4,12 @@ the answer changes.
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import typer
 
-from tidegate.cli.client import Api
 from tidegate.cli.output import Format, Problem
 
 EVERY_S = 300.0
@@ -19,23 +19,17 @@ COLD_SHARE_MAX = 0.20  # above it the article says to look at dedicated
 
 
 def watch(
-    api: Api,
-    endpoint: str | None,
-    needed: dict[str, Any],
-    output: Format,
-    *,
-    every_s: float = EVERY_S,
-    for_s: float = WEEKS_S,
+    ask: Callable[[], dict[str, Any]], output: Format, *, every_s: float = EVERY_S, for_s: float = WEEKS_S
 ) -> None:
-    """One line every `every_s` seconds for `for_s` seconds (JSON lines with -o json), until Ctrl-C."""
-    from tidegate.cli.advise import ask_platform
-
+    """One line every `every_s` seconds for `for_s` seconds (JSON lines with -o json), until Ctrl-C. `ask` gives the
+    platform's advice about its own ledger.
+    """
     began = time.monotonic()
     last: str | None = None
     failures = 0
     while True:
         try:
-            answer = ask_platform(api, endpoint, needed, {})
+            answer = ask()
             failures = 0
             line = observed(answer, last)
             last = line["recommended"]
