@@ -13,7 +13,7 @@ export function concern(endpoint) {
   if (TONES[endpoint.state] === "bad") return endpoint.reason || endpoint.state;
   if (endpoint.canary && TONES[endpoint.canary.state] === "bad") return `canary: ${endpoint.canary.reason || endpoint.canary.state}`;
   const budget = endpoint.slo_status["1h"]?.error_budget;
-  return typeof budget === "number" && budget < 0 ? "over its error budget in the last hour" : "";
+  return typeof budget === "number" && budget < 0 ? "error budget overdrawn in 1 h" : "";
 }
 
 // The bound that its next activation falls under, and the tier it counts from: where its weights are, or else from the tier it would go to.
@@ -41,7 +41,8 @@ function nameCell(endpoint, adapters, isOpen, isUnfolded) {
 
 function stateCell(endpoint) {
   const why = concern(endpoint) || (TONES[endpoint.state] === "busy" ? endpoint.reason : "");
-  return make("td", { class: "status", "data-label": "State" }, state(endpoint.state), " ", make("span", { class: "soft" }, endpoint.tier),
+  return make("td", { class: "status", "data-label": "State" },
+    make("span", { class: "where" }, state(endpoint.state), " ", make("span", { class: "soft" }, endpoint.tier)), " ",
     endpoint.canary ? make("span", { class: "tag", title: `canary ${endpoint.canary.state}` }, `canary ${share(endpoint.canary.weight)}`) : null,
     why ? make("div", { class: "why", "data-tone": concern(endpoint) ? "bad" : "busy" }, why) : null);
 }
