@@ -73,9 +73,7 @@ def _events(
         yield b"\n".join([*(encode(event(row)) for row in rows), b""]).decode()
 
 
-def _focus(
-    ledger: Ledger, period: Period, tenant: str | None, adjustments: Sequence[Adjustment]
-) -> Iterator[str]:
+def _focus(ledger: Ledger, period: Period, tenant: str | None, adjustments: Sequence[Adjustment]) -> Iterator[str]:
     yield focus.as_csv([], header=True)
     step_ms = FOCUS_HOURS_MAX * MS_PER_HOUR
     start_ms = period.start_ms
