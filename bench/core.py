@@ -26,8 +26,7 @@ EVENTS = 30_000
 
 
 def run(sizes: tuple[int, ...] = SIZES, events: int = EVENTS) -> dict[str, object]:
-    """Per fleet size: event cost in µs (mean, p50, p99, max) and commands given; and the growth of p99 over the sizes.
-    """
+    """Per fleet size: event cost in µs (mean, p50, p99, max) and commands given; the growth of p99 over the sizes."""
     rows = [measure(size, events) for size in sizes]
     return {
         "bench": "core",

@@ -29,9 +29,7 @@ def test_the_most_particular_terms_count(book: list[tuple[int, dict[str, str], b
     rank = {"endpoint": 8, "tenant": 4, "model": 2, "mode": 1}
 
     def matches(v: PriceVersion) -> bool:
-        return v.plan in ("gold", "default", "") and all(
-            getattr(v, name) in ("", getattr(SOLD, name)) for name in rank
-        )
+        return v.plan in ("gold", "default", "") and all(getattr(v, name) in ("", getattr(SOLD, name)) for name in rank)
 
     def terms(v: PriceVersion) -> tuple[int, bool]:
         return sum(weight for name, weight in rank.items() if getattr(v, name)), v.plan == "gold"

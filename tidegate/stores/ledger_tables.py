@@ -208,7 +208,5 @@ price_versions = Table(
     Column("minimum_nano_usd", BigInteger, nullable=False),
     Column("accelerator_kinds", Text, nullable=False),
     Column("ends", Integer, nullable=False),
-    UniqueConstraint(
-        "plan", "tenant", "endpoint", "model", "mode", "effective_ms", name="uq_price_versions_plan"
-    ),
+    UniqueConstraint("plan", "tenant", "endpoint", "model", "mode", "effective_ms", name="uq_price_versions_plan"),
 )
