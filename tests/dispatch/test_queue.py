@@ -20,6 +20,7 @@ class Waits:
     arrived_ms: int = 0
     tokens: int = 1
     charged: int = 0
+    late_ms: int = 0
 
 
 def room(slots: int) -> Dispatch:
@@ -96,10 +97,10 @@ def test_idling_earns_no_credit() -> None:
     for number in range(6):
         queue.push(Waits(f"a{number}", "a", tokens=100), first=False)
     for _ in range(3):
-        queue.pop()
+        queue.pop(0)
     for number in range(3):
         queue.push(Waits(f"b{number}", "b", 1, tokens=100), first=False)
-    assert [queue.pop().id for _ in range(6)] == ["b0", "a3", "b1", "a4", "b2", "a5"]
+    assert [queue.pop(0).id for _ in range(6)] == ["b0", "a3", "b1", "a4", "b2", "a5"]
     assert not queue
 
 
@@ -118,9 +119,44 @@ def test_counters_do_not_pile_up() -> None:
     queue.push(Waits("keeps it busy", "zz", tokens=10**9), first=False)
     for number in range(5 * COUNTERS_MAX):
         queue.push(Waits(f"q{number}", f"t{number}", number, tokens=1 + number), first=False)
-        queue.pop()
+        queue.pop(0)
     assert len(queue._served) <= COUNTERS_MAX
 
 
 def test_what_a_request_counts_for() -> None:
     assert served_tokens(100, 10) == 120
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), min_size=1, max_size=30), st.integers(0, 90))
+def test_who_can_be_served_in_time_comes_before_who_no_longer_can(waits: list[tuple[int, int]], now_ms: int) -> None:
+    queue: FairQueue[Waits] = FairQueue()
+    for number, (arrived_ms, patience_ms) in enumerate(sorted(waits)):
+        late_ms = arrived_ms + patience_ms
+        queue.push(Waits(f"q{number}", "a", arrived_ms, late_ms=late_ms), first=False)
+    assert queue.oldest_ms() == min(arrived_ms for arrived_ms, _ in waits)
+    popped = [queue.pop(now_ms) for _ in waits]
+    in_time = [request for request in popped if request.late_ms > now_ms]
+    late = [request for request in popped if request.late_ms <= now_ms]
+    assert [r.id for r in late] == sorted((r.id for r in late), key=lambda name: int(name[1:])), "oldest first"
+    if len({patience_ms for _, patience_ms in waits}) == 1:  # as an endpoint's are: it has one SLO
+        assert popped == in_time + late
+    assert len(queue) == 0
+
+
+def test_an_overload_that_does_not_end_leaves_few_very_late_and_not_everybody_late() -> None:
+    """One slot, a request a second, two seconds each, in time within five: half can be served in time, and are."""
+    dispatch, kept, running = room(1), 0, ""
+    arrived: dict[str, int] = {}
+    for second in range(200):
+        now_ms = second * 1_000
+        name = f"q{second}"
+        arrived[name] = now_ms
+        request = Arrived(name, E, now_ms + 60_000, 10_000, "a", 10, late_ms=now_ms + 5_000)
+        said = list(answers(dispatch.handle(request, now_ms)))
+        if running and second % 2 == 0:
+            said += answers(dispatch.handle(Ended(running, now_ms, 10), now_ms))
+        for answer in said:
+            if isinstance(answer, Grant):
+                running = answer.request
+                kept += now_ms < arrived[running] + 5_000
+    assert kept >= 95

@@ -13,7 +13,8 @@ from tidegate.domain.plan import Drain, EndpointRemoved, Resume, Route, Target
 class Arrived:
     """A request wants a replica. `deadline_ms` is the instant it gives up; not after now means it does not wait.
 
-    `tokens` is an estimate of what it will count for between `tenant` and the others (see `queue`).
+    `tokens` is an estimate of what it will count for between `tenant` and the others; from `late_ms` on (0: never) it
+    can no longer be served in time (see `queue`).
     """
 
     request: str
@@ -23,6 +24,7 @@ class Arrived:
     tenant: str = ""
     tokens: int = 0
     elsewhere: Elsewhere | None = None
+    late_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ class Request:
     """
 
     __slots__ = (
-        "arrived_ms", "charged", "deadline_ms", "elsewhere", "granted_ms", "held", "home", "id", "lane", "lost_left",
-        "queued_max", "reason", "seat", "tenant", "tokens", "unserved_left",
+        "arrived_ms", "charged", "deadline_ms", "elsewhere", "granted_ms", "held", "home", "id", "lane", "late_ms",
+        "lost_left", "queued_max", "reason", "seat", "tenant", "tokens", "unserved_left",
     )  # fmt: skip
 
     def __init__(self, arrived: Arrived, lane: "Lane", now_ms: int) -> None:
@@ -44,6 +44,7 @@ class Request:
         self.tenant = arrived.tenant
         self.tokens = arrived.tokens
         self.queued_max = arrived.queued_max
+        self.late_ms = arrived.late_ms
         self.elsewhere = arrived.elsewhere
         self.home = self.lane = lane
         self.reason = ""

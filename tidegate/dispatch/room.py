@@ -304,7 +304,7 @@ class Dispatch:
 
     def _grant_waiting(self, lane: Lane, now_ms: int, effects: list[Effect]) -> None:
         while lane.waiting and (seat := lane.free_seat(self._region, now_ms)) is not None:
-            request = lane.waiting.pop()
+            request = lane.waiting.pop(now_ms)
             request.held = False
             self._held -= 1
             self._grant(request, seat, now_ms, effects)

@@ -143,7 +143,8 @@ class GatewayLoop:
         """
         queued_max, elsewhere = min(entry.queued_max, self._limits.queued_max), self._elsewhere.get(entry.endpoint)
         deadline_ms, lane = arrived_ms + wait_ms, entry.base or entry.endpoint
-        arrived = Arrived(request, lane, deadline_ms, queued_max, tenant, tokens, elsewhere)
+        late_ms = arrived_ms + entry.slo.ttft_ms
+        arrived = Arrived(request, lane, deadline_ms, queued_max, tenant, tokens, elsewhere, late_ms)
         return self._ask(request, arrived, arrived_ms)
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:

@@ -101,8 +101,9 @@ def _deployment(
     room_tokens = profile.accelerator.memory_bytes // 4 // model.kv_bytes_per_token
     wished = max(KV_TOKENS_MIN, int(max(KV_REQUESTS_MIN, at_once) * mean))
     kv_tokens = max(min(wished, room_tokens), context + KV_TOKENS_MIN // 2)
-    # Requests differ in length: as many as would fit at half the mean; the engine's own queue waits for KV.
-    slots = max(4, min(baselines.SLOTS_MAX, 2 * kv_tokens // mean))
+    # As many as fit: whoever waits does so in the waiting room, which knows who can still be served in time; the
+    # engine's own queue does not.
+    slots = max(4, min(baselines.SLOTS_MAX, 1 * kv_tokens // mean))
     # In flight when a saturated engine's queue takes half the SLO: where another replica is wanted.
     target = max(2, min(slots, int((slo_ttft_ms / 2.0 + mean_out * token_ms) / prefill_ms)))
     whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token

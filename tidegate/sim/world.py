@@ -199,7 +199,8 @@ class World:
         request = Request(str(self._next_id), endpoint, self.now_ms, input_tokens, output_tokens)
         self.requests[request.id] = request
         deadline = int(self.now_ms) + self._hold_ms_max
-        self._gateway(Arrived(request.id, endpoint, deadline, QUEUED_MAX))
+        late_ms = int(self.now_ms + self.meter.slo_ttft_ms)
+        self._gateway(Arrived(request.id, endpoint, deadline, QUEUED_MAX, late_ms=late_ms))
 
     def _gateway(self, event: dispatch.Event) -> None:
         effects = self.room.handle(event, int(self.now_ms))
