@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.domain.endpoint import Deployment
-from tidegate.sim import baselines, trace
+from tidegate.sim import baselines, clairvoyant, trace
 from tidegate.sim.api import build_world, deployments
 from tidegate.sim.bound import Bound, lower_bound
 from tidegate.sim.compute import Request
@@ -112,7 +112,7 @@ def plan(
     """By policy the fewest accelerators that serve a share `attainment` of the requests within the SLO, and a bound.
 
     `each_endpoint` asks it of every endpoint with 100 requests or more, and of the rest together. None where not even
-    `ACCELERATORS_MAX` do. Raises Refusal for bad input, OSError for an unreadable file.
+    `ACCELERATORS_MAX` do. `keep_alive` is what giving idle places up costs over the clairvoyant's way. Raises Refusal for bad input, OSError for an unreadable file.
     """
     path = Path(trace_path)
     profile = load(Path(fleet) if fleet is not None else None)
@@ -126,4 +126,5 @@ def plan(
         "each_endpoint": each_endpoint,
         "policies": {policy: search.fewest(policy) for policy in policies},
         "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
+        "keep_alive": clairvoyant.report(path, fleet=fleet),
     }
