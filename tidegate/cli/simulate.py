@@ -75,7 +75,16 @@ def plan(
             policies=tuple(policy) if policy else POLICIES,
             progress=lambda name, tried, done, total: tell(f"{name} on {tried}", done, total),
         )
-    show(result, output, title=f"plan for {trace.name}")
+    if output is Format.JSON:
+        show(result, output)
+        return
+    every = "each endpoint" if each_endpoint else "all requests"
+    title = f"{trace.name}: fewest accelerators for {attainment:.2%} of {every} within {slo_ttft_ms} ms beyond prefill"
+    bound = result["lower_bound"]
+    rows = [{"policy": name, "accelerators": fewest or "more than 64"} for name, fewest in result["policies"].items()]
+    show([*rows, {"policy": bound["name"], "accelerators": f"≥ {bound['accelerators']}"}], output, title=title)
+    ways = [{"way": way, **costs} for way, costs in result["keep_alive"]["over_clairvoyant"].items()]
+    show(ways, output, title="giving idle places up: cost over the clairvoyant's (1 is its equal)")
 
 
 def _known(policy: str) -> None:

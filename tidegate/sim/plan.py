@@ -112,7 +112,8 @@ def plan(
     """By policy the fewest accelerators that serve a share `attainment` of the requests within the SLO, and a bound.
 
     `each_endpoint` asks it of every endpoint with 100 requests or more, and of the rest together. None where not even
-    `ACCELERATORS_MAX` do. `keep_alive` is what giving idle places up costs over the clairvoyant's way. Raises Refusal for bad input, OSError for an unreadable file.
+    `ACCELERATORS_MAX` do. `keep_alive` is what giving idle places up costs over the clairvoyant's way. Raises Refusal
+    for bad input, OSError for an unreadable file.
     """
     path = Path(trace_path)
     profile = load(Path(fleet) if fleet is not None else None)
