@@ -33,6 +33,7 @@ from tests import models
 from tests.e2e.platform import Platform, running, wait_until
 from tidegate.assemble.settings import core_settings, node_limits
 from tidegate.config import load
+from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment
 from tidegate.domain.fleet import Accelerator
 from tidegate.policy.reconcile import FleetCore
@@ -229,6 +230,7 @@ def _profile(measured: Measured, deployment: Deployment) -> FleetProfile:
         link_bytes_per_ms=1e12,
         dense_flop_per_ms=flop_per_ms,
         usd_per_hour=1.0,
+        workspace_bytes=ControlSettings().workspace_bytes,
     )
     node = NodeProfile(
         accelerators=2, host_memory_bytes=6 << 30, start_ms=1_000.0, wake_fixed_ms=measured.wake_ms, sleep_fixed_ms=20.0

@@ -12,7 +12,7 @@ from tidegate.sim import baselines, trace
 from tidegate.sim.compute import CHUNK_MS, GANG_EFFICIENCY
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import SimNode
-from tidegate.sim.profile import WORKSPACE_BYTES, FleetProfile, ModelSpec, load
+from tidegate.sim.profile import FleetProfile, ModelSpec, load
 from tidegate.sim.timeline import Timeline
 from tidegate.sim.world import World
 
@@ -108,7 +108,7 @@ def _deployment(
     target = max(2, min(slots, int((slo_ttft_ms / 2.0 + mean_out * token_ms) / prefill_ms)))
     whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token
     spread = _spread(profile, model, whole)
-    if -(-whole // spread) + WORKSPACE_BYTES > profile.accelerator.memory_bytes:
+    if -(-whole // spread) + profile.accelerator.workspace_bytes > profile.accelerator.memory_bytes:
         need = f"{whole / 1e9:.1f} GB for endpoint {name!r}"
         raise Refusal("invalid_request", f"fleet: model.{model.name}: no node can hold {need}", param="fleet")
     return Deployment(
@@ -127,7 +127,7 @@ def _deployment(
         concurrency_target=target,
         slots=slots,
         accelerators_per_replica=spread,
-        accelerator_bytes=-(-whole // spread) + WORKSPACE_BYTES,
+        accelerator_bytes=-(-whole // spread) + profile.accelerator.workspace_bytes,
         host_bytes=model.weight_bytes,
         slo=Slo(ttft_ms=max(1, int(slo_ttft_ms)), tpot_ms=int(profile.tpot_ms)),
         movable=True,
@@ -139,10 +139,10 @@ def _spread(profile: FleetProfile, model: ModelSpec, whole: int) -> int:
     `WORKSPACE_SHARE` of its weights in workspace. Each link then brings a part of the weights, bursts are prefilled by
     all of them, and no accelerator is too full for a model that another has room for (AlpaServe, arXiv 2302.11665).
     """
-    hardware, spread = profile.accelerator, 1
+    hardware, spread, workspace = profile.accelerator, 1, profile.accelerator.workspace_bytes
     while spread * 2 <= min(profile.node.accelerators, max(GANG_EFFICIENCY)):
-        fits = -(-whole // spread) + WORKSPACE_BYTES <= hardware.memory_bytes
-        dear = spread * 2 > hardware.gang_max or spread * 2 * WORKSPACE_BYTES > WORKSPACE_SHARE * model.weight_bytes
+        fits = -(-whole // spread) + workspace <= hardware.memory_bytes
+        dear = spread * 2 > hardware.gang_max or spread * 2 * workspace > WORKSPACE_SHARE * model.weight_bytes
         if fits and dear:
             break
         spread *= 2

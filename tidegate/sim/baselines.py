@@ -15,7 +15,7 @@ from tidegate.domain.errors import Refusal
 from tidegate.policy.costs import CostPriors
 from tidegate.policy.reconcile import CoreSettings
 from tidegate.sim import trace
-from tidegate.sim.profile import WORKSPACE_BYTES, FleetProfile
+from tidegate.sim.profile import FleetProfile
 
 POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
 ACCELERATORS_DEFAULT = 8
@@ -46,7 +46,7 @@ def prepare(
     )
     count = accelerators if accelerators is not None else ACCELERATORS_DEFAULT
     largest = node_sizes(profile, count)[-1]
-    wanted = [spread_over(d, min(d.accelerators_per_replica, largest)) for d in wanted]
+    wanted = [spread_over(profile, d, min(d.accelerators_per_replica, largest)) for d in wanted]
     match policy:
         case "tidegate":  # no keep-alive: a place nobody else wants costs nothing to keep
             return Setup(replace(settings, idle_ms_max=IDLE_MS_NEVER), wanted, count)
@@ -70,22 +70,22 @@ def node_sizes(profile: FleetProfile, accelerators: int) -> list[int]:
     return [accelerators // nodes + (number < accelerators % nodes) for number in range(nodes)]
 
 
-def spread_over(deployment: Deployment, accelerators: int) -> Deployment:
+def spread_over(profile: FleetProfile, deployment: Deployment, accelerators: int) -> Deployment:
     """The same over at most so many accelerators (a power of two)."""
-    spread = 1 << (accelerators.bit_length() - 1)
-    whole = (deployment.accelerator_bytes - WORKSPACE_BYTES) * deployment.accelerators_per_replica
-    return replace(deployment, accelerators_per_replica=spread, accelerator_bytes=-(-whole // spread) + WORKSPACE_BYTES)
+    spread, workspace = 1 << (accelerators.bit_length() - 1), profile.accelerator.workspace_bytes
+    whole = (deployment.accelerator_bytes - workspace) * deployment.accelerators_per_replica
+    return replace(deployment, accelerators_per_replica=spread, accelerator_bytes=-(-whole // spread) + workspace)
 
 
 def _dedicated(profile: FleetProfile, deployment: Deployment, replicas: int) -> Deployment:
     """On as few accelerators as hold it, since it never has to wake; all of their memory is its KV."""
-    memory = profile.accelerator.memory_bytes
-    whole = (deployment.accelerator_bytes - WORKSPACE_BYTES) * deployment.accelerators_per_replica
+    memory, workspace = profile.accelerator.memory_bytes, profile.accelerator.workspace_bytes
+    whole = (deployment.accelerator_bytes - workspace) * deployment.accelerators_per_replica
     spread = 1
-    while -(-whole // spread) + WORKSPACE_BYTES > memory:
+    while -(-whole // spread) + workspace > memory:
         spread *= 2
     weights = deployment.model.weight_bytes
-    more_kv = ((memory - WORKSPACE_BYTES) * spread - weights) / (whole - weights)
+    more_kv = ((memory - workspace) * spread - weights) / (whole - weights)
     return replace(
         deployment,
         mode=Mode.DEDICATED,

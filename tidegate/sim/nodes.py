@@ -13,7 +13,7 @@ from tidegate.domain.fleet import Accelerator, Node
 from tidegate.domain.plan import ReplicaStatus, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
 from tidegate.sim.compute import Compute, Engine, Request
-from tidegate.sim.profile import WORKSPACE_BYTES, FleetProfile, ModelSpec
+from tidegate.sim.profile import FleetProfile, ModelSpec
 
 S = ReplicaState
 STOP_MS = 100.0
@@ -206,7 +206,9 @@ class SimNode:
         places = process.accelerators
         if len(places) > 1 and len(self.computes) > 1:
             raise LawBroken(f"{process.replica} spans accelerators of a node that was not made for it")
-        kv_bytes = (process.nbytes - WORKSPACE_BYTES) * len(places) - process.model.weight_bytes
+        kv_bytes = (process.nbytes - self.profile.accelerator.workspace_bytes) * len(
+            places
+        ) - process.model.weight_bytes
         engine = Engine(process.model, self.profile.accelerator, kv_bytes, places)
         self.compute_of(process).engines[process.replica] = engine
 

@@ -28,6 +28,7 @@ class AcceleratorProfile:
     dense_flop_per_ms: float
     usd_per_hour: float
     gang_max: int = 1  # how many a replica may span without slow links between them
+    workspace_bytes: int = WORKSPACE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
