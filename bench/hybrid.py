@@ -24,8 +24,8 @@ from bench import live
 from tests.e2e.platform import Platform, joined, running
 from tidegate import demo_models
 
-REQUESTS = 40
-RATE_S = 12.0
+REQUESTS = 120
+RATE_S = 60.0
 TOKENS = 8
 BACK_S = 2.0
 BASE, POOL, AWAY = "acme/base", "acme/pool", "acme/away"
