@@ -22,7 +22,7 @@ class Deadlines:
         return self._heap[0][0] if self._heap else None
 
     def push(self, at_ms: int, request: str, endpoint: str, now_ms: int) -> None:
-        if len(self._heap) > 2 * self._count() + 64:
+        if len(self._heap) >= 2 * self._count() + 64:
             # Granted requests leave their deadlines behind: the heap would grow with the hold, not with the queue.
             live = {due for due in self._heap if (self._held(due[1]) if due[1] else due[0] > now_ms)}
             self._heap = list(live)

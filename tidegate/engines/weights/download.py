@@ -48,6 +48,7 @@ class Download:
         self._folder, self._model, self._files, self._limits = folder, model, wanted, limits
         self._failed = threading.Event()
         self._writing = threading.Lock()
+        self._syncing = threading.Lock()
         self._done_bytes = 0
         self._unsynced: list[tuple[int, int, int]] = []
         self.total_bytes = sum(file.size for file in wanted)
@@ -163,15 +164,19 @@ class Download:
                 progress(after)
 
     def _sync(self, descriptors: "_Descriptors", bytes_min: int) -> None:
-        """Puts finished ranges on the disk, then their lines into the journal, once there are `bytes_min` of them."""
-        with self._writing:
-            if sum(end - start for _, start, end in self._unsynced) < bytes_min:
-                return
-            done, self._unsynced = self._unsynced, []
-        for index in {index for index, _, _ in done}:
-            os.fdatasync(descriptors.files[index])
-        if done:  # appended in one call: lines of several threads do not mix
-            os.write(descriptors.journal, b"".join(_line(each) for each in done))
+        """Puts finished ranges on the disk, then their lines into the journal, once there are `bytes_min` of them.
+
+        One at a time: while the disk is slow the other connections wait, or a crash would cost what they went on with.
+        """
+        with self._syncing:
+            with self._writing:
+                if sum(end - start for _, start, end in self._unsynced) < bytes_min:
+                    return
+                done, self._unsynced = self._unsynced, []
+            for index in {index for index, _, _ in done}:
+                os.fdatasync(descriptors.files[index])
+            if done:
+                os.write(descriptors.journal, b"".join(_line(each) for each in done))
 
     def _percent(self) -> int:
         return 100 * self._done_bytes // self.total_bytes if self.total_bytes else 100
