@@ -37,7 +37,7 @@ def _bound_ms(fleet: Fleet, endpoint: Endpoint) -> int:
 
 
 def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None] | None) -> None:
-    """Plan what `endpoint` lacks, on `nodes` only if given; the rest is looked at again at its bound."""
+    """Plan what `endpoint` lacks, on `nodes` only if given; the rest is looked at again, at its bound at last."""
     if endpoint.wait_key is None or endpoint.retry_ms > now_ms:
         return
     bound_ms = _bound_ms(fleet, endpoint)
@@ -54,7 +54,10 @@ def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None]
         if starves and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
             continue
         if nodes is None:
-            fleet.look_again(endpoint, bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max)
+            again_ms = bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max
+            if has_none:  # what became ready a moment ago may leave when its minimum residency ends: no event says so
+                again_ms = min(again_ms, now_ms + max(SEARCH_PAUSE_MS, fleet.settings.residency_ms_min) + 1)
+            fleet.look_again(endpoint, again_ms)
         return
 
 
