@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.e2e.foreign import body, client, usage
 from tests.e2e.platform import Platform, running, wait_until
 from tests.programs import VLLM_PYTHON
 
@@ -45,22 +45,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         lines += ['engine_args = { enforce_eager = "true" }']
     with running(folder / "up", config="\n".join(lines)) as started:
         yield started
-
-
-def client(platform: Platform, tenant: str) -> httpx.Client:
-    headers = {"authorization": f"Bearer key-of-{tenant}-0123456789"}
-    return httpx.Client(base_url=platform.base_url, headers=headers, timeout=900)
-
-
-def body(name: str, **more: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "how many words make a long sound"}]
-    return {"model": name, "messages": messages, "max_tokens": 5, "temperature": 0, "ignore_eos": True, **more}
-
-
-def usage(platform: Platform) -> dict[str, tuple[int, int]]:
-    with platform.admin() as admin:
-        rows = admin.get("/api/v1/usage", params={"by": "endpoint"}).json()["rows"]
-    return {row["group"]: (row["input_tokens"], row["output_tokens"]) for row in rows}
 
 
 def test_one_stops_for_the_other_and_each_pays_for_its_own(platform: Platform) -> None:
