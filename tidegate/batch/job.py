@@ -20,7 +20,7 @@ from tidegate.batch.ports import BatchSettings, BatchStore, Fleet, Reader, Vault
 from tidegate.batch.results import Results, answered, unanswered
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import Clock
-from tidegate.policy import admission
+from tidegate.quota import admission
 from tidegate.wire.batch import LineError, Notice, Status, StoredBatch, StoredFile
 
 CANCELLABLE = (Status.VALIDATING, Status.IN_PROGRESS)

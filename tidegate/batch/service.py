@@ -16,7 +16,7 @@ from tidegate.batch.metrics import BatchMetrics
 from tidegate.batch.ports import BatchSettings, BatchStore, Fleet, Offer, Vault
 from tidegate.domain.errors import Fault, Refusal
 from tidegate.domain.ports import Clock
-from tidegate.policy import admission
+from tidegate.quota import admission
 from tidegate.wire import openai
 from tidegate.wire.admin import Identity
 from tidegate.wire.batch import URLS, WINDOWS_MS, BatchCreate, InputLine, Notice, StoredBatch, check_metadata

@@ -29,7 +29,7 @@ from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
 from tidegate.gateway.translate import DIALECTS, Behind, Dialect, Translated, bearer
 from tidegate.gateway.upstream import Pool
-from tidegate.policy import admission, routing
+from tidegate.quota import admission, routing
 from tidegate.wire import openai
 from tidegate.wire.batch import FILE_BYTES_MAX
 from tidegate.wire.internal import EndpointEntry, KeyEntry

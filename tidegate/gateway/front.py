@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tidegate.domain.errors import REFUSALS, Refusal
 from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.limits import GatewayLimits
-from tidegate.policy.admission import KINDS
+from tidegate.quota.admission import KINDS
 from tidegate.wire import openai
 
 PEER = "tidegate.peer"  # key of the Peer in an ASGI scope

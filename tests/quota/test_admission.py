@@ -4,7 +4,7 @@ import pytest
 
 from tidegate.domain.endpoint import Mode, ModelKind
 from tidegate.domain.errors import Refusal
-from tidegate.policy import admission, routing
+from tidegate.quota import admission, routing
 from tidegate.wire.internal import EndpointEntry, KeyEntry
 
 
