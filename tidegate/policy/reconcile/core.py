@@ -102,7 +102,8 @@ class FleetCore:
         if endpoint.busy and not was_busy and endpoint.deployment.mode is not Mode.BATCH:
             for replica in endpoint.replicas.values():
                 for neighbour in fleet.neighbours(replica):  # batch computes beside nobody who works
-                    fleet.touch(neighbour.endpoint)
+                    if (owner := fleet.endpoints.get(neighbour.endpoint)) and owner.deployment.mode is Mode.BATCH:
+                        fleet.touch(owner.name)
         if was_busy and not endpoint.busy:  # its replicas have become candidates
             for replica in endpoint.replicas.values():
                 fleet.room_nodes[replica.node] = None
