@@ -14,7 +14,7 @@ from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ports import StartOrder
-from tidegate.engines.builtin import BuiltinDriver, BuiltinEngine
+from tidegate.engines.builtin import BuiltinDriver, BuiltinEngine, BuiltinLimits
 from tidegate.engines.inspect import FileInspector
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Lifeline
@@ -33,11 +33,15 @@ def order(replica: str = "acme/chat-1", *, memory_bytes: int = RESERVED) -> Star
     return StartOrder(replica, deployment, (Accelerator("cpu-0", "cpu", RESERVED),), memory_bytes)
 
 
-def play(scene: Callable[[BuiltinDriver, Lifeline, LogRing], Awaitable[None]]) -> None:
+def play(
+    scene: Callable[[BuiltinDriver, Lifeline, LogRing], Awaitable[None]], limits: BuiltinLimits = BuiltinLimits()
+) -> None:
     async def main() -> None:
         with tempfile.TemporaryDirectory(prefix="tg-") as folder:
             lifeline, logs = Lifeline(), LogRing(Path(folder) / "logs" / "engines.log")
-            driver = BuiltinDriver(directory=Path(folder) / "run", lifeline=lifeline, threads=1, logs=logs)
+            driver = BuiltinDriver(
+                directory=Path(folder) / "run", lifeline=lifeline, threads=1, logs=logs, limits=limits
+            )
             try:
                 await scene(driver, lifeline, logs)
             finally:
@@ -79,6 +83,20 @@ def test_engines_outlive_the_template_and_it_comes_back() -> None:
         assert any("ready: generative" in line for line in logs.tail)
 
     play(scene)
+
+
+def test_host_memory_is_counted_anew_while_it_sleeps() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        engine = await ready(driver)
+        await engine.drain()
+        assert (await engine.sleep()).host_bytes == 0, "nobody has asked for it yet, and sleep does not wait for it"
+        deadline = time.monotonic() + 60
+        while not (await engine.memory()).host_bytes:
+            assert time.monotonic() < deadline, "the count in its sleep"
+            await asyncio.sleep(0.02)
+        await engine.stop()
+
+    play(scene, BuiltinLimits(host_count_ms=1))
 
 
 def test_everything_ends_with_the_lifeline() -> None:

@@ -15,7 +15,7 @@ import uvloop
 
 from tidegate.domain.errors import EngineFault
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Child, Lifeline, Process, Restart, held_by_session, memory_of
+from tidegate.engines.process import Child, Lifeline, Process, Restart, held_by_session, memory_of, resident_of_files
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SLEEPER = (*PYTHON, "import time; time.sleep(60)")
@@ -182,7 +182,8 @@ def test_memory_is_the_kernels_count(tmp_path: Path) -> None:
         f"f = open({str(weights)!r}, 'rb')\n"
         "m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\n"
         "for line in sys.stdin:\n"
-        "    sum(m[::4096]) if line == 'touch\\n' else m.madvise(mmap.MADV_DONTNEED)\n"
+        "    given = {'touch': 0, 'half': 4 << 20, 'give back': 8 << 20}[line.strip()]\n"
+        "    m.madvise(mmap.MADV_DONTNEED, 0, given) if given else sum(m[::4096])\n"
         "    print('done', flush=True)\n"
     )
 
@@ -191,17 +192,20 @@ def test_memory_is_the_kernels_count(tmp_path: Path) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         seen = []
-        for word in (b"touch\n", b"give back\n"):
+        for word in (b"touch\n", b"half\n", b"give back\n"):
             child.stdin.write(word)
             await child.stdout.readline()
             seen.append(memory_of(child.pid, [weights]))
+            assert resident_of_files(child.pid, [weights]) == seen[-1].of_files, "two ways to ask the kernel"
         child.kill()
         await child.wait()
-        assert [memory.of_files for memory in seen] == [8 << 20, 0]
-        assert seen[0].resident - seen[1].resident > 7 << 20
-        assert 0 < seen[1].private < seen[1].resident
+        assert [memory.of_files for memory in seen] == [8 << 20, 4 << 20, 0]
+        assert seen[0].resident - seen[2].resident > 7 << 20
+        assert 0 < seen[2].private < seen[2].resident
         with pytest.raises(EngineFault, match="gone"):
             memory_of(child.pid)
+        with pytest.raises(EngineFault, match="gone"):
+            resident_of_files(child.pid, [weights])
 
     asyncio.run(main())
 

@@ -16,13 +16,15 @@ from tidegate.domain.ports import Memory, StartOrder
 from tidegate.engines.control_client import ControlClient, NotListening
 from tidegate.engines.inspect import model_path
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Lifeline, Process, file_resident_of, memory_of
+from tidegate.engines.process import Lifeline, Process, file_resident_of, memory_of, resident_of_files
 from tidegate.engines.template import Connection, Template
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltinLimits:
-    """Bounds in ms of what the driver asks of an engine; `poll_ms` is how often a loading one is looked at."""
+    """Bounds in ms of what the driver asks of an engine; `poll_ms` is how often a loading one is looked at,
+    `host_count_ms` after how much sleep its host memory is counted anew.
+    """
 
     ready_ms_max: int = 120_000
     drain_ms_max: int = 60_000
@@ -32,6 +34,7 @@ class BuiltinLimits:
     state_ms_max: int = 5_000
     stop_grace_ms_max: int = 2_000
     poll_ms: int = 10
+    host_count_ms: int = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class BuiltinEngine:
         self._asleep = False
         self._slept: _Slept | None = None
         self._host_bytes = 0
+        self._counting: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -80,9 +84,12 @@ class BuiltinEngine:
         answer = await self._post("sleep", self._limits.sleep_ms_max)
         self._asleep = True
         self._slept = _Slept(_count(answer, "accelerator_bytes"), file_resident_of(self.pid))
+        self._count_no_more()
+        self._counting = asyncio.create_task(self._count_later())
         return Memory(self._slept.held_bytes, self._host_bytes)
 
     async def wake(self) -> Memory:
+        self._count_no_more()
         await self._post("wake", self._limits.wake_ms_max)
         self._asleep = False
         return await self.memory()
@@ -95,15 +102,30 @@ class BuiltinEngine:
         """Accelerator: the engine's figure, asleep never less than what the kernel still finds resident of its weights.
 
         Host: what would come free if the process ended. What it shares with the template (torch itself) would not.
+        Counted at the start and in every longer sleep: who waits for the accelerator need not wait for that, too.
         """
-        if self._slept is not None and self._on_cpu and not self._asleep:
-            return Memory(self._woken_bytes(self._slept), self._host_bytes)
-        held = self._slept.held_bytes if self._slept and self._asleep else await self._claimed_bytes()
-        seen = await asyncio.to_thread(memory_of, self.pid, self._weights)  # a walk of its page tables: not on the loop
-        if self._asleep:
-            held = max(held, seen.of_files)
-        self._host_bytes = max(0, seen.private - held)
+        if self._slept is None:
+            held = await self._claimed_bytes()
+            await self._count_host(held)
+        elif self._asleep:
+            seen = await asyncio.to_thread(resident_of_files, self.pid, self._weights)
+            held = max(self._slept.held_bytes, seen)
+        else:
+            held = self._woken_bytes(self._slept) if self._on_cpu else await self._claimed_bytes()
         return Memory(held, self._host_bytes)
+
+    async def _count_host(self, held: int) -> None:
+        seen = await asyncio.to_thread(memory_of, self.pid)  # a walk of its page tables, some 30 ms: not on the loop
+        self._host_bytes = max(0, seen.private - (held if self._on_cpu else 0))
+
+    async def _count_later(self) -> None:
+        await asyncio.sleep(self._limits.host_count_ms / 1000)
+        with contextlib.suppress(EngineFault):  # its process has ended: `exited` says so
+            await self._count_host(held=0)
+
+    def _count_no_more(self) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
 
     def _woken_bytes(self, slept: _Slept) -> int:
         """What waking mapped, by the kernel's counter: the exact walk would take as long as the wake itself.
@@ -115,6 +137,7 @@ class BuiltinEngine:
 
     async def stop(self) -> None:
         # One that never got ready has nothing to end in order, and may not have its signal handlers yet.
+        self._count_no_more()
         grace_ms_max = self._limits.stop_grace_ms_max if self._was_ready else 0
         try:
             await self._process.stop(grace_ms_max=grace_ms_max)

@@ -291,14 +291,34 @@ def memory_of(pid: int, files: Iterable[Path] = ()) -> ProcessMemory:
     return ProcessMemory(resident, private, of_files)
 
 
+_RANGE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)$", re.M)
+_PRESENT = bytes(value >> 7 for value in range(256))  # the top byte of a page's entry -> whether it is resident
+
+
+def resident_of_files(pid: int, files: Iterable[Path]) -> int:
+    """Bytes of `files` that are resident in the process, page by page (`man proc_pid_pagemap`: bit 63 is "present").
+
+    The same as `memory_of(...).of_files`, without the walk through everything else the process maps.
+    """
+    wanted, resident = {os.fsencode(file.resolve()) for file in files}, 0
+    for low, high, path in _RANGE.findall(_read(pid, "maps")):
+        if path in wanted:
+            first, last = int(low, 16) // _PAGE_BYTES, int(high, 16) // _PAGE_BYTES
+            entries = _read(pid, "pagemap", first * 8, (last - first) * 8)
+            resident += entries[7::8].translate(_PRESENT).count(1) * _PAGE_BYTES
+    return resident
+
+
 def file_resident_of(pid: int) -> int:
     """Resident bytes of all files the process maps: a counter of the kernel's, read in microseconds."""
     return int(_read(pid, "statm").split()[2]) * _PAGE_BYTES
 
 
-def _read(pid: int, what: str) -> bytes:
+def _read(pid: int, what: str, start: int = 0, size: int = -1) -> bytes:
     try:
-        return Path(f"/proc/{pid}/{what}").read_bytes()
+        with open(f"/proc/{pid}/{what}", "rb") as file:
+            file.seek(start)
+            return file.read(size)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise EngineFault("the process is gone") from error

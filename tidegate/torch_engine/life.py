@@ -194,7 +194,6 @@ class Life:
             return {
                 "freed_bytes": max(0, before - after),
                 "accelerator_bytes": held,
-                "host_bytes": max(0, memory.share_bytes() - held),
                 "sleep_ms": _ms_since(begun),
             }
 

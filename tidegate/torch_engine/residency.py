@@ -51,8 +51,9 @@ class CpuResidency:
             file.prefault(torch.get_num_threads())
 
     def accelerator_bytes(self) -> int:
-        addresses = [file.address for file in self._weights.files]
-        return memory.mapped_bytes(addresses + (self._store.addresses if self._store is not None else []))
+        # The cache has room for every context at once: a sparse range, too long to be looked at page by page.
+        cache = memory.mapped_bytes(self._store.addresses) if self._store is not None else 0
+        return cache + sum(memory.resident_bytes(file.address, file.buffer.numel()) for file in self._weights.files)
 
 
 def pinned(size: int) -> torch.Tensor:
