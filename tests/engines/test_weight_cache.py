@@ -30,7 +30,8 @@ from tidegate.domain.errors import WeightFault
 from tidegate.engines.inspect import FileInspector
 from tidegate.engines.weights import cache as cache_module
 from tidegate.engines.weights.access import Access, open_remote
-from tidegate.engines.weights.cache import DiskCache, disk_bytes
+from tidegate.engines.weights.cache import DiskCache
+from tidegate.engines.weights.disk import disk_bytes
 from tidegate.engines.weights.download import DownloadLimits
 from tidegate.engines.weights.eviction import Kept, victims
 from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged, SourceDenied, SourceUnavailable, Stopped

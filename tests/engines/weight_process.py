@@ -50,6 +50,9 @@ class DirectorySource:
             file.seek(start)
             return file.read(end - start)
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(name, start, start + len(buffer))
+
 
 def profile(folder: Path) -> ModelProfile:
     found = FileInspector().inspect(str(folder))

@@ -22,6 +22,7 @@ BENCHES = {
     "foreign": "Tokens per second of llama-server and vLLM beside the built-in engine.",
     "adapters": "Fifty LoRA adapters on one replica against the bare base.",
     "weights": "Loading weights, cold and warm, against the disk, one memory copy and other loaders.",
+    "fill": "Filling the disk cache from a Hub against the link, the disk and the hash.",
     "advise": "What advice costs, and its recommendation against an exhaustive replay, on real traffic.",
     "alternate": "Two endpoints take turns on one accelerator for five minutes.",
     "wake_gpu": "Wake of a 16 GB and a 60 GB model against pinned bandwidth; needs an NVIDIA GPU.",

@@ -24,14 +24,8 @@ from tidegate.domain.errors import Refusal
 from tidegate.domain.units import GIB
 from tidegate.engines.inspect import FileInspector
 from tidegate.engines.weights import eviction
-from tidegate.engines.weights.download import (
-    Download,
-    DownloadLimits,
-    allocated,
-    sha256,
-    sync_folder,
-    write_whole,
-)
+from tidegate.engines.weights.disk import disk_bytes, sha256, sync_folder, write_whole
+from tidegate.engines.weights.download import Download, DownloadLimits
 from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged
 from tidegate.engines.weights.locks import FileLock
 from tidegate.engines.weights.source import RemoteModel, wanted
@@ -228,9 +222,3 @@ class DiskCache:
         with FileLock(self._root / "locks" / folder.name) as lock:
             if lock.try_acquire() and not self._used(folder.name):
                 self._remove(folder)
-
-
-def disk_bytes(folder: Path) -> int:
-    """Bytes everything under `folder` takes from the disk."""
-    # Not Path.rglob: that raises when a folder is deleted meanwhile.
-    return sum(allocated(Path(at, name)) for at, _, names in os.walk(folder) for name in names)

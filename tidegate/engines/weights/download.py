@@ -5,8 +5,6 @@ so that a full disk is known at once), ``journal`` (a line for each finished ran
 A line that a crash tore apart fails its checksum and its range is fetched again; so is a range that has no line.
 """
 
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -14,17 +12,19 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceUnavailable, Stopped
+from tidegate.engines.weights.disk import Sink, allocated, disk_faults, git_sha, sha256, staging, write_whole
+from tidegate.engines.weights.faults import Corrupt, SourceUnavailable, Stopped
 from tidegate.engines.weights.source import RemoteFile, RemoteModel, place
+from tidegate.engines.weights.sums import Sums, threads_for
 
-HASH_BYTES = 8 << 20
 POLL_S = 0.02
+
+
+Range = tuple[int, int, int]  # which file, from, to
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Download:
         self._writing = threading.Lock()
         self._syncing = threading.Lock()
         self._done_bytes = 0
-        self._unsynced: list[tuple[int, int, int]] = []
+        self._unsynced: list[Range] = []
+        self._sums: list[str] | None = None
         self.total_bytes = sum(file.size for file in wanted)
 
     @property
@@ -72,77 +73,94 @@ class Download:
 
     def allocate(self) -> None:
         """Takes the room of every file. DiskFull when it is not there."""
-        with _disk_faults():
+        with disk_faults():
             for file in self._files:
-                path = place(self.files, file.name)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    if file.size and os.fstat(descriptor).st_size != file.size:
-                        os.posix_fallocate(descriptor, 0, file.size)
-                finally:
-                    os.close(descriptor)
+                Sink(place(self.files, file.name)).allocate(file.size)
 
     def run(self, progress: Callable[[int], None], stop: threading.Event) -> None:
-        """Fetches what is missing. Raises WeightFault; what was fetched stays for the next attempt."""
+        """Fetches what is missing, and hashes what is there meanwhile. Raises WeightFault; what was fetched stays for
+        the next attempt.
+        """
         done = self._journalled()
         self._done_bytes = sum(end - start for _, start, end in done)
         ranges = deque(r for r in self._ranges() if r not in done)
         progress(self._percent())
-        with _disk_faults():
-            descriptors = self._open_all()
-            errors: list[BaseException] = []
-            workers = [
-                threading.Thread(target=self._work, args=(ranges, descriptors, errors, progress, stop), daemon=True)
-                for _ in range(min(self._limits.connections, len(ranges)))
-            ]
-            for worker in workers:
-                worker.start()
-            while any(worker.is_alive() for worker in workers):
-                if stop.wait(POLL_S):  # one may sit in a read for a minute more: nobody waits for it, it can do no harm
-                    self._sync(descriptors, 0)
-                    raise Stopped("the download was stopped")
-            self._sync(descriptors, 0)
-            if errors:  # the others only stopped because of the first
-                raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+        with disk_faults():
+            sinks = _Sinks([self.files / file.name for file in self._files], self._folder / "journal")
+            sums = Sums(sinks.files, [file.size for file in self._files])
+            for each in done:
+                sums.arrived(*each)
+            sums.start()
+            try:
+                self._fetch(ranges, sinks, sums, progress, stop)
+                self._sums = sums.finish(stop)
+            finally:
+                sums.give_up()
+        if self._sums is None:
+            raise Stopped("the download was stopped")
 
     def verify(self) -> dict[str, str]:
-        """SHA-256 of every file. Corrupt names one that is not what the source said it would be."""
-        with ThreadPoolExecutor(2) as pool:
-            sums = dict(zip([f.name for f in self._files], pool.map(self._verified, self._files), strict=True))
-        return sums
+        """SHA-256 of every file, once `run` is through. Corrupt names one that is not what the source said it is."""
+        found = self._sums or [sha256(self.files / file.name) for file in self._files]
+        for file, digest in zip(self._files, found, strict=True):
+            kind, _, wanted = file.check.partition(":")
+            compared = git_sha(self.files / file.name) if kind == "git" else digest
+            if kind in ("sha256", "git") and compared != wanted:
+                raise Corrupt(f"{file.name} does not match the checksum its source gives; it was put into quarantine")
+        return dict(zip([file.name for file in self._files], found, strict=True))
 
     # --- the parts ------------------------------------------------------------------------------------------------
 
-    def _work(
-        self,
-        ranges: "deque[tuple[int, int, int]]",
-        descriptors: "_Descriptors",
-        errors: list[BaseException],
-        progress: Callable[[int], None],
+    def _fetch(
+        self, ranges: "deque[Range]", sinks: "_Sinks", sums: Sums, progress: Callable[[int], None],
         stop: threading.Event,
-    ) -> None:
-        """One connection. What it writes after a stop is right all the same: true bytes at their place in this plan."""
-        try:
-            while ranges:
-                try:
-                    index, start, end = ranges.popleft()
-                except IndexError:
-                    return
-                if stop.is_set() or self._failed.is_set():
-                    raise Stopped("the download was stopped")
-                body = self._read(self._files[index].name, start, end, stop)
-                _pwrite(descriptors.files[index], body, start)
-                self._note((index, start, end), progress)
-                self._sync(descriptors, self._limits.sync_bytes)
-        except BaseException as error:  # noqa: BLE001 - handed to whoever runs the download
-            errors.append(error)
-            self._failed.set()
+    ) -> None:  # fmt: skip
+        errors: list[BaseException] = []
 
-    def _read(self, name: str, start: int, end: int, stop: threading.Event) -> bytes:
+        def work() -> None:
+            """One connection. What it writes after a stop is right all the same: true bytes at their place."""
+            try:
+                own = staging(self._limits.range_bytes)
+                while ranges:
+                    try:
+                        self._one(ranges.popleft(), sinks, own, sums, progress, stop)
+                    except IndexError:
+                        return
+            except BaseException as error:  # noqa: BLE001 - handed to whoever runs the download
+                errors.append(error)
+                self._failed.set()
+
+        count = min(self._limits.connections, len(ranges))
+        workers = [threading.Thread(target=work, name="download", daemon=True) for _ in range(count)]
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            if stop.wait(POLL_S):  # one may sit in a read for a minute more: nobody waits for it, it can do no harm
+                self._sync(sinks, 0)
+                raise Stopped("the download was stopped")
+        self._sync(sinks, 0)
+        if errors:  # the others only stopped because of the first
+            raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+
+    def _one(
+        self, wanted: Range, sinks: "_Sinks", own: memoryview, sums: Sums, progress: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:  # fmt: skip
+        index, start, end = wanted
+        if stop.is_set() or self._failed.is_set():
+            raise Stopped("the download was stopped")
+        body = own[: end - start]
+        self._read(self._files[index].name, start, body, stop)
+        sinks.files[index].write(body, start)
+        sums.arrived(index, start, end)
+        self._note(wanted, progress)
+        self._sync(sinks, self._limits.sync_bytes)
+
+    def _read(self, name: str, start: int, body: memoryview, stop: threading.Event) -> None:
         wait_ms = self._limits.wait_ms_min
         for left in reversed(range(self._limits.tries_max)):
             try:
-                return self._model.read(name, start, end)
+                return self._model.read_into(name, start, body)
             except SourceUnavailable as fault:
                 if left == 0:
                     raise
@@ -156,14 +174,14 @@ class Download:
             if stop.wait(min(left_s, 0.05)) or self._failed.is_set():
                 raise Stopped("the download was stopped")
 
-    def _note(self, done: tuple[int, int, int], progress: Callable[[int], None]) -> None:
+    def _note(self, done: Range, progress: Callable[[int], None]) -> None:
         with self._writing:
             self._unsynced.append(done)
             before, self._done_bytes = self._percent(), self._done_bytes + done[2] - done[1]
             if (after := self._percent()) != before:
                 progress(after)
 
-    def _sync(self, descriptors: "_Descriptors", bytes_min: int) -> None:
+    def _sync(self, sinks: "_Sinks", bytes_min: int) -> None:
         """Puts finished ranges on the disk, then their lines into the journal, once there are `bytes_min` of them.
 
         One at a time: while the disk is slow the other connections wait, or a crash would cost what they went on with.
@@ -174,123 +192,52 @@ class Download:
                     return
                 done, self._unsynced = self._unsynced, []
             for index in {index for index, _, _ in done}:
-                os.fdatasync(descriptors.files[index])
+                sinks.files[index].sync()
             if done:
-                os.write(descriptors.journal, b"".join(_line(each) for each in done))
+                os.write(sinks.journal, b"".join(_line(each) for each in done))
 
     def _percent(self) -> int:
         return 100 * self._done_bytes // self.total_bytes if self.total_bytes else 100
 
-    def _ranges(self) -> list[tuple[int, int, int]]:
-        step = self._limits.range_bytes
-        return [
+    def _ranges(self) -> list[Range]:
+        """In the order they are fetched: as many files side by side as are hashed at once."""
+        step, beside = self._limits.range_bytes, threads_for(len(self._files))
+        every = [
             (index, start, min(start + step, file.size))
             for index, file in enumerate(self._files)
             for start in range(0, file.size, step)
         ]
+        return sorted(every, key=lambda each: (each[0] // beside, each[1], each[0]))
 
-    def _journalled(self) -> set[tuple[int, int, int]]:
+    def _journalled(self) -> set[Range]:
         path = self._folder / "journal"
         raw = path.read_bytes() if path.is_file() else b""
         lines = (line + b"\n" for line in raw.split(b"\n") if line)
         known = set(self._ranges())
         return {found for line in lines if (found := _parsed(line)) in known}
 
-    def _open_all(self) -> "_Descriptors":
-        opened = _Descriptors([self.files / file.name for file in self._files], self._folder / "journal")
-        if (size := os.fstat(opened.journal).st_size) and os.pread(opened.journal, 1, size - 1) != b"\n":
-            os.write(opened.journal, b"\n")  # a torn last line ends here, or the next one would be lost with it
-        return opened
 
-    def _verified(self, file: RemoteFile) -> str:
-        kind, _, wanted = file.check.partition(":")
-        found = sha256(self.files / file.name)
-        compared = _git_sha(self.files / file.name) if kind == "git" else found
-        if kind in ("sha256", "git") and compared != wanted:
-            raise Corrupt(f"{file.name} does not match the checksum its source gives; it was put into quarantine")
-        return found
-
-
-class _Descriptors:
+class _Sinks:
     """Files of the plan in its order, and the journal. Closed once the last thread that may use them let go."""
 
     def __init__(self, files: list[Path], journal: Path) -> None:
-        self.files: list[int] = []
         self.journal = -1
-        for path in files:
-            self.files.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        self.files = [Sink(path) for path in files]
         self.journal = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if (size := os.fstat(self.journal).st_size) and os.pread(self.journal, 1, size - 1) != b"\n":
+            os.write(self.journal, b"\n")  # a torn last line ends here, or the next one would be lost with it
 
     def __del__(self) -> None:
-        for descriptor in (*self.files, self.journal):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self.journal >= 0:
+            os.close(self.journal)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb", buffering=0) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def allocated(path: Path) -> int:
-    """Bytes a file takes from the disk now."""
-    try:
-        return path.stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a small file: after a crash it has the old content or the new."""
-    with _disk_faults():
-        making = path.with_name(path.name + ".new")
-        with making.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        making.rename(path)
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_faults() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFull("the disk of the weight cache is full") from error
-        raise DiskFull(f"the disk of the weight cache failed: {error.strerror}") from error
-
-
-def _pwrite(descriptor: int, body: bytes, at: int) -> None:
-    view = memoryview(body)
-    while view:
-        written = os.pwrite(descriptor, view, at)
-        view, at = view[written:], at + written
-
-
-def _git_sha(path: Path) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(HASH_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _line(done: tuple[int, int, int]) -> bytes:
+def _line(done: Range) -> bytes:
     text = b"%d %d %d" % done
     return text + b" %08x\n" % zlib.crc32(text)
 
 
-def _parsed(line: bytes) -> tuple[int, int, int] | None:
+def _parsed(line: bytes) -> Range | None:
     text, _, crc = line.strip().rpartition(b" ")
     if crc != b"%08x" % zlib.crc32(text):
         return None

@@ -67,11 +67,17 @@ class HubModel:
         }
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        if start >= end:
-            return b""
+        body = bytearray(max(0, end - start))
+        with memoryview(body) as buffer:
+            self.read_into(name, start, buffer)
+        return bytes(body)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        size, end = 0, start + len(buffer)
+        if start == end:
+            return
         url = hf_hub_url(self._repository, name, revision=self._revision, endpoint=self._endpoint)
         headers = {**self._headers, "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
-        pieces, size = [], 0
         try:
             with get_session().stream("GET", url, headers=headers, timeout=READ_S_MAX) as response:
                 if response.status_code == 200 and (start or end < self.files[name].size):
@@ -79,15 +85,15 @@ class HubModel:
                 if response.status_code not in (200, 206):
                     raise _failed(response, name)
                 for piece in response.iter_raw():
+                    kept = piece[: len(buffer) - size]
+                    buffer[size : size + len(kept)] = kept
                     size += len(piece)
-                    pieces.append(piece)
-                    if size > end - start:
+                    if size > len(buffer):
                         break
         except (httpx2.RequestError, OfflineModeIsEnabled) as error:
             raise SourceUnavailable(f"the Hub broke off while reading {name} ({type(error).__name__})") from error
-        if size != end - start:
-            raise SourceUnavailable(f"the Hub sent {size} of {end - start} bytes of {name}")
-        return b"".join(pieces)
+        if size != len(buffer):
+            raise SourceUnavailable(f"the Hub sent {size} of {len(buffer)} bytes of {name}")
 
 
 def _failed(response: httpx2.Response | None, what: str) -> SourceDenied | SourceMissing | SourceUnavailable:

@@ -56,20 +56,27 @@ class S3Model:
             raise SourceMissing(f"there are no objects under {self.source}")
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        if start >= end:
-            return b""
+        body = bytearray(max(0, end - start))
+        with memoryview(body) as buffer:
+            self.read_into(name, start, buffer)
+        return bytes(body)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        end = start + len(buffer)
+        if start == end:
+            return
         from obstore.exceptions import BaseError
 
         options: Any = (
             {"range": (start, end), "if_match": self._tags[name]} if self._tags[name] else {"range": (start, end)}
         )
         try:
-            body = bytes(self._get(self._store, f"{self._range.prefix}/{name}", options=options).bytes())
+            body = memoryview(self._get(self._store, f"{self._range.prefix}/{name}", options=options).bytes())
         except (FileNotFoundError, BaseError) as error:
             raise _failed(error, name) from error
-        if len(body) != end - start:
-            raise SourceUnavailable(f"the store sent {len(body)} of {end - start} bytes of {name}")
-        return body
+        if body.nbytes != len(buffer):
+            raise SourceUnavailable(f"the store sent {body.nbytes} of {len(buffer)} bytes of {name}")
+        buffer[:] = body
 
     def _note(self, found: Any, prefix: str) -> None:
         name = str(found["path"]).removeprefix(prefix).lstrip("/")

@@ -47,6 +47,10 @@ class RemoteModel(Protocol):
         """Exactly the bytes [start, end) of a file. Blocks; called from many threads. WeightFault when it cannot."""
         ...
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """As `read`, as many bytes as the buffer has: for megabytes, which cost more to allocate than to copy."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
