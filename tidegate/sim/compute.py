@@ -16,7 +16,7 @@ rate times `GANG_EFFICIENCY`: what is left of it after the all-reduces.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from tidegate.sim.profile import AcceleratorProfile, ModelSpec
@@ -53,11 +53,11 @@ class Request:
 
 
 class Engine:
-    """One replica's batch, on the accelerators `places`."""
+    """One replica's batch, on the accelerators `places`. `mask` has a bit for each of them, given by its `Compute`."""
 
     __slots__ = (
-        "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "pace_ms", "places",
-        "prefilling", "queue", "seq", "tokens_max", "virtual", "weight_ms",
+        "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "mask", "pace_ms",
+        "part_ms", "places", "prefilling", "queue", "seq", "tokens_max", "virtual", "weight_ms",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +70,8 @@ class Engine:
         self.flop_ms = 2.0 * model.params / (hardware.dense_flop_per_ms * model.flop_rate_factor) / worth
         self.chunk_ms = min(CHUNK_MS, CHUNK_TOKENS_MAX * self.flop_ms)
         self.chunk_tokens = max(1.0, self.chunk_ms / self.flop_ms)
-        self.pace_ms = 0.0
+        self.pace_ms = self.part_ms = 0.0
+        self.mask = 0
         self.tokens_max = self.kv_free = int(kv_bytes // model.kv_bytes_per_token)
         self.queue: deque[Request] = deque()
         self.prefilling: Request | None = None
@@ -79,14 +80,6 @@ class Engine:
         self.virtual = 0.0
         self.context = 0.0
         self.seq = 0
-
-    def round_ms(self) -> float:
-        """Its part of a round."""
-        batch = len(self.decoding)
-        length = self.chunk_ms if self.prefilling is not None else 0.0
-        if batch:
-            length += max(self.weight_ms + self.context * self.kv_ms, batch * self.flop_ms)
-        return length
 
     def take_next(self, now_ms: float) -> None:
         """Begin the next prefill if there is none and its KV fits; first come, first served."""
@@ -98,21 +91,62 @@ class Engine:
                 self.prefilling, self.left = request, float(request.input_tokens)
                 request.begun_ms = now_ms
 
+    def collect(self, now_ms: float, finished: list[Request]) -> None:
+        """Whatever has ended by now: the prefill is followed by decoding, what is decoded makes room for the next."""
+        request, decoding = self.prefilling, self.decoding
+        if request is not None and self.left <= TOKENS_SHORT:
+            request.first_ms = now_ms
+            self.prefilling = None
+            self.seq += 1
+            self.context += request.input_tokens
+            heappush(decoding, (self.virtual + request.output_tokens - 1, self.seq, request))
+        while decoding and decoding[0][0] <= self.virtual + TOKENS_SHORT:
+            done = heappop(decoding)[2]
+            finished.append(done)
+            tokens = done.input_tokens + done.output_tokens
+            self.kv_free += tokens
+            self.context -= tokens - 1
+        self.take_next(now_ms)
+        if not decoding:
+            self.context = 0.0
+            if self.prefilling is None:
+                self.virtual = 0.0
+
     def requests(self) -> list[Request]:
         found = [request for _, _, request in self.decoding] + list(self.queue)
         return [*found, self.prefilling] if self.prefilling is not None else found
 
 
-@dataclass(slots=True, eq=False)
 class Compute:
-    """The compute of one accelerator, or of all those that replicas may span. `busy_ms`: how long each had work."""
+    """The compute of one accelerator, or of all those that replicas may span.
 
-    engines: dict[str, Engine] = field(default_factory=dict)
-    active: dict[str, Engine] = field(default_factory=dict)
-    last_ms: float = 0.0
-    rounds: dict[str, float] = field(default_factory=dict)
-    busy_ms: dict[str, float] = field(default_factory=dict)
-    stamp: int = 0
+    `active` are the engines with work. `stamp` changes with every change of pace, `due_ms` is when something ends next.
+    """
+
+    __slots__ = ("_bits", "_busy_ms", "_span", "active", "due_ms", "engines", "last_ms", "stamp")
+
+    def __init__(self, engines: dict[str, Engine] | None = None) -> None:
+        self.engines: dict[str, Engine] = {}
+        self.active: dict[str, Engine] = {}
+        self.last_ms = 0.0
+        self.due_ms = NEVER
+        self.stamp = 0
+        self._bits: dict[str, int] = {}
+        self._span = 0
+        self._busy_ms: dict[int, float] = {}
+        for replica, engine in (engines or {}).items():
+            self.open(replica, engine)
+
+    def open(self, replica: str, engine: Engine) -> None:
+        """`engine` is ready to take requests."""
+        engine.mask = sum(self._bits.setdefault(place, 1 << len(self._bits)) for place in engine.places)
+        self.engines[replica] = engine
+
+    @property
+    def busy_ms(self) -> dict[str, float]:
+        """How long each accelerator had work, by its name."""
+        spans = self._busy_ms.items()
+        return {place: sum(ms for mask, ms in spans if mask & bit) for place, bit in self._bits.items()}
 
     def submit(self, replica: str, request: Request, now_ms: float) -> None:
         self.advance(now_ms)
@@ -129,8 +163,7 @@ class Compute:
         self.last_ms = now_ms
         if not self.active or passed <= 0.0:
             return
-        for place in self.rounds:
-            self.busy_ms[place] = self.busy_ms.get(place, 0.0) + passed
+        self._busy_ms[self._span] = self._busy_ms.get(self._span, 0.0) + passed
         for engine in self.active.values():
             rounds = passed / engine.pace_ms
             if engine.decoding:
@@ -139,41 +172,20 @@ class Compute:
             if engine.prefilling is not None:
                 engine.left -= rounds * engine.chunk_tokens
 
-    def next_ms(self) -> float:
-        """When something ends next."""
-        if not self.active:
-            return NEVER
-        first_ms = NEVER
-        for engine in self.active.values():
-            if engine.decoding:
-                first_ms = min(first_ms, (engine.decoding[0][0] - engine.virtual) * engine.pace_ms)
-            if engine.prefilling is not None:
-                first_ms = min(first_ms, engine.left / engine.chunk_tokens * engine.pace_ms)
-        return self.last_ms + max(first_ms, 0.0)
-
     def collect(self, now_ms: float) -> list[Request]:
         """Advance to `now_ms` and take out what is finished; first tokens are stamped on the way."""
         self.advance(now_ms)
         finished: list[Request] = []
-        for replica, engine in list(self.active.items()):
-            request = engine.prefilling
-            if request is not None and engine.left <= TOKENS_SHORT:
-                request.first_ms = now_ms
-                engine.prefilling = None
-                engine.seq += 1
-                engine.context += request.input_tokens
-                heappush(engine.decoding, (engine.virtual + request.output_tokens - 1, engine.seq, request))
-            while engine.decoding and engine.decoding[0][0] <= engine.virtual + TOKENS_SHORT:
-                _, _, done = heappop(engine.decoding)
-                finished.append(done)
-                engine.kv_free += done.input_tokens + done.output_tokens
-                engine.context -= done.input_tokens + done.output_tokens - 1
-            engine.take_next(now_ms)
-            if not engine.decoding:
-                engine.context = 0.0
-                if engine.prefilling is None:
-                    engine.virtual = 0.0
-                    del self.active[replica]
+        idle: list[str] = []
+        for replica, engine in self.active.items():
+            decoding = engine.decoding
+            ended = decoding and decoding[0][0] <= engine.virtual + TOKENS_SHORT
+            if ended or (engine.left <= TOKENS_SHORT if engine.prefilling is not None else engine.queue):
+                engine.collect(now_ms, finished)
+                if engine.prefilling is None and not engine.decoding:
+                    idle.append(replica)
+        for replica in idle:
+            del self.active[replica]
         self._reckon()
         return finished
 
@@ -186,12 +198,51 @@ class Compute:
         return engine.requests() if engine is not None else []
 
     def _reckon(self) -> None:
-        rounds: dict[str, float] = {}
-        for engine in self.active.values():
-            part_ms = engine.round_ms()
-            for place in engine.places:
-                rounds[place] = rounds.get(place, 0.0) + part_ms
-        for engine in self.active.values():
-            engine.pace_ms = max(rounds[place] for place in engine.places)
-        self.rounds = rounds
+        """Each engine's part of a round, how long a round lasts for each, and when something ends next."""
         self.stamp += 1
+        total, rounds_left, common, span = 0.0, NEVER, -1, 0
+        for engine in self.active.values():
+            decoding = engine.decoding
+            if engine.prefilling is not None:
+                part_ms = engine.chunk_ms
+                rounds = engine.left / engine.chunk_tokens
+                if rounds < rounds_left:
+                    rounds_left = rounds
+            else:
+                part_ms = 0.0
+            if decoding:
+                read_ms = engine.weight_ms + engine.context * engine.kv_ms
+                flop_ms = len(decoding) * engine.flop_ms
+                part_ms += read_ms if read_ms >= flop_ms else flop_ms
+                rounds = decoding[0][0] - engine.virtual
+                if rounds < rounds_left:
+                    rounds_left = rounds
+            engine.part_ms = part_ms
+            total += part_ms
+            mask = engine.mask
+            common &= mask
+            span |= mask
+        self._span = span
+        if not span:
+            self.due_ms = NEVER
+        elif common:  # some accelerator has a part of each of them: it is the busiest, and all go at its pace
+            for engine in self.active.values():
+                engine.pace_ms = total
+            self.due_ms = self.last_ms + max(rounds_left * total, 0.0)
+        else:
+            self._reckon_apart()
+
+    def _reckon_apart(self) -> None:
+        """Like `_reckon` where no accelerator has a part of each: every engine goes at the pace of its busiest."""
+        rounds_ms: dict[str, float] = {}
+        for engine in self.active.values():
+            for place in engine.places:
+                rounds_ms[place] = rounds_ms.get(place, 0.0) + engine.part_ms
+        left_ms = NEVER
+        for engine in self.active.values():
+            engine.pace_ms = max(rounds_ms[place] for place in engine.places)
+            if engine.decoding:
+                left_ms = min(left_ms, (engine.decoding[0][0] - engine.virtual) * engine.pace_ms)
+            if engine.prefilling is not None:
+                left_ms = min(left_ms, engine.left / engine.chunk_tokens * engine.pace_ms)
+        self.due_ms = self.last_ms + max(left_ms, 0.0)

@@ -210,7 +210,7 @@ class SimNode:
             places
         ) - process.model.weight_bytes
         engine = Engine(process.model, self.profile.accelerator, kv_bytes, places)
-        self.compute_of(process).engines[process.replica] = engine
+        self.compute_of(process).open(process.replica, engine)
 
     def _close_engine(self, process: Process, now_ms: float) -> list[Request]:
         return self.compute_of(process).remove(process.replica, now_ms) if process.accelerators else []

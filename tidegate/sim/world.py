@@ -257,7 +257,7 @@ class World:
     # --- compute ------------------------------------------------------------------------------------------------------
 
     def _plan_compute(self, compute: Compute) -> None:
-        at_ms = compute.next_ms()
+        at_ms = compute.due_ms
         if at_ms < NEVER:
             stamp = compute.stamp
             self.at(at_ms, lambda: self._computed(compute, stamp))

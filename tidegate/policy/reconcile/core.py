@@ -99,11 +99,11 @@ class FleetCore:
             endpoint.quiet_since_ms = now_ms
         if arrived > 0 or event.queued > 0:
             endpoint.slept_by_hand = False
-        if endpoint.busy and not was_busy and endpoint.deployment.mode is not Mode.BATCH:
+        if fleet.batch and endpoint.busy and not was_busy and endpoint.deployment.mode is not Mode.BATCH:
             for replica in endpoint.replicas.values():
                 for neighbour in fleet.neighbours(replica):  # batch computes beside nobody who works
-                    if (owner := fleet.endpoints.get(neighbour.endpoint)) and owner.deployment.mode is Mode.BATCH:
-                        fleet.touch(owner.name)
+                    if neighbour.endpoint in fleet.batch:
+                        fleet.touch(neighbour.endpoint)
         if was_busy and not endpoint.busy:  # its replicas have become candidates
             for replica in endpoint.replicas.values():
                 fleet.room_nodes[replica.node] = None
@@ -124,6 +124,9 @@ class FleetCore:
             endpoint.failures, endpoint.retry_ms, endpoint.failed_reason = 0, 0, ""
         endpoint.removed = False
         endpoint.redeploy(deployment)
+        fleet.batch.pop(deployment.endpoint, None)
+        if deployment.mode is Mode.BATCH:
+            fleet.batch[deployment.endpoint] = None
         self._prefetch(deployment)
         fleet.touch(deployment.endpoint)
 
@@ -294,3 +297,4 @@ class FleetCore:
                 routes.announce(fleet, endpoint, now_ms)
                 if endpoint.removed and not endpoint.replicas and not endpoint.activations:
                     del fleet.endpoints[name]
+                    fleet.batch.pop(name, None)

@@ -140,7 +140,10 @@ class Endpoint:
         return self.queued > 0 or self.in_flight > 0
 
     def ready_count(self) -> int:
-        return sum(1 for r in self.replicas.values() if r.state is S.READY)
+        ready = 0
+        for replica in self.replicas.values():  # asked at every event: a loop is twice as fast as a sum
+            ready += replica.state is S.READY
+        return ready
 
     def supply(self) -> int:
         """Replicas to count on against demand. One that is starting does not count beside a sleeper while nothing
@@ -186,6 +189,7 @@ class Fleet:
         self.book = Book()
         self.costs = Costs(settings.priors)
         self.endpoints: dict[str, Endpoint] = {}
+        self.batch: dict[str, None] = {}  # those in batch mode
         self.replicas: dict[str, Replica] = {}
         self.nodes: dict[str, Node] = {}
         self.began_ms = 0

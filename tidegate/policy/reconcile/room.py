@@ -141,7 +141,7 @@ def _on_node(
     if press is Press.GENTLE and fleet.book.host_free(node) < deployment.host_bytes:
         return None
     ready_ms = fleet.costs.activation_ms(deployment.model.digest, node, tier, deployment.model.weight_bytes)
-    offers = []
+    offers, known = [], dict[str, Candidate | None]()
     for place in places:
         account = fleet.book.accounts[place]
         if press is not Press.FORCE and account.headroom + fleet.idle_bytes[place] < deployment.accelerator_bytes:
@@ -155,7 +155,7 @@ def _on_node(
         if press is not Press.FORCE:  # a busy replica's leaving is not to be counted on yet
             headroom -= sum(fleet.book.bytes_each(r.id) for r in residents if r.state is S.DRAINING and r.sticky)
         need = deployment.accelerator_bytes - headroom
-        candidates = _candidates(fleet, endpoint, place, now_ms, press) if need > 0 else ()
+        candidates = _candidates(fleet, endpoint, place, now_ms, press, known) if need > 0 else ()
         line_ms = _link_ms(fleet, place, now_ms)
         offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
     settings = fleet.settings
@@ -199,16 +199,24 @@ def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
     return left
 
 
-def _candidates(fleet: Fleet, taker: Endpoint, place: Place, now_ms: int, press: Press) -> list[Candidate]:
-    """Who may leave `place` for `taker`. The one list of who is safe from eviction, see `_evictable`."""
+def _candidates(
+    fleet: Fleet, taker: Endpoint, place: Place, now_ms: int, press: Press, known: dict[str, Candidate | None]
+) -> list[Candidate]:
+    """Who may leave `place` for `taker`. The one list of who is safe from eviction, see `_evictable`. `known` spares a
+    replica that spans several accelerators from being asked about on each of them.
+    """
     found: list[Candidate] = []
     if fleet.settings.victim_order == "none":
         return found
     for replica in fleet.residents[place].values():
-        owner = fleet.endpoints.get(replica.endpoint)
-        if owner is not None and _evictable(fleet, taker, owner, replica, now_ms, press):
-            leaving_ms = regret.of_leaving(fleet, owner, replica, now_ms)
-            found.append(Candidate(replica.id, fleet.book.bytes_each(replica.id), leaving_ms))
+        if replica.id not in known:
+            owner = fleet.endpoints.get(replica.endpoint)
+            may = owner is not None and _evictable(fleet, taker, owner, replica, now_ms, press)
+            leaving_ms = regret.of_leaving(fleet, owner, replica, now_ms) if owner is not None and may else 0.0
+            known[replica.id] = Candidate(replica.id, fleet.book.bytes_each(replica.id), leaving_ms) if may else None
+        candidate = known[replica.id]
+        if candidate is not None:
+            found.append(candidate)
     return found
 
 
