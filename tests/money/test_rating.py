@@ -8,7 +8,7 @@ from tests.money import HOUR_MS, NOVEMBER_MS, price, usage
 from tidegate.domain.ledger import NO_PRICE, EndpointFacts, Entry, FactsSpan
 from tidegate.domain.usage import Outcome
 from tidegate.money.prices import PriceTable
-from tidegate.money.rating import rate, rate_reserved_hour, reserved_pieces, token_cost_nano_usd
+from tidegate.money.rating import rate, reserved_pieces, token_cost_nano_usd
 
 TOKENS = st.integers(0, 2_000_000)
 UNITS = st.integers(0, 10**9)
@@ -119,18 +119,6 @@ def test_in_force_agrees_with_a_plain_search(starts: list[tuple[int, str]], at_m
 
 
 FACTS = EndpointFacts(created_ms=NOVEMBER_MS, accelerators=2, price_plan="default", mode="dedicated")
-
-
-def test_a_reserved_hour_charges_accelerators_for_as_long_as_they_were_dedicated() -> None:
-    half = NOVEMBER_MS + HOUR_MS // 2
-    spans = [FactsSpan("acme/chat", half, FACTS), FactsSpan("acme/chat", half + 600_000, None)]
-    (time,) = rate_reserved_hour("acme/chat", NOVEMBER_MS, spans, PriceTable([price()]))
-    assert time.duration_ms == 2 * 600_000
-    assert time.entries == (
-        Entry("tenant/acme", 0, 2 * 600_000_000),
-        Entry("revenue/accelerator_time", 1_200_000, -1_200_000_000),
-    )
-    assert rate_reserved_hour("acme/chat", NOVEMBER_MS + HOUR_MS, spans, PriceTable([price()])) == []
 
 
 def test_reserved_time_is_cut_where_the_price_changes() -> None:

@@ -21,12 +21,22 @@ from sqlalchemy.exc import OperationalError
 from tests import postgres
 from tests.money import HOUR_MS, NOVEMBER_MS, page, price, rated, usage
 from tidegate.domain.errors import StoreFault
-from tidegate.domain.ledger import EndpointFacts, ExportRow, FactsSpan, Posted, UsageKey, UsageSum
+from tidegate.domain.ledger import (
+    EndpointFacts,
+    ExportRow,
+    FactsSpan,
+    Posted,
+    RatedTime,
+    StateSum,
+    TimeState,
+    UsageKey,
+    UsageSum,
+)  # fmt: skip
 from tidegate.domain.money_ports import LedgerPage
 from tidegate.domain.ports import Cursor
 from tidegate.domain.usage import Outcome, UsageRecord
+from tidegate.money.hours import rate_hour
 from tidegate.money.prices import PriceTable
-from tidegate.money.rating import rate_reserved_hour
 from tidegate.stores.database import migrate, open_database
 from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.ledger_rows import rollup_rows
@@ -331,12 +341,16 @@ def test_a_clock_that_goes_backwards_rewrites_no_history(sql_engine: Engine) -> 
     ]
 
 
+def _dedicated_hour(hour_ms: int) -> list[RatedTime]:
+    """Two accelerators that stood ready for one dedicated endpoint."""
+    us = 2 * HOUR_MS * 1_000
+    ready = StateSum(hour_ms, "cpu", "acme/chat", "dedicated", TimeState.IDLE, "", us, 0)
+    return rate_hour(hour_ms, [ready], lambda _endpoint, _at_ms: "default", PriceTable([price()]))
+
+
 def test_accelerator_time_of_an_hour_is_posted_once(sql_engine: Engine) -> None:
     ledger = SqlLedger(sql_engine)
-    spans = [FactsSpan("acme/chat", NOVEMBER_MS, FACTS)]
-    first, second = (
-        rate_reserved_hour("acme/chat", NOVEMBER_MS + hour * HOUR_MS, spans, PriceTable([price()])) for hour in (0, 1)
-    )
+    first, second = (_dedicated_hour(NOVEMBER_MS + hour * HOUR_MS) for hour in (0, 1))
     assert (ledger.post_time(first), ledger.post_time(first + second), ledger.post_time([])) == (1, 1, 0)
     assert ledger.balances() == {"tenant/acme": 14_400_000_000, "revenue/accelerator_time": -14_400_000_000}
     assert ledger.time_posted_until() == NOVEMBER_MS + 2 * HOUR_MS

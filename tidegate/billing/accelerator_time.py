@@ -9,9 +9,10 @@ from tidegate.domain.money_ports import Ledger, PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import usd
 from tidegate.money.economics import Account, Economics, economics
-from tidegate.money.hours import dedicated_price, plan_at
+from tidegate.money.hours import dedicated_price
 from tidegate.money.prices import DEFAULT_PLAN, PriceTable
 from tidegate.money.rating import reserved_pieces
+from tidegate.money.tariff import plan_at
 from tidegate.wire.accelerator_time import EndpointTime, LentTime, PlatformTime, StateTime, TimeView
 
 

@@ -20,9 +20,10 @@ from tidegate.domain.ports import Cursor, JournalPage, JournalReader
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome, UsageRecord
 from tidegate.money.drawdown import Commitments, overage_plan, with_drawdown
-from tidegate.money.hours import plan_at, rate_hour
-from tidegate.money.prices import PriceTable, Sold
+from tidegate.money.hours import rate_hour
+from tidegate.money.prices import PriceTable
 from tidegate.money.rating import rate
+from tidegate.money.tariff import Tariff
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Ingest:
         limits: Sequence[Limits],
     ) -> Turn:
         self._observe(now_ms, facts)
-        prices = PriceTable(self._prices.versions())
+        tariff = Tariff(PriceTable(self._prices.versions()), self._spans)
         self._commitments = self._contracts.load() if self._contracts is not None else Commitments(())
         records = pages = 0
         boots = self._reader.boots()
@@ -95,14 +96,14 @@ class Ingest:
             cursor = self._ledger.cursor(boot)
             while pages < TURN_PAGES_MAX:
                 page = self._reader.read(cursor, PAGE_RECORDS_MAX)
-                records += self._post(cursor, page, prices)
+                records += self._post(cursor, page, tariff)
                 pages += 1
                 if page.closed or page.next == cursor:
                     break
                 cursor = page.next
         for node_time in time.pages:
             self._ledger.add_time(node_time)
-        self._post_time(time.settled_ms, prices)
+        self._post_time(time.settled_ms, tariff)
         if pages < TURN_PAGES_MAX:
             self.spending.settle(boots)
             if self._contracts is not None:
@@ -111,28 +112,28 @@ class Ingest:
 
     # --- usage ----------------------------------------------------------------------------------------------------
 
-    def _post(self, start: Cursor, page: JournalPage, prices: PriceTable) -> int:
+    def _post(self, start: Cursor, page: JournalPage, tariff: Tariff) -> int:
         if page.damage:
             self._metrics.damage.inc()
             log.error("%s", page.damage)
         final, checkpoints = _newest(page.records)
         posted = 0
         if page.next != start or page.records:
-            rated = self._rated(final, prices)
+            rated = self._rated(final, tariff)
             posted = self._count(LedgerPage(start, page.next, rated, checkpoints, self._commitments.changes()))
         if page.closed:
-            posted += self._finish(page.next, prices)
+            posted += self._finish(page.next, tariff)
             self.spending.closed(start.boot)
         if page.closed or page.next.segment != start.segment:
             self._reader.forget(page.next)
         return posted
 
-    def _finish(self, end: Cursor, prices: PriceTable) -> int:
+    def _finish(self, end: Cursor, tariff: Tariff) -> int:
         """The gateway is dead and its journal read: what its running streams had delivered by their last checkpoint."""
         left = self._ledger.open_records(end.boot)
         if not left:
             return 0
-        lost = self._rated([replace(record, outcome=Outcome.GATEWAY_LOST) for record in left], prices)
+        lost = self._rated([replace(record, outcome=Outcome.GATEWAY_LOST) for record in left], tariff)
         return self._count(LedgerPage(end, end, lost, drawn=self._commitments.changes()))
 
     def _count(self, page: LedgerPage) -> int:
@@ -148,22 +149,23 @@ class Ingest:
             log.error("%d billable requests had no price in force and were recorded without a charge", posted.unrated)
         return posted.records
 
-    def _rated(self, records: Sequence[UsageRecord], prices: PriceTable) -> tuple[RatedUsage, ...]:
+    def _rated(self, records: Sequence[UsageRecord], tariff: Tariff) -> tuple[RatedUsage, ...]:
         """What is known already is posted once whatever it is rated with, but must not draw from a commitment again."""
+        price = tariff.price
+        if not self._commitments:
+            return tuple([rate(record, price(record)) for record in records])
         drawing = {record.id for record in records if self._commitments.concern(record)}
         if drawing:
             drawing.difference_update(self._ledger.known(drawing))
-        return tuple(self._rate(record, prices, draws=record.id in drawing) for record in records)
+        return tuple(
+            self._drawn(record, tariff) if record.id in drawing else rate(record, price(record)) for record in records
+        )
 
-    def _rate(self, record: UsageRecord, prices: PriceTable, *, draws: bool) -> RatedUsage:
-        at_ms, plan = record.arrived_ms, self._plan_at(record.endpoint, record.arrived_ms)
-        sold = Sold(record.tenant, record.endpoint, record.model, record.mode)
-        if not draws:
-            return rate(record, prices.in_force(plan, at_ms, sold))
+    def _drawn(self, record: UsageRecord, tariff: Tariff) -> RatedUsage:
         contracts = self._commitments.concern(record)
         taken = self._commitments.cover(record, contracts)
         overage = overage_plan(contracts)
-        price = prices.in_force(overage, at_ms) if overage else prices.in_force(plan, at_ms, sold)
+        price = tariff.prices.in_force(overage, record.arrived_ms) if overage else tariff.price(record)
         return with_drawdown(record, taken, price) if taken else rate(record, price)
 
     # --- endpoints and accelerator time ---------------------------------------------------------------------------
@@ -178,7 +180,7 @@ class Ingest:
         for span in self._ledger.spans():
             self._spans.setdefault(span.endpoint, []).append(span)
 
-    def _post_time(self, settled_ms: int, prices: PriceTable) -> None:
+    def _post_time(self, settled_ms: int, tariff: Tariff) -> None:
         """Charges every hour of which nothing more will be reported, once; an hour that is over costs what it cost."""
         end_ms = settled_ms // MS_PER_HOUR * MS_PER_HOUR
         if end_ms <= self._charged_until_ms:
@@ -187,12 +189,8 @@ class Ingest:
         for found in self._ledger.state_sums(self._ledger.time_posted_until(), end_ms):
             hours.setdefault(found.hour_ms, []).append(found)
         for hour_ms, sums in hours.items():
-            self._ledger.post_time(rate_hour(hour_ms, sums, self._plan_at, prices))
+            self._ledger.post_time(rate_hour(hour_ms, sums, tariff.plan_at, tariff.prices))
         self._charged_until_ms = end_ms
-
-    def _plan_at(self, endpoint: str, at_ms: int) -> str:
-        owner = endpoint.partition(":")[0]  # a canary's accelerators are paid at its endpoint's plan
-        return plan_at(self._spans.get(owner, []), at_ms)
 
 
 def _newest(records: Iterable[UsageRecord]) -> tuple[list[UsageRecord], tuple[UsageRecord, ...]]:

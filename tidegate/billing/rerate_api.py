@@ -16,9 +16,9 @@ from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import Adjustment, FactsSpan
 from tidegate.domain.money_ports import Contracts
 from tidegate.domain.units import usd
-from tidegate.money.hours import plan_at
 from tidegate.money.prices import PriceTable
 from tidegate.money.rerate import Rerating
+from tidegate.money.tariff import plan_at
 from tidegate.wire.admin import Identity, Listing
 from tidegate.wire.contracts import RerateCreate, RerateReport, RerateView
 

@@ -52,6 +52,9 @@ class Commitments:
         for mine in self._of.values():
             mine.sort(key=lambda c: (c.priority, c.expires_ms, c.created_ms, c.id))
 
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
     def all(self) -> list[tuple[Contract, Drawn]]:
         return [(contract, self._drawn[contract.id]) for mine in self._of.values() for contract in mine]
 

@@ -6,7 +6,6 @@ slept. All the rest is the platform's: valued at what the accelerator would have
 `default`, and entered as cost of serving, idle, lent, boot and unreported time against `platform/capacity`.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tidegate.domain.endpoint import Mode
@@ -14,7 +13,6 @@ from tidegate.domain.ledger import (
     NO_PRICE,
     REVENUE_ACCELERATOR_TIME,
     Entry,
-    FactsSpan,
     RatedTime,
     StateSum,
     TimeState,
@@ -52,17 +50,6 @@ def worth_nano_usd(time_us: Mapping[str, int], price: PriceVersion | None) -> in
     if price is None:
         return 0
     return sum(accelerator_time_nano_usd(us // 1_000, price.hour_nano_usd(kind)) for kind, us in time_us.items())
-
-
-def plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:
-    """The price plan of the endpoint whose spans these are at an instant; the nearest one known outside of them."""
-    if len(spans) == 1 and spans[0].facts is not None:
-        return spans[0].facts.price_plan
-    index = bisect_right(spans, at_ms, key=lambda span: span.start_ms) - 1
-    for span in [*reversed(spans[: index + 1]), *spans[index + 1 :]]:
-        if span.facts is not None:
-            return span.facts.price_plan
-    return DEFAULT_PLAN
 
 
 def _dedicated(endpoint: str, hour_ms: int, kinds: Mapping[str, int], plan_of: PlanAt, prices: PriceTable) -> RatedTime:

@@ -56,13 +56,13 @@ class PriceTable:
         """The version that prices `sold`, of an endpoint with that plan, at `at_ms`."""
         found = self._found.get((plan, sold))
         if found is None or not found[0] <= at_ms < found[1]:
-            found = self._search(plan, at_ms, sold)
+            found = self.stretch(plan, at_ms, sold)
             if len(self._found) >= FOUND_MAX:
                 self._found.clear()
             self._found[plan, sold] = found
         return found[2]
 
-    def _search(self, plan: str, at_ms: int, sold: Sold) -> tuple[int, int, PriceVersion | None]:
+    def stretch(self, plan: str, at_ms: int, sold: Sold) -> tuple[int, int, PriceVersion | None]:
         """What prices `sold` in [from, until), a stretch around `at_ms` in which nothing in the book changes."""
         instants = [-FOREVER_MS, *self.changes(plan, -FOREVER_MS, FOREVER_MS, sold), FOREVER_MS]
         place = bisect_right(instants, at_ms)

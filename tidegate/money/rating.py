@@ -13,7 +13,6 @@ from itertools import pairwise
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import (
     NO_PRICE,
-    REVENUE_ACCELERATOR_TIME,
     REVENUE_CACHED_INPUT,
     REVENUE_INPUT,
     REVENUE_MINIMUM,
@@ -21,12 +20,11 @@ from tidegate.domain.ledger import (
     EndpointFacts,
     Entry,
     FactsSpan,
-    RatedTime,
     RatedUsage,
     tenant_account,
 )
 from tidegate.domain.price import PriceVersion
-from tidegate.domain.units import MS_PER_HOUR, accelerator_time_nano_usd
+from tidegate.domain.units import accelerator_time_nano_usd
 from tidegate.domain.usage import UsageRecord
 from tidegate.money.prices import PriceTable, Sold
 
@@ -38,25 +36,31 @@ def rate(record: UsageRecord, price: PriceVersion | None) -> RatedUsage:
     """The transaction of one final record. Without a price in force it has no entries and `NO_PRICE`: never a guess."""
     if price is None:
         return RatedUsage(record, NO_PRICE, ())
-    if not record.billable or record.mode == _DEDICATED:
+    mode = record.mode
+    if mode == _DEDICATED or not record.billable:
         return RatedUsage(record, price.id, ())
     cached, output = record.cached_tokens, record.output_tokens
     fresh = record.input_tokens - cached
-    revenue = []
-    if fresh:
-        revenue.append(Entry(REVENUE_INPUT, fresh, -fresh * price.input_nano_usd))
-    if cached:
-        revenue.append(Entry(REVENUE_CACHED_INPUT, cached, -cached * price.cached_input_nano_usd))
-    if output:
-        revenue.append(Entry(REVENUE_OUTPUT, output, -output * price.output_nano_usd))
-    if record.mode == _BATCH:
+    of_fresh, of_cached = fresh * price.input_nano_usd, cached * price.cached_input_nano_usd
+    of_output = output * price.output_nano_usd
+    if mode == _BATCH:
         percent = price.batch_percent
-        revenue = [Entry(e.account, e.quantity, -percent_half_even(-e.amount, percent)) for e in revenue]
-    if price.minimum_nano_usd:
-        shortfall = price.minimum_nano_usd + sum(e.amount for e in revenue)
-        if shortfall > 0:
-            revenue.append(Entry(REVENUE_MINIMUM, 1, -shortfall))
-    return RatedUsage(record, price.id, _with_tenant(record.tenant, revenue))
+        of_fresh, of_cached = percent_half_even(of_fresh, percent), percent_half_even(of_cached, percent)
+        of_output = percent_half_even(of_output, percent)
+    owed = of_fresh + of_cached + of_output
+    shortfall = price.minimum_nano_usd - owed
+    if shortfall > 0:
+        owed = price.minimum_nano_usd
+    entries = [Entry(tenant_account(record.tenant), 0, owed)]
+    if fresh:
+        entries.append(Entry(REVENUE_INPUT, fresh, -of_fresh))
+    if cached:
+        entries.append(Entry(REVENUE_CACHED_INPUT, cached, -of_cached))
+    if output:
+        entries.append(Entry(REVENUE_OUTPUT, output, -of_output))
+    if shortfall > 0:
+        entries.append(Entry(REVENUE_MINIMUM, 1, -shortfall))
+    return RatedUsage(record, price.id, tuple(entries) if len(entries) > 1 else ())
 
 
 def worst_cost_nano_usd(input_tokens: int, output_tokens: int, mode: str, price: PriceVersion) -> int:
@@ -76,27 +80,6 @@ def token_cost_nano_usd(input_tokens: int, cached_tokens: int, output_tokens: in
         + cached_tokens * price.cached_input_nano_usd
         + output_tokens * price.output_nano_usd
     )
-
-
-def rate_reserved_hour(endpoint: str, hour_ms: int, spans: Sequence[FactsSpan], prices: PriceTable) -> list[RatedTime]:
-    """What the hour from `hour_ms` on costs a dedicated endpoint: none, or one transaction.
-
-    `spans` are the endpoint's, ascending. A price change within the hour takes effect within it; the transaction then
-    carries the version in force at the end of what was reserved.
-    """
-    reserved = [
-        piece
-        for piece in reserved_pieces(spans, hour_ms, hour_ms + MS_PER_HOUR, prices)
-        if piece.mode == Mode.DEDICATED
-    ]
-    duration_ms = sum(piece.accelerator_ms for piece in reserved)
-    if not duration_ms:
-        return []
-    amount = sum(piece.nano_usd for piece in reserved)
-    tenant = endpoint.partition("/")[0]
-    revenue = [Entry(REVENUE_ACCELERATOR_TIME, duration_ms, -amount)]
-    entries = _with_tenant(tenant, revenue)
-    return [RatedTime(endpoint, tenant, hour_ms, duration_ms, reserved[-1].price_version, entries)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +115,6 @@ def _piece(facts: EndpointFacts, duration_ms: int, price: PriceVersion | None) -
         return ReservedPiece(facts.mode, accelerator_ms, NO_PRICE, 0)
     amount = accelerator_time_nano_usd(accelerator_ms, price.accelerator_hour_nano_usd)
     return ReservedPiece(facts.mode, accelerator_ms, price.id, amount)
-
-
-def _with_tenant(tenant: str, revenue: list[Entry]) -> tuple[Entry, ...]:
-    """Completes a transaction: what was sold, owed by the tenant. Empty stays empty."""
-    if not revenue:
-        return ()
-    owed = 0
-    for entry in revenue:
-        owed -= entry.amount
-    return (Entry(tenant_account(tenant), 0, owed), *revenue)
 
 
 def percent_half_even(amount: int, percent: int) -> int:

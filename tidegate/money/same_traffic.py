@@ -11,9 +11,9 @@ from itertools import pairwise
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import FactsSpan, UsageKey, UsageSum
 from tidegate.domain.units import MS_PER_HOUR
-from tidegate.money.hours import plan_at
 from tidegate.money.prices import PriceTable, Sold
 from tidegate.money.rating import percent_half_even
+from tidegate.money.tariff import plan_at
 
 PER_TOKEN = (Mode.SERVERLESS, Mode.DEDICATED_SERVERLESS, Mode.BATCH)
 

@@ -30,6 +30,8 @@ BALLAST_NAME = "ballast"
 SEGMENT_SUFFIX = ".log"
 QUARANTINE_NAME = "quarantine"
 
+_BACKSLASH, _NUL = 0x5C, b"\\u0000"  # ids rarely need any escape, and one byte is found much faster than six
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(UsageRecord).decode
 
@@ -64,10 +66,9 @@ def decode_body(body: bytes) -> UsageRecord | None:
     it.
     """
     try:
-        record = _decode(body)
+        r = _decode(body)
     except msgspec.MsgspecError:
         return None
-    r = record
     counted = 0 <= r.cached_tokens <= r.input_tokens <= TOKENS_MAX and 0 <= r.output_tokens <= TOKENS_MAX
     # A clock that was set back may make a duration negative; that must not cost anybody a record.
     timed = (
@@ -77,7 +78,7 @@ def decode_body(body: bytes) -> UsageRecord | None:
         and -EPOCH_MS_MAX <= r.queue_ms <= EPOCH_MS_MAX
         and -EPOCH_MS_MAX <= r.activation_ms <= EPOCH_MS_MAX
     )
-    return record if counted and timed and b"\\u0000" not in body else None
+    return r if counted and timed and (_BACKSLASH not in body or _NUL not in body) else None
 
 
 def intact_run(buffer: bytes, offset: int, records_max: int) -> tuple[list[UsageRecord], int]:
@@ -85,18 +86,19 @@ def intact_run(buffer: bytes, offset: int, records_max: int) -> tuple[list[Usage
     a reader does nearly all the time, so without an object a frame; the rest is `frame_at`'s.
     """
     records: list[UsageRecord] = []
-    while len(records) < records_max and offset + HEADER.size <= len(buffer):
-        marker, length, crc = HEADER.unpack_from(buffer, offset)
-        end = offset + HEADER.size + length
-        if marker != MARKER or length > RECORD_BYTES_MAX or end > len(buffer):
+    head, unpack, crc_of, size = HEADER.size, HEADER.unpack_from, zlib.crc32, len(buffer)
+    body_at = offset + head
+    while body_at <= size and len(records) < records_max:
+        marker, length, crc = unpack(buffer, body_at - head)
+        end = body_at + length
+        if marker != MARKER or length > RECORD_BYTES_MAX or end > size:
             break
-        body = buffer[offset + HEADER.size : end]
-        record = decode_body(body) if zlib.crc32(body, length) == crc else None
-        if record is None:
+        body = buffer[body_at:end]
+        if crc_of(body, length) != crc or (record := decode_body(body)) is None:
             break
         records.append(record)
-        offset = end
-    return records, offset
+        body_at = end + head
+    return records, body_at - head
 
 
 def frame_at(buffer: bytes, offset: int) -> Frame | Cut | Damaged:

@@ -96,22 +96,23 @@ def entry_rows(transactions: Iterable[tuple[Entry, ...]], number: int) -> tuple[
 def rollup_rows(fresh: Iterable[RatedUsage]) -> list[Row]:
     """What the records and their entries add to the rollups."""
     cells: dict[tuple[object, ...], list[int]] = {}
-    for rated in fresh:
-        r = rated.record
-        hour_ms = r.arrived_ms - r.arrived_ms % MS_PER_HOUR
-        key = (hour_ms, r.tenant, r.key, r.endpoint, r.model, r.mode, rated.price_version)
+    summed_of, refused = _SUMMED.get, Outcome.REFUSED
+    for r, price_version, entries in fresh:
+        arrived_ms = r.arrived_ms
+        key = (arrived_ms - arrived_ms % MS_PER_HOUR, r.tenant, r.key, r.endpoint, r.model, r.mode, price_version)
         cell = cells.get(key)
         if cell is None:
             cell = cells[key] = [0] * (_NOWHERE + 1)
         cell[0] += 1
-        cell[2] += r.outcome is Outcome.REFUSED
         cell[3] += r.input_tokens
         cell[4] += r.cached_tokens
         cell[5] += r.output_tokens
-        if rated.entries:
+        if r.outcome is refused:
+            cell[2] += 1
+        if entries:
             cell[1] += 1
-            for account, quantity, amount in rated.entries:
-                summed = _SUMMED.get(account)
+            for account, quantity, amount in entries:
+                summed = summed_of(account)
                 if summed is not None:
                     cell[summed[0]] += quantity
                     cell[summed[1]] -= amount
