@@ -7,15 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.transports.machines import ControlMachine
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.plan import DemandReported, FenceConfirmed, Route, Target
 from tidegate.domain.ports import Connect, Link, Listener
-from tidegate.transports import local, socket
+from tidegate.transports import local, secure, socket
+from tidegate.transports.tls import LINK, Dialer
 from tidegate.wire.internal import Catalog, GatewayHello, KeyEntry
 
-KINDS = ["local", "unix", "tcp"]
+KINDS = ["local", "unix", "tcp", "tls"]
 Scenario = Callable[[Listener, Connect], Awaitable[None]]
+
+
+class _Door:
+    """The listener of a control machine, which closes its door with it."""
+
+    def __init__(self, machine: ControlMachine) -> None:
+        self._machine, self.accept = machine, machine.links.accept
+
+    async def close(self) -> None:
+        await self._machine.close()
 
 
 async def _open(kind: str, directory: Path) -> tuple[Listener, Connect]:
@@ -25,6 +37,11 @@ async def _open(kind: str, directory: Path) -> tuple[Listener, Connect]:
     if kind == "unix":
         address = f"unix:{directory}/link.sock"
         return await socket.listen(address), socket.connector(address)
+    if kind == "tls":
+        machine = ControlMachine(directory)
+        await machine.open()
+        _, credentials = await machine.joined("gateway", "here")
+        return _Door(machine), secure.connector(Dialer(credentials), machine.control, LINK)
     tcp = await socket.listen("tcp:127.0.0.1:0")
     return tcp, socket.connector(f"tcp:127.0.0.1:{tcp.port}")
 

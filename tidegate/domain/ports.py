@@ -39,6 +39,11 @@ class Link(Protocol):
 
     async def close(self) -> None: ...
 
+    @property
+    def peer(self) -> str:
+        """``role/name/region`` that the other side's certificate proves; empty on a link that never left the machine."""
+        ...
+
 
 class Listener(Protocol):
     async def accept(self) -> Link: ...

@@ -13,6 +13,8 @@ ACCEPTED_MAX = 128
 class LocalLink:
     """One end of a pair; implements `ports.Link`."""
 
+    peer = ""
+
     def __init__(self) -> None:
         self._peer: LocalLink | None = None
         self._inbox: deque[object] = deque()

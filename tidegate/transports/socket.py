@@ -1,7 +1,7 @@
 """Links over Unix and TCP sockets: one message a line, in the encoding of `wire.internal`.
 
 Addresses are ``unix:PATH`` (mode 0600: only the user that runs tidegate) or ``tcp:HOST:PORT``. A TCP link carries no
-authentication of its own: listen on loopback or a private network only.
+authentication of its own: listen on loopback only. Links between machines are those of `transports.secure`.
 """
 
 import asyncio
@@ -44,6 +44,8 @@ def parse_address(text: str) -> Address:
 class SocketLink:
     """Implements `ports.Link` over a stream."""
 
+    peer = ""
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
@@ -59,8 +61,11 @@ class SocketLink:
         self._writer.write(frame)
 
     async def receive(self) -> object:
+        return internal.decode(await self._frame())
+
+    async def _frame(self) -> bytes:
         try:
-            frame = await self._reader.readuntil(b"\n")
+            return await self._reader.readuntil(b"\n")
         except asyncio.IncompleteReadError as error:
             raise LinkFault("the peer closed the link") from error
         except asyncio.LimitOverrunError as error:
@@ -68,7 +73,6 @@ class SocketLink:
             raise LinkFault("the peer sent a message over the limit") from error
         except OSError as error:
             raise LinkFault(f"the link broke: {error.strerror or type(error).__name__}") from error
-        return internal.decode(frame)
 
     async def close(self) -> None:
         self._writer.close()

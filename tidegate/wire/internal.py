@@ -12,6 +12,7 @@ from tidegate.domain.endpoint import Mode, ModelKind, Overflow, Slo
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.limits import Lease, Limits
 from tidegate.domain.price import PriceVersion
+from tidegate.wire.joining import Joining
 
 MESSAGE_BYTES_MAX = 64 << 20
 
@@ -187,6 +188,7 @@ Message = (
     | plan.Drain
     | plan.Resume
     | plan.Route
+    | Joining
 )
 
 _TYPES: dict[str, type] = {t.__name__: t for t in Message.__args__}
