@@ -47,6 +47,12 @@ from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.prices import SqlPriceBook
 
 FAULTS = ("none", "gateway", "ingest", "engine", "all")
+DATABASE_FAULTS = ("database", "everything")
+VICTIMS = {
+    "none": (), "gateway": ("gateway",), "ingest": ("ingest",), "engine": (), "all": ("gateway", "ingest"),
+    "database": ("database",), "everything": ("gateway", "ingest", "database"),
+}  # fmt: skip
+DYING_ENGINES = ("engine", "all", "everything")
 CHECKPOINT_MS = 10
 TOKEN_MS_MAX = 2.0
 STREAMS = 12
@@ -221,27 +227,29 @@ def run_seed(seed: int, fault: str, folder: Path, url: str, crash: Callable[[], 
         nonlocal boots
         boots += 1
         boot = f"boot-{seed}-{boots}"
-        deaths = fault in ("engine", "all")
+        deaths = fault in DYING_ENGINES
         return start(lambda: asyncio.run(_gateway(folder, boot, seed, deaths)))
 
     def ingest() -> int:
         return start(lambda: asyncio.run(billing(folder, url).run()))
 
-    victims = {"gateway": ("gateway",), "ingest": ("ingest",), "all": ("gateway", "ingest")}.get(fault, ())
+    victims = VICTIMS[fault]
     starts = {"gateway": gateway, "ingest": ingest}
     running = {name: begin() for name, begin in starts.items()}
     try:
         time.sleep(0.03)
         for _ in range(KILLS):
             time.sleep(dice.random() * 0.06)
-            if crash is not None and fault == "database":
+            if not victims:
+                continue
+            tally.kills += 1
+            victim = dice.choice(victims)
+            if victim == "database":
+                assert crash is not None, "SQLite has no server to kill"
                 crash()
-                tally.kills += 1
-            elif victims:
-                victim = dice.choice(victims)
+            else:
                 kill(running.pop(victim))
                 running[victim] = starts[victim]()
-                tally.kills += 1
         time.sleep(0.03)
         kill(running.pop("gateway"), signal.SIGTERM)
     finally:
@@ -249,7 +257,7 @@ def run_seed(seed: int, fault: str, folder: Path, url: str, crash: Callable[[], 
             kill(child)
     left = billing(folder, url)
     asyncio.run(_drain(left))
-    judge(folder, left.ledger, tally, engine_deaths=fault in ("engine", "all"))
+    judge(folder, left.ledger, tally, engine_deaths=fault in DYING_ENGINES)
     tally.seeds += 1
 
 
@@ -330,7 +338,7 @@ def run(seeds: int = 40, first: int = 1, database: str = "sqlite", faults: tuple
     service.POLL_MS = 3
     with ExitStack() as stack:
         new_url, crash = stack.enter_context(_sqlite() if database == "sqlite" else _postgresql())
-        chosen = (*faults, "database") if crash is not None and faults == FAULTS else faults
+        chosen = (*faults, *DATABASE_FAULTS) if crash is not None and faults == FAULTS else faults
         table = [_row(fault, seeds, first, new_url, crash) for fault in chosen]
     return {"database": database, "seeds_a_fault": seeds, "checkpoint_ms": CHECKPOINT_MS, "table": table}
 

@@ -1,5 +1,6 @@
 """A PostgreSQL server of our own for tests and benchmarks, where PostgreSQL is installed."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from sqlalchemy import create_engine, text
 
 USER = "postgres"
@@ -24,7 +26,7 @@ def find_pg_ctl() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`socket` is the directory of its Unix socket; `crash` ends every session at once and lets it recover."""
+    """`socket` is the directory of its Unix socket; `crash` kills all its processes (SIGKILL) and lets it recover."""
 
     socket: Path
     crash: Callable[[], None]
@@ -41,7 +43,8 @@ def server(pg_ctl: Path, *, fsync: bool = False) -> Iterator[Server]:
     data = home / "data"
 
     def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], cwd=home, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        quiet = subprocess.DEVNULL  # the server's own log is in `home`
+        subprocess.run([*as_user, *command], cwd=home, check=True, stdout=quiet, stderr=quiet, timeout=60)
 
     try:
         run(str(pg_ctl.parent / "initdb"), "-D", str(data), "-A", "trust", "-U", USER, "--no-sync")
@@ -49,11 +52,26 @@ def server(pg_ctl: Path, *, fsync: bool = False) -> Iterator[Server]:
         control = (str(pg_ctl), "-D", str(data), "-l", str(home / "log"), "-o", options, "-m", "immediate", "-w")
         run(*control, "start")
         try:
-            yield Server(home, lambda: run(*control, "restart"))
+
+            def crash() -> None:
+                _kill(int((data / "postmaster.pid").read_text().split()[0]))
+                run(*control, "start")
+
+            yield Server(home, crash)
         finally:
             run(*control, "stop")
     finally:
         shutil.rmtree(home)
+
+
+def _kill(postmaster: int) -> None:
+    """The server and every process of it, at once, and waits until they are gone."""
+    server = psutil.Process(postmaster)
+    processes = [server, *server.children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=30)
 
 
 def new_database(at: Server) -> str:
