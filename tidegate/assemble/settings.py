@@ -46,6 +46,8 @@ def gateway_limits(config: Config) -> GatewayLimits:
         body_ms_max=gateway.body_ms_max,
         hold_ms_max=gateway.hold_ms_max,
         queued_max=gateway.queued_max,
+        sessions_max=gateway.sessions_max,
+        session_idle_ms_max=gateway.session_idle_ms_max,
     )
 
 

@@ -108,6 +108,8 @@ class GatewayConfig(Section):
     body_ms_max: int = Field(default=30_000, ge=100)
     hold_ms_max: int = Field(default=150_000, ge=0)
     queued_max: int = Field(default=512, ge=1)
+    sessions_max: int = Field(default=64, ge=1)
+    session_idle_ms_max: int = Field(default=300_000, ge=1_000, le=600_000)  # a drain waits for it, and not for ever
 
 
 class CapacityConfig(Section):
@@ -119,8 +121,12 @@ class CapacityConfig(Section):
 
 
 class WeightsConfig(Section):
-    """Where weights come from. Secrets not given here are looked for where each library's users keep them."""
+    """Where weights come from. Secrets not given here are looked for where each library's users keep them.
 
+    `cache_dir`: the disk cache; nodes of one machine share it. Without it, ``weights`` in the platform's data directory.
+    """
+
+    cache_dir: Path | None = None
     hub_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     hub_token: SecretStr | None = None
     hub_token_file: Path | None = None

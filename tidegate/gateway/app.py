@@ -25,8 +25,10 @@ from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.metrics import Family, Metrics, per_endpoint
 from tidegate.gateway.passthrough import pass_through
+from tidegate.gateway.realtime import Sessions
 from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
+from tidegate.gateway.session import Door
 from tidegate.gateway.translate import DIALECTS, Behind, Dialect, Translated, bearer
 from tidegate.gateway.upstream import Pool
 from tidegate.quota import admission, routing
@@ -73,6 +75,8 @@ class Gateway:
         pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max)
         self._parts = Parts(gateway, region, self._loop, pool, journal, clock, self.limits, metrics, set())
         self._limiter = self._loop.limiter
+        door = Door(self._parts, self._loop, self._authenticate, self._session_endpoint, self._admit)
+        self._sessions = Sessions(door)
         self._tasks: list[asyncio.Task[None]] = []
         self._handlers: dict[str, Handler] = {
             "/healthz": self._healthz,
@@ -101,6 +105,8 @@ class Gateway:
                 await self._inference(dialect[0], scope, receive, send, dialect[1])
             else:
                 await self._other(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._sessions.serve(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
@@ -137,6 +143,7 @@ class Gateway:
             now_ms = self._clock.now_ms()
             for relay in list(self._parts.relays):
                 relay.sweep(now_ms)
+            self._sessions.sweep(now_ms)
             self._loop.sweep()
             self._parts.pool.sweep(now_ms, self.limits.idle_connection_ms_max)
 
@@ -185,7 +192,17 @@ class Gateway:
             raise Refusal("method_not_allowed", f"/v1/{api} answers POST only")
         return read_head(scope)
 
-    def _admit(self, api: str, head: Head, key: KeyEntry, body: bytes, request_id: str, arrived_ms: int) -> Call:
+    def _admit(
+        self,
+        api: str,
+        head: Head,
+        key: KeyEntry,
+        body: bytes,
+        request_id: str,
+        arrived_ms: int,
+        session: EndpointEntry | None = None,
+    ) -> Call:
+        """`session` is the endpoint of a session's response, which was chosen when it began."""
         if key.runner:
             tenant, key_id, line = acting_for(head)
         else:
@@ -194,12 +211,12 @@ class Gateway:
             raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
         check_size(body, self.limits.body_bytes_max)
         request = openai.parse_head(body)
-        entry = routing.resolve(self._loop.endpoints, tenant, request.model)
+        entry = session or routing.resolve(self._loop.endpoints, tenant, request.model)
         admission.check_kind(api, entry.kind, request.model)
         if line:
             entry = self._loop.batch_lane(entry)
-        elif entry.canary and routing.to_canary(entry.canary_permille, request_id):
-            entry = self._loop.endpoints.get(entry.canary, entry)
+        elif session is None:
+            entry = self._or_canary(entry, request_id)
         options = request.stream_options
         call = Call(
             id=request_id,
@@ -218,6 +235,16 @@ class Gateway:
         if self._limiter.gate.active:
             call.hold = self._limiter.admit(call, request)  # last: whatever it takes, the relay gives back
         return call
+
+    def _or_canary(self, entry: EndpointEntry, request_id: str) -> EndpointEntry:
+        if entry.canary and routing.to_canary(entry.canary_permille, request_id):
+            return self._loop.endpoints.get(entry.canary, entry)
+        return entry
+
+    def _session_endpoint(self, api: str, key: KeyEntry, model: str, session_id: str) -> EndpointEntry:
+        entry = routing.resolve(self._loop.endpoints, admission.tenant_of(key), model)
+        admission.check_kind(api, entry.kind, model)
+        return self._or_canary(entry, session_id)
 
     def _authenticate(self, head: Head, now_ms: int) -> KeyEntry:
         if not self._loop.informed:
@@ -305,10 +332,12 @@ class Gateway:
         loop, names = self._loop, self._loop.endpoints
         held = per_endpoint((name, loop.held_at(name)) for name in names)
         in_flight = per_endpoint((name, loop.in_flight_at(name)) for name in names)
+        sessions = per_endpoint(self._sessions.at().items())
         link, journal = int(loop.connected), int(self._journal.healthy)
         return [
             ("tidegate_held_requests", "gauge", "Requests waiting for capacity.", held),
             ("tidegate_in_flight_requests", "gauge", "Requests on a replica.", in_flight),
+            ("tidegate_realtime_sessions", "gauge", "Open WebSocket sessions.", sessions),
             ("tidegate_control_link", "gauge", "1 while the link to control is up.", [("", link)]),
             ("tidegate_journal_healthy", "gauge", "1 while the usage journal can be written.", [("", journal)]),
         ]

@@ -20,7 +20,9 @@ from tidegate.gateway.limits import GatewayLimits
 from tidegate.quota.admission import KINDS
 from tidegate.wire import openai
 
+SESSIONS = b"/v1/realtime"
 PEER = "tidegate.peer"  # key of the Peer in an ASGI scope
+_BODY = (b"content-length", b"transfer-encoding")
 _PLAIN = {f"/v1/{api}".encode(): f"/v1/{api}" for api in KINDS}  # targets that need no parsing
 
 
@@ -86,6 +88,14 @@ class Front(HttpToolsProtocol):
             self._check_head()
         self._in_head = False
         parser, scope = self.parser, self.scope
+        if parser.should_upgrade():
+            if self._should_upgrade():
+                scope["method"] = parser.get_method().decode("ascii")
+                return  # to be handed over to the WebSocket protocol once the parser has stopped
+            if any(name in _BODY for name, _ in self.headers):
+                # The parser takes what follows for another protocol: the body would be lost without a word.
+                self._refuse("invalid_request", "a request with a body cannot ask for an upgrade; send it without")
+                raise ValueError("an upgrade with a body")
         http_version = parser.get_http_version()
         scope["method"] = parser.get_method().decode("ascii")
         scope["http_version"] = http_version
@@ -121,6 +131,16 @@ class Front(HttpToolsProtocol):
         scope["raw_path"] = parsed.path
         scope["path"] = unquote(parsed.path.decode("ascii"))
         scope["query_string"] = parsed.query or b""
+
+    def _should_upgrade(self) -> bool:
+        """Everywhere but there, a request that offers an upgrade is answered as if it did not (RFC 9110 7.8)."""
+        return self.url.split(b"?", 1)[0] == SESSIONS and super()._should_upgrade()
+
+    def handle_websocket_upgrade(self) -> None:
+        if self._cycles:
+            self._refuse("invalid_request", "an upgrade cannot be pipelined behind another request")
+        else:
+            super().handle_websocket_upgrade()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -11,7 +11,9 @@ class GatewayLimits:
     what an endpoint's own limits may be. `engine_first_byte_ms_max` bounds a prefill or a whole unary answer,
     `engine_silence_ms_max` the pause between two events of a stream. `client_stall_ms_max` is how long a client may
     leave what it was sent unread. `first_word_ms_max` is how long a new gateway takes no connection while it has not
-    heard from control; after that it answers 503 not_ready.
+    heard from control; after that it answers 503 not_ready. `sessions_max` is for one tenant; a session ends once
+    nothing was asked in it for `session_idle_ms_max`, and after `session_ms_max` in any case. `session_bytes_max` is
+    what its conversation may hold in memory, `session_event_bytes_max` one message of its client.
     """
 
     body_bytes_max: int = 8 << 20
@@ -40,3 +42,8 @@ class GatewayLimits:
     first_word_ms_max: int = 3_000
     admin_metrics_ms_max: int = 1_000
     shutdown_ms_max: int = 5_000
+    sessions_max: int = 64
+    session_idle_ms_max: int = 300_000
+    session_ms_max: int = 3_600_000
+    session_bytes_max: int = 4 << 20
+    session_event_bytes_max: int = 1 << 20

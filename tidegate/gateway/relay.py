@@ -21,9 +21,10 @@ from tidegate.gateway.exchange import Exchange, NotServed
 from tidegate.gateway.front import Peer
 from tidegate.gateway.intake import Call, ClientGone
 from tidegate.gateway.limits import GatewayLimits
-from tidegate.gateway.loop import Answer, GatewayLoop, Waiting
+from tidegate.gateway.loop import Answer, Waiting
 from tidegate.gateway.metering import meter_of, usage_of
 from tidegate.gateway.metrics import Metrics
+from tidegate.gateway.place import Room
 from tidegate.gateway.refusals import code_of_answer, refusal_of
 from tidegate.gateway.replies import JSON, STREAM_HEADERS, Header, Send, reply, reply_refusal
 from tidegate.gateway.upstream import Pool
@@ -43,7 +44,7 @@ class Parts:
 
     gateway: str
     region: str
-    loop: GatewayLoop
+    loop: Room
     pool: Pool
     journal: Journal
     clock: Clock
@@ -111,11 +112,16 @@ class Relay:
             self._exchange.give_up("the client is gone")
         self._leave()
 
+    @property
+    def tokens(self) -> Tokens:
+        """What has been counted so far; once it has run, what its record says."""
+        return self._meter.tokens() if self._meter is not None else self._tokens
+
     def _leave(self) -> None:
         """Gives up the place in the waiting room, or on the replica."""
         if not self._left:
             self._left = True
-            tokens = self._meter.tokens() if self._meter is not None else self._tokens
+            tokens = self.tokens
             self._parts.loop.ended(self._call.id, self._first_ms, served_tokens(tokens.input, tokens.output))
 
     # --- place --------------------------------------------------------------------------------------------------------
@@ -306,8 +312,7 @@ class Relay:
         return self._parts.journal.append(record)
 
     def _usage_record(self, outcome: Outcome, refusal: str) -> UsageRecord:
-        call, grant = self._call, self._grant
-        tokens = self._meter.tokens() if self._meter is not None else self._tokens
+        call, grant, tokens = self._call, self._grant, self.tokens
         return UsageRecord(
             # A line is billed once: tries that came to nothing leave its id to the one that does.
             id=call.line if call.line and outcome is Outcome.COMPLETED else call.id,
@@ -375,7 +380,7 @@ class Relay:
         if self._recorded:
             return
         self._exchange.sweep(now_ms)
-        output = self._meter.tokens().output if self._meter is not None else 0
+        output = self.tokens.output
         if output > self._checkpointed:
             self._checkpointed = output
             _watch_append(self._parts.journal.append(self._usage_record(Outcome.OPEN, "")))

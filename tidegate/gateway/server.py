@@ -8,6 +8,7 @@ import uvicorn
 
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.front import Front, front_class
+from tidegate.gateway.websocket import WebSocket, websocket_class
 
 SWEEP_MS = 1_000
 
@@ -29,7 +30,9 @@ class Server:
         config = uvicorn.Config(
             gateway.asgi,
             http=front_class(limits),
-            ws="none",
+            ws=websocket_class(limits),
+            ws_max_size=limits.session_event_bytes_max,
+            ws_per_message_deflate=False,  # a small message must not become a large one
             lifespan="on",
             interface="asgi3",  # a bound method: uvicorn would take it for ASGI 2
             proxy_headers=False,
@@ -60,5 +63,5 @@ class Server:
             await asyncio.sleep(SWEEP_MS / 1000)
             now = loop.time()
             for connection in list(self._server.server_state.connections):
-                if isinstance(connection, Front):
+                if isinstance(connection, Front | WebSocket):
                     connection.sweep(now)

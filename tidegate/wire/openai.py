@@ -206,9 +206,13 @@ def parse(kind: type[T], body: bytes) -> T:
 
 def _parse_without_harmless(kind: type[T], body: bytes) -> T:
     fields = msgspec.json.decode(body)
-    kept = {k: v for k, v in fields.items() if v is not None and not _is_harmless(k, v)}
+    return convert(kind, {k: v for k, v in fields.items() if v is not None and not _is_harmless(k, v)})
+
+
+def convert(kind: type[T], value: object) -> T:
+    """From decoded JSON, strictly. Raises Refusal(invalid_request | unsupported_parameter)."""
     try:
-        return msgspec.convert(kept, kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _refusal(error) from error
 

@@ -3,6 +3,7 @@
 Nothing is stored, so what refers to something stored is refused by name; so is what a chat completion cannot say.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -61,6 +62,9 @@ class NamedTool(Struct, forbid_unknown_fields=True):
     name: str
 
 
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
 class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     input: str | Annotated[list[Item], Meta(min_length=1, max_length=2048)]
@@ -74,7 +78,7 @@ class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     truncation: Literal["disabled"] | None = None
     text: TextOptions | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
@@ -98,7 +102,8 @@ class Responses:
     def request(self, body: bytes) -> bytes:
         """The chat request. Refusal for what there is no chat request for."""
         asked = self._asked = openai.parse(ResponsesRequest, body)
-        chat: dict[str, Any] = {"model": asked.model, "messages": _chat_turns(asked)}
+        items = asked.input if isinstance(asked.input, list) else [Item(role="user", content=asked.input)]
+        chat: dict[str, Any] = {"model": asked.model, "messages": chat_turns(asked.instructions, items)}
         for name, value in (
             ("max_tokens", asked.max_output_tokens),
             ("temperature", asked.temperature),
@@ -111,11 +116,7 @@ class Responses:
         if form is not None and form.type != "text":
             chat["response_format"] = _chat_format(form)
         if asked.tools:
-            chat["tools"] = [_chat_tool(tool) for tool in asked.tools]
-            if isinstance(asked.tool_choice, NamedTool):
-                chat["tool_choice"] = {"type": "function", "function": {"name": asked.tool_choice.name}}
-            elif asked.tool_choice is not None:
-                chat["tool_choice"] = asked.tool_choice
+            chat |= chat_tools(asked.tools, asked.tool_choice)
             if asked.parallel_tool_calls is not None:
                 chat["parallel_tool_calls"] = asked.parallel_tool_calls
         if asked.stream:
@@ -285,13 +286,12 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _chat_turns(asked: ResponsesRequest) -> list[dict[str, Any]]:
+def chat_turns(instructions: str | None, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The messages of a chat request. Refusal for an item that lacks what its type needs."""
     turns: list[dict[str, Any]] = []
-    if asked.instructions is not None:
-        turns.append({"role": "system", "content": asked.instructions})
-    if isinstance(asked.input, str):
-        return [*turns, {"role": "user", "content": asked.input}]
-    for number, item in enumerate(asked.input):
+    if instructions:
+        turns.append({"role": "system", "content": instructions})
+    for number, item in enumerate(items):
         turn = _turn(item)
         if turn is None:
             message = f"input.{number}: an item of type '{item.type}' lacks what belongs to it"
@@ -316,6 +316,16 @@ def _turn(item: Item) -> dict[str, Any] | None:
             return {"role": "tool", "tool_call_id": call_id, "content": output}
         case _:
             return None
+
+
+def chat_tools(tools: list[Tool], choice: ToolChoice | None) -> dict[str, Any]:
+    """The fields of a chat request that say what may be called."""
+    chat: dict[str, Any] = {"tools": [_chat_tool(tool) for tool in tools]}
+    if isinstance(choice, NamedTool):
+        chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    elif choice is not None:
+        chat["tool_choice"] = choice
+    return chat
 
 
 def _chat_tool(tool: Tool) -> dict[str, Any]:
