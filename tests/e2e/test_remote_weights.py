@@ -69,6 +69,11 @@ def activity(platform: Platform, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+def on_nodes(platform: Platform) -> set[str]:
+    """Where replicas of the endpoint are ready."""
+    return {replica["node"] for replica in endpoint(platform, "one")["replicas"] if replica["state"] == "ready"}
+
+
 def ask(platform: Platform, name: str) -> str:
     client = openai.OpenAI(base_url=f"{platform.base_url}/v1", api_key="acme-key-of-sixteen", max_retries=0)
     answer = client.chat.completions.create(
@@ -138,9 +143,9 @@ def test_after_a_restart_the_disk_serves_without_the_hub_and_no_secret_was_writt
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_of_several_nodes_one_fetches_and_serves(tmp_path: Path) -> None:
+def test_of_several_nodes_one_fetches_and_all_serve(tmp_path: Path) -> None:
     config = 'region = "hub"\n[accelerators]\ncount = 1\nmemory = "1MiB"\n' + CONFIG
-    shape = ("--region", "eu", "--accelerators", "1", "--accelerator-memory", "256MiB")
+    shape = ("--region", "eu", "--accelerators", "1", "--accelerator-memory", "96MiB")  # one replica each
     model = demo_models.path(demo_models.NAMES[0])
     with hub_server.serving() as hub:
         hub.token, hub.slow_s = TOKEN, 0.02
@@ -152,13 +157,14 @@ def test_of_several_nodes_one_fetches_and_serves(tmp_path: Path) -> None:
             platform.admin() as admin,
         ):
             wait_until(lambda: len(admin.get("/api/v1/nodes").json()["data"]) == 3, "both nodes")
-            body = {"model": "hf://acme/tide", "regions": ["eu"], "accelerator_memory": "64MiB"}
+            body = {"model": "hf://acme/tide", "regions": ["eu"], "accelerator_memory": "64MiB",
+                    "min_replicas": 2, "max_replicas": 2}  # fmt: skip
             applied = admin.put("/api/v1/endpoints/acme/one", json=body)
             assert applied.status_code == 200, applied.text
             inspected = hub.bytes_read
             assert ask(platform, "one")
-            nodes = platform.directory / "data" / "nodes"
-            holders = [path for path in nodes.glob("*/weights/models/*") if path.is_dir()]
-            assert len(holders) == 1, "one node has it"
+            wait_until(lambda: on_nodes(platform) == {"eu-1", "eu-2"}, "a replica on each node")
+            shared = platform.directory / "data" / "weights" / "models"
+            assert len(list(shared.iterdir())) == 1, "nodes of one machine share one cache"
             size = sum(path.stat().st_size for path in model.iterdir())
             assert hub.bytes_read - inspected < 1.1 * size, "and it was fetched once"

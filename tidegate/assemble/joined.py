@@ -66,7 +66,7 @@ async def run_node(config: Config, platform: Platform, name: str, on_ready: Call
             connect=connector(platform.control_address),
             clock=WallClock(),
             limits=node_limits(config),
-            weights=await asyncio.to_thread(node_weights, config, folders.data),
+            weights=await asyncio.to_thread(node_weights, config, platform.journal.parent),
         )
         builtin.open()
         running, stopping = asyncio.create_task(agent.run()), asyncio.create_task(stop.wait())

@@ -21,10 +21,13 @@ def inspector(config: Config, data: Path) -> SourceInspector:
 
 
 def node_weights(config: Config, data: Path) -> NodeWeights:
-    """The disk cache under `data`, within the budget `disk`. Raises StartError, OSError."""
+    """The disk cache, within the budget `disk`. `data` is the platform's directory, also for nodes that joined it on
+    its machine: they share one cache, so that what one of them fetches all have. Raises StartError, OSError.
+    """
     access = _access(config.weights)
     limits = DownloadLimits(connections=config.weights.connections)
-    return NodeWeights(DiskCache(data / FOLDER, config.disk, lambda source: open_remote(source, access), limits))
+    folder = config.weights.cache_dir or data / FOLDER
+    return NodeWeights(DiskCache(folder, config.disk, lambda source: open_remote(source, access), limits))
 
 
 def _access(weights: WeightsConfig) -> Access:

@@ -92,7 +92,12 @@ class NodeAgent:
         self._tell_weights()
         parts = {
             asyncio.create_task(part)
-            for part in (self._send(link, self._reports), self._receive(link), self._watch_overflow())
+            for part in (
+                self._send(link, self._reports),
+                self._receive(link),
+                self._watch_overflow(),
+                self._watch_weights(),
+            )
         }
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -126,6 +131,12 @@ class NodeAgent:
         self._overflow.clear()
         await self._overflow.wait()
         raise LinkFault(f"{self._limits.reports_max} reports unread")
+
+    async def _watch_weights(self) -> None:
+        """What other nodes of this machine fetch or evict is here and gone, too."""
+        while True:
+            await asyncio.sleep(self._limits.weights_ms / 1000)
+            self._tell_weights(changed=True)
 
     def _report(self, status: ReplicaStatus) -> None:
         if status.reason:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NodeLimits:
-    """Times in ms. A step that outlasts its bound is a fault: the engine is killed, and reported."""
+    """Times in ms. A step that outlasts its bound is a fault: the engine is killed, and reported. `weights_ms`: how
+    often it is looked what is on the disk, which other nodes of this machine may share.
+    """
 
     fetch_ms_max: int = 3_600_000
     start_ms_max: int = 120_000
@@ -15,6 +17,7 @@ class NodeLimits:
     canary_ms_max: int = 30_000
     stop_ms_max: int = 20_000
     measure_ms_max: int = 5_000
+    weights_ms: int = 5_000
     reconnect_ms_min: int = 50
     reconnect_ms_max: int = 2_000
     commands_max: int = 64
