@@ -107,7 +107,7 @@ def _deployment(
     # In flight when a saturated engine's queue takes half the SLO: where another replica is wanted.
     target = max(2, min(slots, int((slo_ttft_ms / 2.0 + mean_out * token_ms) / prefill_ms)))
     whole = model.weight_bytes + kv_tokens * model.kv_bytes_per_token
-    spread = _spread(profile, model, whole)
+    spread = _spread(profile, model, whole, slo_ttft_ms)
     if -(-whole // spread) + profile.accelerator.workspace_bytes > profile.accelerator.memory_bytes:
         need = f"{whole / 1e9:.1f} GB for endpoint {name!r}"
         raise Refusal("invalid_request", f"fleet: model.{model.name}: no node can hold {need}", param="fleet")
@@ -134,16 +134,19 @@ def _deployment(
     )
 
 
-def _spread(profile: FleetProfile, model: ModelSpec, whole: int) -> int:
-    """Accelerators a replica: as few as hold it; where they are linked (`gang_max`), as many as cost at most a share
-    `WORKSPACE_SHARE` of its weights in workspace. Each link then brings a part of the weights, bursts are prefilled by
-    all of them, and no accelerator is too full for a model that another has room for (AlpaServe, arXiv 2302.11665).
+def _spread(profile: FleetProfile, model: ModelSpec, whole: int, slo_ttft_ms: float) -> int:
+    """Accelerators a replica: as few as hold it. Where they are linked (`gang_max`) and workspace on one more costs at
+    most a share `WORKSPACE_SHARE` of its weights: two, which lose a twentieth to the all-reduces and halve a wake and a
+    decode step (and no accelerator is too full for a model that another has room for: AlpaServe, arXiv 2302.11665);
+    more, which lose a fifth and leave fewer groups beside each other, only while a wake takes over half the SLO.
     """
     hardware, spread, workspace = profile.accelerator, 1, profile.accelerator.workspace_bytes
     while spread * 2 <= min(profile.node.accelerators, max(GANG_EFFICIENCY)):
         fits = -(-whole // spread) + workspace <= hardware.memory_bytes
+        wake_ms = profile.node.wake_fixed_ms + model.weight_bytes / spread / hardware.link_bytes_per_ms
+        soon = spread > 1 and wake_ms <= slo_ttft_ms / 2.0
         dear = spread * 2 > hardware.gang_max or spread * 2 * workspace > WORKSPACE_SHARE * model.weight_bytes
-        if fits and dear:
+        if fits and (soon or dear):
             break
         spread *= 2
     return spread
