@@ -101,7 +101,7 @@ class FairQueue(Generic[R]):
         return (request for line in self._lines.values() for request in line)
 
     def oldest_ms(self) -> int | None:
-        return min((line.oldest_ms() for line in self._lines.values()), default=None)
+        return min(line.oldest_ms() for line in self._lines.values()) if self._size else None
 
     def push(self, request: R, *, first: bool) -> None:
         """`first`: it had its turn and comes back, so it goes before the others of its tenant."""

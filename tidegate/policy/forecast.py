@@ -20,6 +20,7 @@ PACE_MAX = 4.0
 HORIZON_STEP = 4
 ENDED_MAX = 64.0
 MID_BIN = 0.84  # the middle of a half-octave bin over its upper edge
+EDGES_MS = tuple(2.0 ** ((index + 1) / 2.0) for index in range(BINS))
 BURST_MS = 1_000
 BURST_SHARE = 0.125  # weight of the newest burst in the mean
 
@@ -98,9 +99,9 @@ class ArrivalHistory:
     def needed_within(self, now_ms: int, horizon_ms: int) -> float:
         """P(an arrival in the next `horizon_ms`), given how long it has been quiet. In [0, 1]."""
         age = self.quiet_ms(now_ms)
-        if age is None:
-            return 0.0
-        tail = self._mass_above(age * self._pace)
+        return 0.0 if age is None else self._within(age, self._mass_above(age * self._pace), horizon_ms)
+
+    def _within(self, age: int, tail: float, horizon_ms: int) -> float:
         beyond = self._mass_above((age + horizon_ms) * self._pace)
         lindy = horizon_ms / (age + horizon_ms) if horizon_ms else 0.0
         return (tail - beyond + PRIOR_WEIGHT * lindy) / (tail + PRIOR_WEIGHT)
@@ -112,9 +113,13 @@ class ArrivalHistory:
         So it grows in proportion to the rate of arrivals, as what an eviction costs over time does (who is needed ten
         times as often is missed ten times as often), and no single horizon decides which rate that is.
         """
+        age = self.quiet_ms(now_ms)
+        if age is None:
+            return 0.0
+        tail = self._mass_above(age * self._pace)
         total, weights, weight, horizon = 0.0, 0.0, 1.0, max(1, shortest_ms)
         while not weights or horizon <= longest_ms:
-            total += weight * self.needed_within(now_ms, horizon)
+            total += weight * self._within(age, tail, horizon)
             weights += weight
             weight /= HORIZON_STEP
             horizon *= HORIZON_STEP
@@ -127,9 +132,8 @@ class ArrivalHistory:
         if not self._count:
             return back
         best_ms, best, kept, beyond = 0.0, self._count * back, 0.0, self._count
-        for index, count in enumerate(self._bins):
+        for edge_ms, count in zip(EDGES_MS, self._bins, strict=True):
             if count:
-                edge_ms = 2.0 ** ((index + 1) / 2.0)
                 kept += count * edge_ms * MID_BIN
                 beyond -= count
                 cost = kept + beyond * (edge_ms + back)

@@ -17,6 +17,7 @@ rate times `GANG_EFFICIENCY`: what is left of it after the all-reduces.
 
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
 
 from tidegate.sim.profile import AcceleratorProfile, ModelSpec
@@ -234,15 +235,29 @@ class Compute:
 
     def _reckon_apart(self) -> None:
         """Like `_reckon` where no accelerator has a part of each: every engine goes at the pace of its busiest."""
-        rounds_ms: dict[str, float] = {}
-        for engine in self.active.values():
-            for place in engine.places:
-                rounds_ms[place] = rounds_ms.get(place, 0.0) + engine.part_ms
+        engines = list(self.active.values())
+        crowds = _crowds(tuple([engine.mask for engine in engines]))
+        for engine in engines:
+            engine.pace_ms = 0.0
+        for crowd in crowds:
+            round_ms = 0.0
+            for index in crowd:
+                round_ms += engines[index].part_ms
+            for index in crowd:
+                if round_ms > engines[index].pace_ms:
+                    engines[index].pace_ms = round_ms
         left_ms = NEVER
-        for engine in self.active.values():
-            engine.pace_ms = max(rounds_ms[place] for place in engine.places)
+        for engine in engines:
             if engine.decoding:
                 left_ms = min(left_ms, (engine.decoding[0][0] - engine.virtual) * engine.pace_ms)
             if engine.prefilling is not None:
                 left_ms = min(left_ms, engine.left / engine.chunk_tokens * engine.pace_ms)
         self.due_ms = self.last_ms + max(left_ms, 0.0)
+
+
+@lru_cache(maxsize=4_096)
+def _crowds(masks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Which of the engines on accelerators `masks` share one, by index: each largest set once, others pace nobody."""
+    bits = range(max(masks).bit_length())
+    found = {frozenset(index for index, mask in enumerate(masks) if mask >> bit & 1) for bit in bits}
+    return tuple(sorted(tuple(sorted(crowd)) for crowd in found if crowd and not any(crowd < other for other in found)))

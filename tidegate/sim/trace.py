@@ -9,6 +9,7 @@ import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 
 from tidegate.domain.errors import Refusal
@@ -17,6 +18,7 @@ COLUMNS = ("t_s", "endpoint", "input_tokens", "output_tokens")
 TOKENS_MAX = 10_000_000
 ENDPOINTS_MAX = 100_000
 BURST_MS = 10_000.0
+INFINITE = float("inf")
 
 Row = tuple[float, str, int, int]
 """(instant in ms from the trace's start, endpoint, input tokens, output tokens)"""
@@ -35,13 +37,15 @@ class EndpointTotals:
 
     def count(self, at_ms: float, input_tokens: int, output_tokens: int) -> None:
         self.requests += 1
-        self.context_tokens_max = max(self.context_tokens_max, input_tokens + output_tokens)
+        if input_tokens + output_tokens > self.context_tokens_max:
+            self.context_tokens_max = input_tokens + output_tokens
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
         window = int(at_ms // BURST_MS)
         self.window_requests = self.window_requests + 1 if window == self.window else 1
         self.window = window
-        self.busiest = max(self.busiest, self.window_requests)
+        if self.window_requests > self.busiest:
+            self.busiest = self.window_requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +106,24 @@ def _checked(path: Path, lines: Iterator[list[str]]) -> Iterator[Row]:
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise _bad(path, f"column {missing[0]!r} is missing; there must be {', '.join(COLUMNS)}")
-    at_t, at_endpoint, at_input, at_output = (header.index(name) for name in COLUMNS)
-    last_ms = 0.0
-    for number, line in enumerate(lines, start=2):
-        try:
-            at_ms = float(line[at_t]) * 1000.0
-            endpoint = line[at_endpoint]
-            input_tokens = int(line[at_input])
-            output_tokens = int(line[at_output])
-        except (ValueError, IndexError) as error:
-            raise _bad(path, f"row {number}: {error}") from None
-        if not last_ms <= at_ms:
-            raise _bad(path, _time_problem(number, at_ms, last_ms))
-        if not (0 < input_tokens <= TOKENS_MAX and 0 < output_tokens <= TOKENS_MAX) or not endpoint:
-            what = f"tokens must be 1 to {TOKENS_MAX}" if endpoint else "endpoint is empty"
-            raise _bad(path, f"row {number}: {what} (input {input_tokens}, output {output_tokens})")
-        last_ms = at_ms
-        yield at_ms, endpoint, input_tokens, output_tokens
+    pick = itemgetter(*(header.index(name) for name in COLUMNS))
+    number, last_ms = 1, 0.0
+    try:
+        for number, (t_s, endpoint, inputs, outputs) in enumerate(map(pick, lines), start=2):
+            at_ms, input_tokens, output_tokens = float(t_s) * 1000.0, int(inputs), int(outputs)
+            if not last_ms <= at_ms < INFINITE:
+                raise _bad(path, _time_problem(number, at_ms, last_ms))
+            if not (0 < input_tokens <= TOKENS_MAX and 0 < output_tokens <= TOKENS_MAX and endpoint):
+                what = f"tokens must be 1 to {TOKENS_MAX}" if endpoint else "endpoint is empty"
+                raise _bad(path, f"row {number}: {what} (input {input_tokens}, output {output_tokens})")
+            last_ms = at_ms
+            yield at_ms, endpoint, input_tokens, output_tokens
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise _bad(path, f"row {number}: {error}") from None
+    except IndexError:
+        raise _bad(path, f"row {number + 1}: it has too few columns") from None
 
 
 def _time_problem(number: int, at_ms: float, last_ms: float) -> str:
