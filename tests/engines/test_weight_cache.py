@@ -33,7 +33,7 @@ from tidegate.engines.weights.access import Access, open_remote
 from tidegate.engines.weights.cache import DiskCache
 from tidegate.engines.weights.disk import disk_bytes
 from tidegate.engines.weights.download import DownloadLimits
-from tidegate.engines.weights.eviction import Kept, victims
+from tidegate.engines.weights.eviction import Kept, faded, victims
 from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged, SourceDenied, SourceUnavailable, Stopped
 from tidegate.engines.weights.node_weights import NodeWeights
 
@@ -339,7 +339,43 @@ def test_leftovers_go_before_models_do(tmp_path: Path) -> None:
     assert cache.present() == tuple(sorted([profile(folders[0]).digest, profile(folders[2]).digest]))
 
 
-kept = st.builds(Kept, st.uuids().map(str), st.integers(1, 10**12), st.floats(0, 10**7))
+def test_what_is_used_often_stays_for_what_was_used_last(tmp_path: Path) -> None:
+    often, once, new = three_models(tmp_path)
+    budget = 5 * MIB
+    cache = cache_of(tmp_path, DirectorySource(often), budget)
+    for _ in range(5):
+        fetch(cache, profile(often))
+    fetch(cache_of(tmp_path, DirectorySource(once), budget), profile(once))
+    models = tmp_path / "cache" / "models"
+    for folder, seconds in ((often, 3_600), (once, 60)):
+        then = time.time() - seconds
+        os.utime(models / profile(folder).digest / "manifest", (then, then))
+    (models / profile(once).digest / "uses").write_text("torn by a cra")  # counts as one
+    fetch(cache_of(tmp_path, DirectorySource(new), budget), profile(new))
+    assert cache.present() == tuple(sorted([profile(often).digest, profile(new).digest]))
+
+
+@pytest.mark.parametrize(
+    ("kept_one", "dropped"),
+    [
+        (Kept("slow source", 100, 1.0, 9_000), Kept("quick source", 100, 1.0, 1_000)),
+        (Kept("used yesterday, ten times", 100, faded(10, 86_400), 1_000), Kept("used once, now", 100, 1.0, 1_000)),
+        (Kept("small", 100, 1.0, 1_000), Kept("ten times as large, no slower", 1_000, 1.0, 1_000)),
+        (Kept("fetch was timed", 10**6, 1.0, 1_000), Kept("not timed: counts as quick", 10**6, 1.0)),
+    ],
+    ids=lambda kept: kept.digest,
+)
+def test_the_least_regretted_byte_goes_first(kept_one: Kept, dropped: Kept) -> None:
+    assert victims([kept_one, dropped], 100) == [dropped.digest]
+
+
+def test_a_use_is_worth_half_after_a_day() -> None:
+    assert faded(4.0, 0) == 4.0
+    assert faded(4.0, 86_400) == 2.0
+    assert faded(4.0, -5) == 4.0, "a clock that was set back adds nothing"
+
+
+kept = st.builds(Kept, st.uuids().map(str), st.integers(1, 10**12), st.floats(0, 10**4), st.integers(0, 10**7))
 
 
 @given(st.lists(kept, max_size=12, unique_by=lambda k: k.digest), st.integers(1, 10**13))

@@ -1,6 +1,7 @@
 """The weights on one node's disk: content-addressed, within a budget, whole or not there at all.
 
     models/DIGEST/{files/…, manifest}   complete; made by one rename, so a crash leaves a whole model or none
+    models/DIGEST/uses                  how often it was used, as of the manifest's time (`eviction.faded`)
     partial/DIGEST/                     a download under way or interrupted (`download`)
     records/DIGEST                      SHA-256 of each file at the first load, kept when the model is evicted
     locks/DIGEST, locks/DIGEST.use      one fetch at a time on this node; shared by whoever runs on the files
@@ -82,7 +83,7 @@ class DiskCache:
                 self._fetch(model, progress, stop)
             use = FileLock(self._root / "locks" / f"{model.digest}.use")
             use.acquire(stop, shared=True)  # waits only for somebody who looks whether it is in use
-            os.utime(folder / "manifest")
+            self._used_now(folder)
             return Hold(folder / "files", use)
 
     # --- what is there --------------------------------------------------------------------------------------------
@@ -127,6 +128,7 @@ class DiskCache:
         remote = self._open_model(model.source)
         download = Download(folder, remote, wanted(remote), self._limits)
         download.prepare()
+        began_s = time.monotonic()
         try:
             with FileLock(self._root / "locks" / "room") as room:
                 room.acquire(stop)
@@ -140,7 +142,8 @@ class DiskCache:
         except DiskFull:
             self._remove(folder)  # what cannot be completed must not keep others from being
             raise
-        self._publish(model, folder, sums)
+        fetch_ms = 1_000 * (time.monotonic() - began_s) * download.total_bytes / max(download.fetched_bytes, 1)
+        self._publish(model, folder, sums, round(fetch_ms) if download.fetched_bytes else 0)
 
     def _verified(self, model: ModelProfile, download: Download) -> dict[str, str]:
         sums = download.verify()
@@ -156,13 +159,14 @@ class DiskCache:
             raise SourceChanged("the source is not what was applied any more: apply the endpoint again to take it")
         return sums
 
-    def _publish(self, model: ModelProfile, folder: Path, sums: dict[str, str]) -> None:
+    def _publish(self, model: ModelProfile, folder: Path, sums: dict[str, str], fetch_ms: int) -> None:
         files = {}
         for name, digest in sums.items():
             stat = (folder / "files" / name).stat()
             files[name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
         self._record(model.digest, sums)
-        write_whole(folder / "manifest", json.dumps({"source": model.source, "files": files}).encode())
+        manifest = {"source": model.source, "fetch_ms": fetch_ms, "files": files}
+        write_whole(folder / "manifest", json.dumps(manifest).encode())
         for name in ("journal", "plan"):
             (folder / name).unlink()
         for directory in {folder, *(path for path in (folder / "files").rglob("*") if path.is_dir()), folder / "files"}:
@@ -200,10 +204,27 @@ class DiskCache:
 
     def _kept(self, folder: Path) -> eviction.Kept | None:
         try:
-            unused_s = time.time() - (folder / "manifest").stat().st_mtime
+            fetch_ms = json.loads((folder / "manifest").read_bytes()).get("fetch_ms", 0)
+            return eviction.Kept(folder.name, disk_bytes(folder), self._uses(folder), int(fetch_ms))
         except FileNotFoundError:  # put into quarantine just now
             return None
-        return eviction.Kept(folder.name, disk_bytes(folder), unused_s)
+        except (ValueError, TypeError, AttributeError):  # damaged: its next use will find out
+            return eviction.Kept(folder.name, disk_bytes(folder), 0.0)
+
+    def _uses(self, folder: Path) -> float:
+        """As of now. Raises FileNotFoundError for a model that is not there."""
+        unused_s = time.time() - (folder / "manifest").stat().st_mtime
+        try:
+            uses = float((folder / "uses").read_bytes())
+        except (FileNotFoundError, ValueError):  # never used, or torn by a crash
+            uses = 1.0
+        return eviction.faded(uses, unused_s)
+
+    def _used_now(self, folder: Path) -> None:
+        """Not synced: what a crash loses of it is a guess a little worse."""
+        uses = (self._uses(folder) if (folder / "uses").exists() else 0.0) + 1.0
+        (folder / "uses").write_text(f"{uses:.6f}")
+        os.utime(folder / "manifest")
 
     def _over(self, need: int) -> int:
         """Bytes by which `need` more would break the budget or the disk."""

@@ -42,7 +42,9 @@ class DownloadLimits:
 
 
 class Download:
-    """Of `wanted` files of `model` into `folder`. One owner at a time (the caller holds the lock)."""
+    """Of `wanted` files of `model` into `folder`. One owner at a time (the caller holds the lock). `fetched_bytes`
+    counts what this attempt got.
+    """
 
     def __init__(self, folder: Path, model: RemoteModel, wanted: list[RemoteFile], limits: DownloadLimits) -> None:
         self._folder, self._model, self._files, self._limits = folder, model, wanted, limits
@@ -50,6 +52,7 @@ class Download:
         self._writing = threading.Lock()
         self._syncing = threading.Lock()
         self._done_bytes = 0
+        self.fetched_bytes = 0
         self._unsynced: list[Range] = []
         self._sums: list[str] | None = None
         self.total_bytes = sum(file.size for file in wanted)
@@ -177,6 +180,7 @@ class Download:
     def _note(self, done: Range, progress: Callable[[int], None]) -> None:
         with self._writing:
             self._unsynced.append(done)
+            self.fetched_bytes += done[2] - done[1]
             before, self._done_bytes = self._percent(), self._done_bytes + done[2] - done[1]
             if (after := self._percent()) != before:
                 progress(after)
