@@ -7,7 +7,7 @@ corrects the core.
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from tidegate.control.activity import ActivityLog
@@ -71,8 +71,15 @@ Item = plan.Event | Catalog | ServiceReported | Opened | Closed | Settled
 
 
 class FleetLoop:
-    def __init__(self, core: FleetCore, activity: ActivityLog, meters: Meters, clock: Clock) -> None:
+    """`relay_address` is put before the names of replicas whose engines listen on this machine only, for gateways on
+    others.
+    """
+
+    def __init__(
+        self, core: FleetCore, activity: ActivityLog, meters: Meters, clock: Clock, relay_address: str = ""
+    ) -> None:
         self._core = core
+        self._relay_address = relay_address
         self._activity = activity
         self._meters = meters
         self._clock = clock
@@ -111,6 +118,12 @@ class FleetLoop:
     def route(self, endpoint: str) -> Route | None:
         """What gateways were last told of an endpoint."""
         return self._routes.get(endpoint)
+
+    def address(self, replica: str) -> str | None:
+        """Where on this machine a replica that is routed to listens; None for any other."""
+        targets = (target for route in self._routes.values() for target in route.targets)
+        found = next((target.address for target in targets if target.replica == replica), "tls:")
+        return None if found.startswith("tls:") else found
 
     def view(self) -> FleetView:
         return self._core.view()
@@ -269,11 +282,19 @@ class FleetLoop:
             await self._send(session, message)
 
     async def _send(self, session: Session, message: Message) -> None:
+        if isinstance(message, Route) and session.link.peer:
+            message = replace(message, targets=tuple(self._outward(target) for target in message.targets))
         try:
             await session.link.send(message)
         except LinkFault as fault:
             log.warning("link given up: %s", fault.reason)
             await session.link.close()  # its reader sees the end and queues Closed
+
+    def _outward(self, target: plan.Target) -> plan.Target:
+        """The same replica as it is reached from another machine."""
+        if target.address.startswith("tls:"):
+            return target
+        return replace(target, address=f"{self._relay_address}/replica:{target.replica}")
 
     def _note(self, command: plan.NodeCommand | Drain | Resume) -> None:
         where = f"replica={command.replica} node={command.node}"

@@ -33,7 +33,8 @@ class Control:
 
     `price_plans` names the plans an endpoint may have (read in a worker thread with each apply). `time_marks`: node →
     the instant up to which its accelerator time is in the ledger. `spent` is what the ledger has of each budget, None
-    while it does not know; `prices` reads the price book (in a worker thread).
+    while it does not know; `prices` reads the price book (in a worker thread). `distant` is where parts on other
+    machines come in.
     """
 
     def __init__(
@@ -50,18 +51,19 @@ class Control:
         time_marks: Mapping[str, int] | None = None,
         spent: Callable[[], Spent | None] = lambda: None,
         prices: Callable[[], Sequence[PriceVersion]] = tuple,
+        distant: Listener | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
         self.meters = Meters(settings.thrash_ms, AcceleratorTime(clock.now_ms(), time_marks))
         self.activity = ActivityLog(store, clock)
-        self.loop = FleetLoop(core, self.activity, self.meters, clock)
+        self.loop = FleetLoop(core, self.activity, self.meters, clock, settings.relay_address)
         self.desired = DesiredState(store, self._changed)
         self.budgets = Budgets(self.desired, self.loop, clock, spent, prices)
         self.authorize = http.authorizer(self.desired, clock)
         self._inspector = inspector
         self._adapter_inspector = adapter_inspector
-        self._listener = listener
+        self._listeners = [listener, *([distant] if distant is not None else [])]
         self._price_plans = price_plans
         self._loaded = asyncio.Event()
         self._telling = asyncio.Lock()
@@ -79,7 +81,8 @@ class Control:
                 group.create_task(self.budgets.run())
                 await self._changed(State(0), state)
                 self._loaded.set()
-                group.create_task(serve_links(self._listener, self.loop, self.budgets, self.clock))
+                for listener in self._listeners:
+                    group.create_task(serve_links(listener, self.loop, self.budgets, self.clock))
         finally:
             self.activity.end_subscriptions()
 

@@ -62,13 +62,21 @@ def _introduced(message: object, link: Link, now_ms: int) -> tuple[Session, Open
     session: Session
     match message:
         case GatewayHello(gateway, region):
+            _prove(link, "gateway", gateway.partition("+")[0], region)
             session = GatewaySession(gateway, region, link)
             return session, Opened(session, plan.GatewayJoined(gateway, region))
         case plan.NodeJoined(node, _):
+            _prove(link, "node", node.id, node.region)
             session = NodeSession(node, link, now_ms)
             return session, Opened(session, message)
         case _:
             raise LinkFault(f"first message was {type(message).__name__}, not GatewayHello or NodeJoined")
+
+
+def _prove(link: Link, role: str, name: str, region: str) -> None:
+    """On a link from another machine a part is who its certificate says, in the region it says. Raises LinkFault."""
+    if link.peer and link.peer != (claimed := f"{role}/{name}/{region}"):
+        raise LinkFault(f"{link.peer} says it is {claimed}")
 
 
 def _allowed(session: Session, message: object) -> plan.Event | ServiceReported | BudgetUse:

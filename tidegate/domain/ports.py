@@ -41,7 +41,7 @@ class Link(Protocol):
 
     @property
     def peer(self) -> str:
-        """``role/name/region`` that the other side's certificate proves; empty on a link that never left the machine."""
+        """``role/name/region`` that the other side's certificate proves; empty on a link within this machine."""
         ...
 
 

@@ -73,7 +73,7 @@ class SegmentJournalReader:
         """Delete segments wholly before `cursor`; with the last one of a dead writer, the whole boot."""
         directory = self._root / cursor.boot
         try:
-            dead = self._is_dead(cursor.boot)
+            dead = self.is_dead(cursor.boot)
             numbers = segment_numbers(directory)
             if dead and all(number < cursor.segment for number in numbers):
                 shutil.rmtree(directory, ignore_errors=False)
@@ -89,7 +89,7 @@ class SegmentJournalReader:
     def _read(self, cursor: Cursor, records_max: int) -> JournalPage:
         # The order matters: what is read after the writer was seen dead, or after the next segment was seen, is
         # final.
-        dead = self._is_dead(cursor.boot)
+        dead = self.is_dead(cursor.boot)
         numbers = segment_numbers(self._root / cursor.boot)
         segment = cursor.segment
         if segment not in numbers:
@@ -114,7 +114,7 @@ class SegmentJournalReader:
         closed = finished and dead and segment == numbers[-1]
         return JournalPage(tuple(parsed.records), following, closed=closed, damage="; ".join(damage))
 
-    def _is_dead(self, boot: str) -> bool:
+    def is_dead(self, boot: str) -> bool:
         """Whether nobody holds the lock of this boot: its gateway is gone and nothing more will be appended."""
         try:
             fd = os.open(self._root / boot / LOCK_NAME, os.O_RDONLY)

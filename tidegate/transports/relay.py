@@ -47,7 +47,6 @@ class _Inbound(asyncio.Protocol):
         self._filter: _Filter | None = None
         self._outbound: _Outbound | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._backlog = bytearray()
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
@@ -55,14 +54,14 @@ class _Inbound(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._connecting is None:
+        if self._outbound is None:
             self._first += data
             line, end, rest = self._first.partition(b"\n")
             if len(line) > FIRST_LINE_BYTES_MAX:
                 self.abort()
             elif end:
                 self._begin(line.decode("ascii", "replace"))
-                if rest and self._connecting is not None:
+                if rest and self._outbound is not None:
                     self._pass(rest)
             return
         self._pass(data)
@@ -117,11 +116,11 @@ class _Inbound(asyncio.Protocol):
             log.info("a gateway asked for %s, which is not here", line[:100])
             self.abort()
             return
-        self._connecting = asyncio.create_task(self._connect(address))
+        self._outbound = _Outbound(self)
+        self._connecting = asyncio.create_task(self._connect(address, self._outbound))
 
-    async def _connect(self, address: str) -> None:
+    async def _connect(self, address: str, outbound: "_Outbound") -> None:
         loop = asyncio.get_running_loop()
-        outbound = _Outbound(self)
         kind, _, rest = address.partition(":")
         try:
             async with asyncio.timeout(CONNECT_MS_MAX / 1000):
@@ -133,10 +132,6 @@ class _Inbound(asyncio.Protocol):
         except (OSError, TimeoutError) as error:
             log.info("an engine does not accept a relayed connection: %s", type(error).__name__)
             self.abort()
-            return
-        self._outbound = outbound
-        outbound.write(bytes(self._backlog))
-        self._backlog.clear()
 
     def _pass(self, data: bytes) -> None:
         if self._filter is not None:
@@ -146,12 +141,8 @@ class _Inbound(asyncio.Protocol):
                 log.warning("a gateway's request was refused: %s", refused)
                 self.abort()
                 return
-        if self._outbound is not None:
-            self._outbound.write(data)
-            return
-        self._backlog += data
-        if len(self._backlog) > BACKLOG_BYTES_MAX:
-            self.abort()
+        assert self._outbound is not None
+        self._outbound.write(data)
 
 
 class _Outbound(asyncio.Protocol):
@@ -160,9 +151,12 @@ class _Outbound(asyncio.Protocol):
     def __init__(self, inbound: _Inbound) -> None:
         self._inbound = inbound
         self._transport: asyncio.Transport | None = None
+        self._backlog = bytearray()  # what comes before the connection is there
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._backlog)
+        self._backlog = bytearray()
 
     def data_received(self, data: bytes) -> None:
         self._inbound.write(data)
@@ -177,8 +171,12 @@ class _Outbound(asyncio.Protocol):
         self._inbound.close()
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and data:
+        if self._transport is not None:
             self._transport.write(data)
+            return
+        self._backlog += data
+        if len(self._backlog) > BACKLOG_BYTES_MAX:
+            self._inbound.abort()
 
     def abort(self) -> None:
         if self._transport is not None:
