@@ -30,7 +30,7 @@ from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
 from tidegate.gateway.session import Door
 from tidegate.gateway.translate import DIALECTS, Behind, Dialect, Translated, bearer
-from tidegate.gateway.upstream import Pool
+from tidegate.gateway.upstream import Dial, Pool
 from tidegate.quota import admission, routing
 from tidegate.wire import openai
 from tidegate.wire.batch import FILE_BYTES_MAX
@@ -64,6 +64,7 @@ class Gateway:
         clock: Clock,
         admin_address: str,
         limits: GatewayLimits | None = None,
+        dial: Dial | None = None,
     ) -> None:
         self.limits = limits or GatewayLimits()
         self._admin_address = admin_address
@@ -72,7 +73,7 @@ class Gateway:
         self._region = region
         metrics = Metrics()
         self._loop = GatewayLoop(gateway, region, connect, clock, self.limits, metrics)
-        pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max)
+        pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max, dial)
         self._parts = Parts(gateway, region, self._loop, pool, journal, clock, self.limits, metrics, set())
         self._limiter = self._loop.limiter
         door = Door(self._parts, self._loop, self._authenticate, self._session_endpoint, self._admit)

@@ -8,16 +8,19 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import httptools
 
-from tidegate.domain.errors import EngineFault
+from tidegate.domain.errors import EngineFault, LinkFault
 from tidegate.gateway.secrets import Keys
 from tidegate.wire.internal import RemoteTarget
 
 # A relay that does not read (its client is slow) stops the engine's socket here instead of filling memory.
 UNREAD_BYTES_MAX = 256 << 10
+# Connects a protocol to what is at a ``tls:`` address, on another machine. Raises OSError, LinkFault.
+Dial = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[None]]
 _BODYLESS = frozenset({204, 304})
 
 
@@ -213,7 +216,8 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Idle connections by address, at most `idle_max` each."""
 
-    def __init__(self, idle_max: int, connect_ms_max: int) -> None:
+    def __init__(self, idle_max: int, connect_ms_max: int, dial: Dial | None = None) -> None:
+        self._dial = dial
         self._idle: dict[str, deque[Connection]] = {}
         self._idle_max = idle_max
         self._connect_s = connect_ms_max / 1000
@@ -248,12 +252,18 @@ class Pool:
             async with asyncio.timeout(remote.connect_ms_max / 1000 if remote is not None else self._connect_s):
                 if kind == "unix":
                     await loop.create_unix_connection(lambda: connection, rest)
+                elif kind == "tls":
+                    if self._dial is None:
+                        raise LinkFault("this gateway has no certificate for other machines")
+                    await self._dial(address, lambda: connection)
                 else:
                     host, _, port = rest.rpartition(":")
                     tls = self._tls_of(remote.ca_file if remote is not None else "") if kind == "https" else None
                     await loop.create_connection(lambda: connection, host.strip("[]"), int(port), ssl=tls)
         except ssl.SSLCertVerificationError as error:
             raise EngineFault(f"its certificate is not to be trusted: {error.verify_message}") from error
+        except LinkFault as fault:
+            raise EngineFault(fault.reason) from fault
         except (OSError, TimeoutError, ValueError) as error:
             raise EngineFault("the engine does not accept connections") from error
         self._open.add(connection)
