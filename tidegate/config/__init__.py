@@ -23,6 +23,7 @@ from tidegate.config.sections import (
     EngineConfig,
     ForeignEngine,
     GatewayConfig,
+    LinksConfig,
     Name,
     OverflowConfig,
     PriceConfig,
@@ -82,6 +83,7 @@ class Config(BaseSettings):
     accelerators: AcceleratorsConfig = Field(default_factory=AcceleratorsConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    links: LinksConfig = Field(default_factory=LinksConfig)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     weights: WeightsConfig = Field(default_factory=WeightsConfig)

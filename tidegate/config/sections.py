@@ -50,6 +50,7 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 UsdPerMillionTokens = Annotated[str, _exact_price(per_token=True)]
 UsdPerHour = Annotated[str, _exact_price(per_token=False)]
 Name = Annotated[str, Field(pattern=_NAME)]
+HostPort = Annotated[str, Field(pattern=r"^$|^(\[[0-9a-fA-F:]+\]|[^\s/:]+):\d{1,5}$")]
 
 
 class Section(BaseModel):
@@ -110,6 +111,23 @@ class GatewayConfig(Section):
     queued_max: int = Field(default=512, ge=1)
     sessions_max: int = Field(default=64, ge=1)
     session_idle_ms_max: int = Field(default=300_000, ge=1_000, le=600_000)  # a drain waits for it, and not for ever
+
+
+class LinksConfig(Section):
+    """Parts of the platform on other machines. `listen` and `address` are ``HOST:PORT``; without `listen` no other
+    machine can join, and a joined node takes any free port.
+    """
+
+    listen: HostPort = ""
+    address: HostPort = ""
+    ca_file: Path | None = None
+    ca_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.ca_file is None) != (self.ca_key_file is None):
+            raise ValueError("ca_file and ca_key_file belong together; accepted is both, or neither")
+        return self
 
 
 class CapacityConfig(Section):

@@ -6,7 +6,8 @@ The link may break at any time and engines do not care: replicas go on, and the 
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.fleet import Node
@@ -31,7 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class NodeAgent:
-    """`run` serves until `close`; `close` ends every engine of this node and returns when they are gone."""
+    """`run` serves until `close`; `close` ends every engine of this node and returns when they are gone.
+
+    `public` says how gateways reach a replica: from elsewhere not at the address its engine has on this machine.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,9 @@ class NodeAgent:
         clock: Clock,
         limits: NodeLimits = NodeLimits(),
         weights: Weights | None = None,
+        public: Callable[[ReplicaStatus], str] = lambda status: status.address,
     ) -> None:
+        self._public = public
         self._node, self._drivers, self._connect, self._limits = node, drivers, connect, limits
         self._supervisor = Supervisor(
             node=node, drivers=drivers, clock=clock, limits=limits, report=self._report, weights=weights
@@ -58,6 +64,10 @@ class NodeAgent:
     @property
     def statuses(self) -> tuple[ReplicaStatus, ...]:
         return self._supervisor.statuses
+
+    def address(self, replica: str) -> str | None:
+        """Where on this machine the engine of a replica listens that is ready; None for any other."""
+        return next((s.address for s in self.statuses if s.replica == replica and s.address), None)
 
     async def run(self) -> None:
         """Connects, serves the link until it breaks, and again, waiting longer while nobody answers."""
@@ -88,7 +98,7 @@ class NodeAgent:
     async def _serve(self, link: Link) -> None:
         """One connection's life. The snapshot and the queue begin in the same step, so no change falls between them."""
         self._reports = asyncio.Queue(self._limits.reports_max)
-        await link.send(NodeJoined(self._node, self._supervisor.statuses))
+        await link.send(NodeJoined(self._node, tuple(self._shown(status) for status in self.statuses)))
         self._tell_weights()
         parts = {
             asyncio.create_task(part)
@@ -141,9 +151,12 @@ class NodeAgent:
     def _report(self, status: ReplicaStatus) -> None:
         if status.reason:
             log.info("replica %s of %s: %s: %s", status.replica, status.endpoint, status.state, status.reason)
-        self._put(ReplicaChanged(status))
+        self._put(ReplicaChanged(self._shown(status)))
         if status.state is ReplicaState.READY:
             self._tell_weights(changed=True)
+
+    def _shown(self, status: ReplicaStatus) -> ReplicaStatus:
+        return replace(status, address=self._public(status)) if status.address else status
 
     def _tell_weights(self, *, changed: bool = False) -> None:
         """What is on the disk now; `changed`: only if it is something else than was told last."""
