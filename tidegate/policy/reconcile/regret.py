@@ -37,8 +37,11 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
 
 
 def late_requests(owner: Endpoint, back_ms: float) -> float:
-    """How many requests a return of `back_ms` keeps waiting: the one that asks for it, and what its burst brings."""
-    return 1.0 + (max(owner.history.burst, 1.0) - 1.0) * min(back_ms / BURST_MS, BURSTS_MAX)
+    """How many requests a return of `back_ms` makes late: the one that asks for it, and of what its burst brings
+    meanwhile the more, the nearer the return comes to the SLO. Far from it, waiting together costs no more than one.
+    """
+    brought = (max(owner.history.burst, 1.0) - 1.0) * min(back_ms / BURST_MS, BURSTS_MAX)
+    return 1.0 + brought * min(back_ms / SLO_TTFT_MS, 1.0) ** 2
 
 
 def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
