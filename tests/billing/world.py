@@ -79,7 +79,8 @@ class World:
         self.time.event(ReplicaChanged(status), at_ms)
 
     def in_flight(self, at_ms: int, endpoint: str, requests: int) -> None:
-        self.time.event(DemandReported("g1", endpoint, 0, requests, requests), at_ms)
+        busy = (f"{endpoint}-1",) if requests else ()
+        self.time.event(DemandReported("g1", endpoint, 0, requests, requests, busy=busy), at_ms)
 
     def metric(self, name: str) -> float | None:
         """As whoever serves ``/metrics`` would show it: registered with a registry of theirs."""

@@ -45,8 +45,8 @@ class Story:
         for state in states:
             self.at(at_ms, plan.ReplicaChanged(told(name, wanted, state)))
 
-    def demand(self, at_ms: int, wanted: Deployment, in_flight: int, gateway: str = "g1") -> None:
-        self.at(at_ms, plan.DemandReported(gateway, wanted.endpoint, 0, in_flight, 1))
+    def demand(self, at_ms: int, wanted: Deployment, *busy: str, gateway: str = "g1") -> None:
+        self.at(at_ms, plan.DemandReported(gateway, wanted.endpoint, 0, len(busy), 1, busy=busy))
 
     def post(self, at_ms: int) -> int:
         """Returns the instant before which nothing is to come."""
@@ -70,9 +70,9 @@ def test_each_state_gets_its_share_of_the_accelerator() -> None:
     story.at(T0, plan.NodeJoined(NODE))
     story.replica(T0 + 1_000, "a1", A, S.STARTING)
     story.replica(T0 + 3_000, "a1", A, S.READY)
-    story.demand(T0 + 5_000, A, 2)
-    story.demand(T0 + 6_000, A, 1, "g2")
-    story.demand(T0 + 8_000, A, 0)
+    story.demand(T0 + 5_000, A, "a1")
+    story.demand(T0 + 6_000, A, "a1", gateway="g2")
+    story.demand(T0 + 8_000, A)
     story.at(T0 + 9_000, plan.GatewayLost("g2"))
     story.replica(T0 + 12_000, "a1", A, S.DRAINING, S.SLEEPING)
     story.replica(T0 + 13_000, "a1", A, S.ASLEEP)
@@ -199,6 +199,20 @@ def test_a_page_is_offered_until_it_is_confirmed() -> None:
     assert page.cells[0].state is TimeState.FREE
 
 
+def test_a_replica_is_busy_while_a_request_is_on_it_not_while_one_is_on_another() -> None:
+    story = Story()
+    story.at(T0, plan.NodeJoined(NODE))
+    story.replica(T0, "c1", C, S.READY)
+    story.replica(T0, "c2", C, S.READY)
+    story.demand(T0 + 1_000, C, "c1")
+    story.demand(T0 + 2_000, C, "c1", "c2")
+    story.demand(T0 + 4_000, C, "c2")
+    story.demand(T0 + 4_000, C, "c1", gateway="g2")
+    story.at(T0 + 5_000, plan.GatewayLost("g2"))
+    story.post(T0 + 6_000)
+    assert story.seconds(held=True) == {("acme/c", "idle"): 1 + 2 + 1, ("acme/c", "busy"): 4 + 4}
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_happens_the_shares_of_an_accelerator_sum_to_wall_time(seed: int) -> None:
     """Random lives of replicas on three accelerators of two nodes, restarts of control, lost nodes, clocks set back."""
@@ -225,7 +239,8 @@ def test_whatever_happens_the_shares_of_an_accelerator_sum_to_wall_time(seed: in
                 marks = {name: machine.paged_ms for name, machine in story.sheet._machines.items()}
                 story = Story(max(now_ms, story.sheet._now_ms), marks)
             case 4:
-                story.demand(now_ms, dice.choice([A, B, C]), dice.randrange(2), dice.choice(["g1", "g2"]))
+                busy = [f"r{n}@{node.id}" for n in dice.sample(range(6), dice.randrange(3))]
+                story.demand(now_ms, dice.choice([A, B, C]), *busy, gateway=dice.choice(["g1", "g2"]))
             case _:
                 wanted = dice.choice([A, B, C])
                 names = tuple(a.id for a in dice.sample(node.accelerators, dice.randint(1, len(node.accelerators))))

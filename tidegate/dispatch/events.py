@@ -117,3 +117,4 @@ class Demand:
     in_flight: int
     arrivals_total: int
     oldest_wait_ms: int
+    busy: tuple[str, ...] = ()

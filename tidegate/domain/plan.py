@@ -73,7 +73,8 @@ class GatewayLost:
 @dataclass(frozen=True, slots=True)
 class DemandReported:
     """One gateway's view of one endpoint now. `arrivals_total` only grows while the gateway lives, so a request that
-    came and went between two reports still counts. `oldest_wait_ms` is how long the first held request has waited.
+    came and went between two reports still counts. `oldest_wait_ms` is how long the first held request has waited;
+    `busy` are the replicas on which the requests in flight are.
     """
 
     gateway: str
@@ -82,6 +83,7 @@ class DemandReported:
     in_flight: int
     arrivals_total: int
     oldest_wait_ms: int = 0
+    busy: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,7 +305,7 @@ class GatewayLoop:
             if entry.overflow or entry.fallback
         }
         lanes, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
-        gone_lanes = {e.endpoint for e in lanes.values()} - {e.endpoint for e in catalog.batch}
+        gone_lanes = {e.base or e.endpoint for e in lanes.values()} - {e.base or e.endpoint for e in catalog.batch}
         self.limiter.rules(catalog.limits, self._endpoints, self._clock.now_ms())
         for entry in catalog.endpoints:
             known = before.get(entry.endpoint)
@@ -341,6 +341,7 @@ class GatewayLoop:
                             demand.in_flight,
                             demand.arrivals_total,
                             demand.oldest_wait_ms,
+                            demand.busy,
                         )
                     )
             except LinkFault:

@@ -83,7 +83,7 @@ class AcceleratorTime:
         self._held: dict[str, tuple[Place, ...]] = {}
         self._replicas: dict[str, dict[str, None]] = {}  # endpoint -> its replicas that are somewhere
         self._homes: dict[str, tuple[Place, ...]] = {}
-        self._in_flight: dict[str, dict[str, int]] = {}  # endpoint -> gateway -> requests on replicas
+        self._busy: dict[str, dict[str, frozenset[str]]] = {}  # endpoint -> gateway -> replicas with requests on them
         self._lent_us: dict[str, int] = {}
 
     # --- what happens ---------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class AcceleratorTime:
                 self._deployments[deployment.endpoint] = deployment
             case plan.EndpointRemoved(endpoint):
                 self._leave_home(endpoint, now_ms)
-                self._in_flight.pop(endpoint, None)
+                self._busy.pop(endpoint, None)
                 if not self._replicas.get(endpoint):
                     self._replicas.pop(endpoint, None)
                     self._deployments.pop(endpoint, None)
@@ -106,11 +106,11 @@ class AcceleratorTime:
                 self._lost(node, now_ms)
             case plan.ReplicaChanged(status):
                 self._replica(status, now_ms)
-            case plan.DemandReported(gateway, endpoint, _, in_flight):
-                self._demand(endpoint, gateway, in_flight, now_ms)
+            case plan.DemandReported(gateway, endpoint, busy=busy):
+                self._demand(endpoint, gateway, frozenset(busy), now_ms)
             case plan.GatewayLost(gateway):
-                for endpoint in [e for e, gateways in self._in_flight.items() if gateway in gateways]:
-                    self._demand(endpoint, gateway, 0, now_ms)
+                for endpoint in [e for e, gateways in self._busy.items() if gateway in gateways]:
+                    self._demand(endpoint, gateway, frozenset(), now_ms)
             case (
                 plan.GatewayJoined() | plan.FenceConfirmed() | plan.WeightsChanged() | plan.ManualAction() | plan.Tick()
             ):
@@ -200,7 +200,7 @@ class AcceleratorTime:
         wanted = self._deployments.get(status.endpoint)
         reserved = self._reserved.get(status.replica, wanted.accelerator_bytes if wanted else 0)
         state = _STATES[status.state]
-        if state is TimeState.IDLE and self._busy(status.endpoint):
+        if state is TimeState.IDLE and self._is_busy(status.endpoint, status.replica):
             state = TimeState.BUSY
         resident = _Resident(status.endpoint, max(reserved, status.accelerator_bytes), state)
         known = tuple(place for place in places if self._spot(place) is not None)
@@ -228,24 +228,24 @@ class AcceleratorTime:
             if self._spot(place) is not None:
                 self._settle(place, now_ms).owners.pop(endpoint, None)
 
-    def _demand(self, endpoint: str, gateway: str, in_flight: int, now_ms: int) -> None:
-        was = self._busy(endpoint)
-        gateways = self._in_flight.setdefault(endpoint, {})
-        if in_flight:
-            gateways[gateway] = in_flight
+    def _demand(self, endpoint: str, gateway: str, busy: frozenset[str], now_ms: int) -> None:
+        gateways = self._busy.setdefault(endpoint, {})
+        changed = busy ^ gateways.get(gateway, frozenset())
+        if busy:
+            gateways[gateway] = busy
         else:
             gateways.pop(gateway, None)
-        if self._busy(endpoint) == was:
-            return
-        state = TimeState.IDLE if was else TimeState.BUSY
-        for place in self._places_of(endpoint):
-            spot = self._settle(place, now_ms)
-            for replica, resident in spot.residents.items():
-                if resident.endpoint == endpoint and resident.state in (TimeState.IDLE, TimeState.BUSY):
-                    spot.residents[replica] = _Resident(endpoint, resident.nbytes, state)
+        for replica in sorted(changed):
+            state = TimeState.BUSY if self._is_busy(endpoint, replica) else TimeState.IDLE
+            for place in self._held.get(replica, ()):
+                if self._spot(place) is not None:
+                    residents = self._settle(place, now_ms).residents
+                    resident = residents.get(replica)
+                    if resident is not None and resident.state in (TimeState.IDLE, TimeState.BUSY):
+                        residents[replica] = _Resident(resident.endpoint, resident.nbytes, state)
 
-    def _busy(self, endpoint: str) -> bool:
-        return bool(self._in_flight.get(endpoint))
+    def _is_busy(self, endpoint: str, replica: str) -> bool:
+        return any(replica in busy for busy in self._busy.get(endpoint, {}).values())
 
     def _places_of(self, endpoint: str) -> list[Place]:
         held = (self._held.get(replica, ()) for replica in self._replicas.get(endpoint, ()))
