@@ -42,3 +42,18 @@ def test_a_batch_in_a_hurry_competes_like_serverless_and_is_billed_as_batch() ->
     assert told.version == 10, "a gateway takes what is newer: each change of lanes counts"
     assert [entry.endpoint for entry in told.endpoints] == ["acme/chat", "house/common"]
     assert [(key.digest, key.runner) for key in told.keys] == [("digest", True)]
+
+
+def test_the_lines_of_an_adapter_are_done_in_the_lane_of_its_base() -> None:
+    tone = replace(OWNER, endpoint="acme/tone", base="acme/chat")
+    lanes = batch_lanes.lanes([OWNER, tone], {"acme/tone": True})
+    assert list(lanes) == ["acme/chat:batch"]
+    assert lanes == batch_lanes.lanes([OWNER, tone], {"acme/chat": False, "acme/tone": True}), (
+        "one in a hurry is enough"
+    )
+    plain = catalog(State(7, deployments=(OWNER, tone)), ControlSettings())
+    own, carried = batch_lanes.with_lanes(plain, lanes, 3, "digest", ControlSettings()).batch
+    assert (own.endpoint, own.serves, own.base) == ("acme/chat:batch", "acme/chat", "")
+    assert (carried.serves, carried.base, carried.mode) == ("acme/tone", "acme/chat:batch", Mode.BATCH)
+    assert carried.adapter == next(e.adapter for e in plain.endpoints if e.endpoint == "acme/tone") != ""
+    assert batch_lanes.with_lanes(plain, {}, 4, "digest", ControlSettings()).batch == ()

@@ -1,5 +1,6 @@
 """Private endpoints that are LoRA adapters on one replica, on the real platform: each its own answers and bill."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ demo = false
 [accelerators]
 kind = "cpu"
 count = 1
-memory = "96MiB"
+memory = "160MiB"
 [[tenants]]
 id = "acme"
 """
@@ -56,6 +57,33 @@ def test_twelve_adapters_share_one_replica_and_none_answers_for_another(tmp_path
         view = admin.get("/api/v1/endpoints/acme/a0").json()
         assert view["base"] == "acme/base"
         assert view["state"] in ("ready", "idle"), "its state is its base's"
+        assert batch(platform, key, "acme/a3") == {alone["acme/a3"]}, "a batch on an adapter is that adapter's"
+        (row,) = (
+            r for r in wait_until(lambda: _billed(admin, 4 * (ADAPTERS + 1) + 3), "lines") if r["group"] == "acme/a3"
+        )
+        assert (row["requests"], row["output_tokens"]) == (7, 7 * 16)
+
+
+def batch(platform: Platform, key: str, endpoint: str) -> set[str]:
+    """What three equal lines of a batch are answered with."""
+    client = openai.OpenAI(base_url=f"{platform.base_url}/v1", api_key=key, max_retries=0)
+    body = {
+        "model": endpoint,
+        "prompt": "the water of the world",
+        "max_tokens": 16,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    lines = [{"custom_id": f"{n}", "method": "POST", "url": "/v1/completions", "body": body} for n in range(3)]
+    data = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    wait_until(lambda: client.batches.retrieve(made.id).status == "completed", "the batch", 60)
+    output = client.batches.retrieve(made.id).output_file_id
+    assert output is not None
+    results = [json.loads(line) for line in client.files.content(output).text.splitlines()]
+    assert len(results) == 3
+    return {result["response"]["body"]["choices"][0]["text"] for result in results}
 
 
 def _billed(admin: object, requests: int) -> list[dict[str, object]]:

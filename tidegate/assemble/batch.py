@@ -91,22 +91,22 @@ class _Fleet:
         found = self._control.desired.deployment(name if "/" in name else f"{tenant}/{name}")
         if found is None or not (found.tenant == tenant or (found.mode is Mode.SERVERLESS and not found.base)):
             raise Refusal("model_not_found", f"no such model: {name[:200]}", param="model")
-        if found.base:
-            raise Refusal("invalid_request", f"{name[:200]} is an adapter: batches run on whole models", param="model")
         if found.engine == "remote":
             message = f"{name[:200]} is served by another provider: a batch runs on idle accelerators of this platform"
             raise Refusal("invalid_request", message, param="model")
         return Model(found.endpoint, found.model.kind)
 
     def offer(self, endpoint: str) -> Offer:
-        deployment = self._control.desired.deployment(endpoint)
-        if deployment is None:
+        desired = self._control.desired
+        deployment = desired.deployment(endpoint)
+        owner = desired.deployment(deployment.base) if deployment is not None and deployment.base else deployment
+        if owner is None:
             return Offer(0, 1, 1)
-        lane = endpoint if deployment.mode is Mode.BATCH else endpoint + SUFFIX
+        lane = owner.endpoint if owner.mode is Mode.BATCH else owner.endpoint + SUFFIX
         route = self._control.loop.route(lane)
         ready = len(route.targets) if route is not None else 0
-        most = deployment.max_replicas if deployment.mode is Mode.BATCH else REPLICAS_MAX
-        return Offer(ready, deployment.slots, most)
+        most = owner.max_replicas if owner.mode is Mode.BATCH else REPLICAS_MAX
+        return Offer(ready, owner.slots, most)
 
     def cost_nano_usd(self, batch: StoredBatch) -> int | None:
         deployment = self._control.desired.deployment(batch.model)

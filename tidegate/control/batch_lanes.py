@@ -21,10 +21,15 @@ REPLICAS_MAX = 64
 
 def lanes(deployments: Iterable[Deployment], wanted: Mapping[str, bool]) -> dict[str, Deployment]:
     """The lanes of the endpoints in `wanted`, by the lane's name; True competes with serverless endpoints. An endpoint
-    of mode batch needs none.
+    of mode batch needs none. The lines of an adapter are done in the lane of its base.
     """
-    owners = [d for d in placed(deployments).values() if d.endpoint in wanted and d.mode is not Mode.BATCH]
-    return {owner.endpoint + SUFFIX: _lane(owner, wanted[owner.endpoint]) for owner in owners}
+    known = {deployment.endpoint: deployment for deployment in deployments}
+    rush: dict[str, bool] = {}
+    for name in wanted.keys() & known.keys():
+        owner = known[name].base or name
+        rush[owner] = rush.get(owner, False) or wanted[name]
+    owners = [d for d in placed(known.values()).values() if d.endpoint in rush and d.mode is not Mode.BATCH]
+    return {owner.endpoint + SUFFIX: _lane(owner, rush[owner.endpoint]) for owner in owners}
 
 
 def _lane(owner: Deployment, rush: bool) -> Deployment:
@@ -58,9 +63,14 @@ def with_lanes(
     """`catalog` with what gateways must know of batch work. `changes` is how often lanes have changed: a gateway takes
     the newer version.
     """
-    entries = tuple(
+    own = [
         replace(entry(lane, settings), mode=Mode.BATCH, serves=lane.endpoint.removesuffix(SUFFIX), shared=False)
         for lane in lanes.values()
-    )
+    ]
+    carried = [
+        replace(e, endpoint=e.endpoint + SUFFIX, mode=Mode.BATCH, serves=e.endpoint, base=e.base + SUFFIX)
+        for e in catalog.endpoints
+        if e.base and e.base + SUFFIX in lanes
+    ]
     runner = (KeyEntry(runner_digest, "batch-runner", None, runner=True),) if runner_digest else ()
-    return replace(catalog, version=catalog.version + changes, keys=catalog.keys + runner, batch=entries)
+    return replace(catalog, version=catalog.version + changes, keys=catalog.keys + runner, batch=(*own, *carried))
