@@ -73,7 +73,9 @@ class Answer:
 
 @dataclass
 class Load:
-    """Bounded random traffic from one seed: at least `requests`, on until `kills_min` kills, `concurrency` at once."""
+    """Bounded random traffic from one seed: at least `requests`, on until `kills_min` kills and for `seconds_min`,
+    `concurrency` at once.
+    """
 
     base_url: str
     key: str
@@ -83,15 +85,19 @@ class Load:
     seed: int
     kills_min: int = 0
     kills: int = 0
+    seconds_min: float = 0.0
     answers: list[Answer] = field(default_factory=list)
 
     async def run(self) -> None:
         dice = random.Random(self.seed)
         kinds = sorted(self.truths)
 
+        began = time.monotonic()
+
         def wanted() -> bool:
             sent = len(self.answers)
-            return sent < self.requests or (self.kills < self.kills_min and sent < REQUESTS_MAX)
+            more = self.kills < self.kills_min or time.monotonic() - began < self.seconds_min
+            return sent < self.requests or (more and sent < REQUESTS_MAX)
 
         limits = httpx.Limits(max_connections=self.concurrency)
         headers = {"authorization": f"Bearer {self.key}"}
@@ -208,7 +214,7 @@ Strike = Callable[[random.Random], bool]
 """Kills something; whether it did."""
 
 
-def _one_of(victims_of: Callable[[], list[psutil.Process]]) -> Strike:
+def one_of(victims_of: Callable[[], list[psutil.Process]]) -> Strike:
     def strike(dice: random.Random) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
             if victims := victims_of():
@@ -226,8 +232,8 @@ def _strike(fault: str, platform: Platform) -> Strike | None:
 
     return {
         "none": None,
-        "engine": _one_of(platform.engines),
-        "gateway": _one_of(platform.gateways),
+        "engine": one_of(platform.engines),
+        "gateway": one_of(platform.gateways),
         "platform": everything,
     }[fault]
 
@@ -240,7 +246,7 @@ async def _kill(load: Load, strike: Strike, every_s: float) -> None:
         load.kills += await asyncio.to_thread(strike, dice)
 
 
-async def _with_faults(load: Load, strike: Strike | None, every_s: float) -> None:
+async def with_faults(load: Load, strike: Strike | None, every_s: float) -> None:
     killer = asyncio.create_task(_kill(load, strike, every_s)) if strike else None
     await load.run()
     if killer is not None:
@@ -310,7 +316,7 @@ def round_of(
         key = apply_endpoints(platform, models)
         load = Load(platform.base_url, key, said, requests, concurrency, seed, KILLS_MIN if fault != "none" else 0)
         started = time.monotonic()
-        asyncio.run(_with_faults(load, _strike(fault, platform), every_s))
+        asyncio.run(with_faults(load, _strike(fault, platform), every_s))
         return {
             "fault": fault,
             "killed": load.kills,
