@@ -168,9 +168,9 @@ def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     documented = set(re.findall(r"^\| `([a-z0-9_.<>]+)` \|", page, re.MULTILINE))
     sections = {"accelerators", "engine", "gateway", "capacity", "weights", "prices", "price_terms"}
-    sections |= {"tenants", "endpoints", "billing", "collectors", "remotes", "batch"}
+    sections |= {"tenants", "endpoints", "billing", "collectors", "remotes", "batch", "links"}
     expected = set(_keys(Config)) - sections
-    for section in ("Accelerators", "Engine", "Gateway", "Capacity", "Weights", "Price", "Remote", "Batch"):
+    for section in ("Accelerators", "Engine", "Gateway", "Capacity", "Weights", "Price", "Remote", "Batch", "Links"):
         expected |= set(_keys(getattr(module, f"{section}Config")))
     assert "`webhooks.<tenant>.url`" in page
     expected -= {"webhooks"}  # one row for its two keys

@@ -6,6 +6,7 @@ their sockets belong to others, and every start writes a journal of its own.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -23,12 +24,23 @@ from tidegate.domain.errors import Fault
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.server import Server
+from tidegate.gateway.shipping import Shipper
 from tidegate.stores.journal import SegmentJournal
-from tidegate.transports.socket import connector
+from tidegate.stores.journal_tail import JournalTail
+from tidegate.transports import secure
+from tidegate.transports import socket as sockets
+from tidegate.transports.tls import JOURNAL, LINK, Credentials, Dialer
+
+SHIP_S_MAX = 5.0  # at the end: what is not over there by then is shipped after the next start
 
 
 class GatewayProcess(msgspec.Struct, frozen=True):
-    """What one gateway needs to know. Descriptors are inherited, addresses are ``unix:PATH``, nothing is secret."""
+    """What one gateway needs to know. Descriptors are inherited, nothing is secret.
+
+    Addresses are ``unix:PATH``, or ``tls:…`` for a gateway that has joined as `name` from another machine: then its
+    journal is shipped to the platform. `credentials` is the folder of its certificate, empty while there are no links
+    between machines.
+    """
 
     listen_fd: int
     lifeline_fd: int
@@ -37,6 +49,8 @@ class GatewayProcess(msgspec.Struct, frozen=True):
     admin_address: str
     journal_dir: str
     limits: GatewayLimits
+    credentials: str = ""
+    name: str = ""
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "tidegate.assemble.gateway", msgspec.json.encode(self).decode()]
@@ -47,9 +61,9 @@ class _WallClock:
         return time.time_ns() // 1_000_000
 
 
-def boot_id() -> str:
-    """New at each start, and in the order of starts."""
-    return f"gw-{time.time_ns() // 1_000_000:x}-{secrets.token_hex(3)}"
+def boot_id(name: str) -> str:
+    """New at each start, and in the order of starts. It says whose journal it is: ``NAME+`` of a gateway elsewhere."""
+    return f"{name + '+' if name else 'gw-'}{time.time_ns() // 1_000_000:x}-{secrets.token_hex(3)}"
 
 
 async def serve(settings: GatewayProcess) -> None:
@@ -60,20 +74,30 @@ async def serve(settings: GatewayProcess) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_reader(settings.lifeline_fd, stop.set)
-    boot = boot_id()
+    boot = boot_id(settings.name)
+    dialer = Dialer(Credentials(Path(settings.credentials))) if settings.credentials else None
+    clock, shipper = _WallClock() if not settings.name else secure.SharedClock(), None
+    if dialer is not None and isinstance(clock, secure.SharedClock):
+        connect = secure.connector(dialer, settings.control_address, LINK, clock)
+        ship = secure.connector(dialer, settings.control_address, JOURNAL)
+        shipper = Shipper(JournalTail(Path(settings.journal_dir)), ship)
+    else:
+        connect = sockets.connector(settings.control_address)
     journal = SegmentJournal(Path(settings.journal_dir), boot)
     gateway = Gateway(
         gateway=boot,
         region=settings.region,
-        connect=connector(settings.control_address),
+        connect=connect,
         journal=journal,
-        clock=_WallClock(),
+        clock=clock,
         admin_address=settings.admin_address,
         limits=settings.limits,
+        dial=dialer.relay if dialer is not None else None,
     )
     server = Server(gateway)
     gc.collect()
     gc.freeze()  # what lives for ever need not be looked at by every collection during a stream
+    shipping = asyncio.create_task(shipper.run()) if shipper is not None else None
     serving = asyncio.create_task(server.serve(socket.socket(fileno=os.dup(settings.listen_fd))))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,6 +108,10 @@ async def serve(settings: GatewayProcess) -> None:
         await serving
     finally:
         journal.close()
+        if shipper is not None and shipping is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(shipper.done.wait(), SHIP_S_MAX)
+            shipping.cancel()
 
 
 def main() -> None:

@@ -54,12 +54,12 @@ class Tail(Protocol):
 
 
 class Shipper:
-    """`run` ships for ever; `drained` is set while everything that was written here is on the other side's disk."""
+    """`run` ships for ever; `done` is set once every journal here has ended and is on the other side's disk."""
 
     def __init__(self, tail: Tail, connect: Connect) -> None:
         self._tail, self._connect = tail, connect
         self._at: dict[str, JournalHeld] = {}
-        self.drained = asyncio.Event()
+        self.done = asyncio.Event()
 
     async def run(self) -> None:
         pause_ms = RETRY_MS_MIN
@@ -72,24 +72,23 @@ class Shipper:
                         moved = await self._turn(link)
                         pause_ms = RETRY_MS_MIN
                         if not moved:
-                            self.drained.set()
                             await asyncio.sleep(POLL_MS / 1000)
                 finally:
                     await link.close()
             except (LinkFault, StoreFault) as fault:
                 log.info("usage records wait on this machine, next attempt in %d ms: %s", pause_ms, fault.reason)
-            self.drained.clear()
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(pause_ms * 2, RETRY_MS_MAX)
 
     async def _turn(self, link: Link) -> bool:
         """One piece of each journal; whether there was any."""
         moved = False
-        for boot in await asyncio.to_thread(self._tail.boots):
+        if not (boots := await asyncio.to_thread(self._tail.boots)):
+            self.done.set()
+        for boot in boots:
             at = self._at.get(boot) or await self._held(link, JournalOffered(boot))
             piece = await asyncio.to_thread(self._tail.read, boot, at.segment, at.offset, JOURNAL_PIECE_BYTES_MAX)
             if piece.data:
-                self.drained.clear()
                 held = await self._held(link, JournalPiece(boot, piece.segment, piece.offset, piece.data))
                 if (held.segment, held.offset) <= (at.segment, at.offset):
                     raise LinkFault("the other side took a piece of the journal and is no further")

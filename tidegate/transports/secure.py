@@ -131,8 +131,9 @@ class SecureListener:
         while not self._accepted.empty():
             await self._accepted.get_nowait().close()
 
-    def serve(self, peer: Peer) -> asyncio.Protocol:
+    def serve(self, peer: Peer | None) -> asyncio.Protocol:
         """The protocol of one connection, which becomes a link once it is made."""
+        assert peer is not None, "the door lets nobody in here without a certificate"
         return streams(lambda reader, writer: self._put(peer, reader, writer))
 
     def _put(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

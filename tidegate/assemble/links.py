@@ -1,0 +1,198 @@
+"""Parts of the platform on other machines: the platform's side, and the side of a node that has joined from one."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.assemble.sockets import StartError, listen_tcp
+from tidegate.billing.receiving import Receiver
+from tidegate.config import Config
+from tidegate.domain.errors import LinkFault
+from tidegate.domain.plan import ReplicaStatus
+from tidegate.domain.ports import Clock
+from tidegate.gateway.app import APIS
+from tidegate.stores.journal_mirror import JournalMirror
+from tidegate.transports.authority import Authority, open_authority
+from tidegate.transports.door import Door, Service
+from tidegate.transports.enrolment import Joined, Registrar, join, joined, renew_when_due
+from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
+from tidegate.transports.relay import Relay
+from tidegate.transports.secure import SecureListener, SharedClock, connector
+from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, Credentials, Dialer, parse, prepare
+
+FOLDER = "pki"
+LOCAL_GATEWAY = "platform"  # the certificate with which the platform's own gateway reaches nodes elsewhere
+RENEW_S = 6 * 3_600.0
+PATHS = frozenset(path.encode() for path in APIS)
+EVERYWHERE = frozenset(("0.0.0.0", "::", ""))
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformLinks:
+    """Everything behind the platform's door. `address` (``HOST:PORT``) is where other machines find it."""
+
+    authority: Authority
+    address: str
+    links: SecureListener
+    journals: SecureListener
+    receiver: Receiver
+    listener: socket.socket
+    control: Credentials
+    gateway: Credentials
+    region: str
+
+    @property
+    def relay_address(self) -> str:
+        return f"tls:{self.address}/{CONTROL}/{CONTROL}"
+
+    async def run(self, resolve: Callable[[str], str | None], admin: Path) -> None:
+        """Serves until it is cancelled. `resolve` says where an engine of this machine listens."""
+        gateways, anybody = frozenset((GATEWAY,)), frozenset((GATEWAY, NODE))
+        services = {
+            LINK: Service(anybody, self.links.serve),
+            JOURNAL: Service(gateways, self.journals.serve),
+            RELAY: Service(gateways, Relay(resolve, PATHS, str(admin)).serve),
+            JOIN: Service(frozenset(), Registrar(self.authority).serve),
+        }
+        door = Door(self.control, services, self.admitted)
+        await door.listen(self.listener)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.receiver.run())
+                group.create_task(self._renew())
+        finally:
+            await door.close()
+
+    def admitted(self, peer: Peer) -> bool:
+        return self.authority.admitted(peer.identity, peer.serial)
+
+    async def _renew(self) -> None:
+        """The platform's own certificates, long before they end."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            for identity, credentials in own_parts(self.region).items():
+                self.authority.own(identity, self.authority.folder / credentials)
+            self.control.refresh()
+
+
+def own_parts(region: str) -> dict[Identity, str]:
+    """Parts of the platform's own machine that speak to others, and the folder of each."""
+    return {Identity(CONTROL, CONTROL, region): CONTROL, Identity(GATEWAY, LOCAL_GATEWAY, region): GATEWAY}
+
+
+def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> PlatformLinks | None:
+    """Listening, nothing served yet; None where no other machine may join. Raises StartError, LinkFault."""
+    if not config.links.listen:
+        return None
+    mirror = JournalMirror(journal)  # before anybody reads: what gateways shipped here that may come back is not over
+    host, _, port = config.links.listen.rpartition(":")
+    if not config.links.address and host.strip("[]") in EVERYWHERE:
+        raise StartError(
+            f"links.address is not set: links.listen = {config.links.listen!r} is every address of this machine, "
+            'and others must be told one, e.g. links.address = "10.0.0.5:7443"'
+        )
+    folder = data / FOLDER
+    authority = open_authority(folder, config.links.ca_file, config.links.ca_key_file)
+    listener = prepare(listen_tcp(host.strip("[]"), int(port)))
+    address = config.links.address or f"{host}:{listener.getsockname()[1]}"
+    own = {identity.role: authority.own(identity, folder / name) for identity, name in own_parts(config.region).items()}
+    (folder / "address").write_text(address)
+
+    def admitted(peer: Peer) -> bool:
+        return authority.admitted(peer.identity, peer.serial)
+
+    journals = SecureListener(admitted)
+    return PlatformLinks(
+        authority=authority,
+        address=address,
+        links=SecureListener(admitted),
+        journals=journals,
+        receiver=Receiver(journals, mirror, clock),
+        listener=listener,
+        control=own[CONTROL],
+        gateway=own[GATEWAY],
+        region=config.region,
+    )
+
+
+# --- the side of whoever joins ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a part on another machine has of the platform it joined; in `folder` lie its certificate and key."""
+
+    known: Joined
+    folder: Path
+    dialer: Dialer
+
+    async def renew(self) -> None:
+        """Keeps the certificate fresh until it is cancelled; while the platform is away, the one before does."""
+        while True:
+            try:
+                if await renew_when_due(self.folder, self.known, self.dialer):
+                    log.info("%s has a new certificate", self.known.identity)
+            except LinkFault as fault:
+                log.warning("no new certificate: %s", fault.reason)
+            await asyncio.sleep(RENEW_S)
+
+
+async def member(data: Path, role: str, name: str, region: str, token: str) -> Membership:
+    """Joins with `token`, or is found to have joined before. Raises StartError, LinkFault."""
+    folder = data / FOLDER
+    known = joined(folder)
+    if known is None:
+        if not token:
+            raise StartError(
+                f"{data} has joined no platform: run `tidegate join token {role} {name} --region {region}` on the "
+                "platform's machine and give what it prints with --token or TIDEGATE_JOIN_TOKEN"
+            )
+        known = await join(folder, token)
+    if known.identity != (wanted := Identity(role, name, region)):
+        raise StartError(f"{data} has joined as {known.identity}, not as {wanted}: a join token is for one part only")
+    return Membership(known, folder, Dialer(Credentials(folder)))
+
+
+class NodeLinks:
+    """A node's links to a platform on another machine, and its relay port for gateways."""
+
+    def __init__(self, config: Config, membership: Membership) -> None:
+        host, _, port = (config.links.listen or "0.0.0.0:0").rpartition(":")
+        self._membership, self._listener = membership, prepare(listen_tcp(host.strip("[]"), int(port)))
+        found = (self._listener.getsockname()[1], host.strip("[]"))
+        self.address = config.links.address or f"{_reached_from(membership.known, found[1])}:{found[0]}"
+        self.clock = SharedClock()
+        self.connect = connector(membership.dialer, membership.known.control, LINK, self.clock)
+
+    def public(self, status: ReplicaStatus) -> str:
+        return f"tls:{self.address}/{NODE}/{self._membership.known.name}/replica:{status.replica}"
+
+    async def run(self, resolve: Callable[[str], str | None]) -> None:
+        """Serves the relay port until it is cancelled."""
+        gateways = Service(frozenset((GATEWAY,)), Relay(resolve, PATHS).serve)
+        door = Door(Credentials(self._membership.folder), {RELAY: gateways})
+        await door.listen(self._listener)
+        try:
+            await self._membership.renew()
+        finally:
+            await door.close()
+
+
+def _reached_from(known: Joined, host: str) -> str:
+    """The address of this machine on the way to the platform, unless it listens on one only."""
+    if host not in EVERYWHERE:
+        return f"[{host}]" if ":" in host else host
+    where = parse(known.control)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # nothing is sent: a datagram socket only looks the way up
+            found = str(probe.getsockname()[0])
+    except OSError as error:
+        raise StartError(f"no way to the platform at {known.address}: {error.strerror}; set links.address") from error
+    return f"[{found}]" if ":" in found else found
