@@ -39,6 +39,7 @@ from tests.e2e.platform import Platform, running, wait_until
 
 FAULTS = ("none", "engine", "gateway", "platform", "database", "everything")
 GENERATIVE = 4
+KILLS_MIN = 3
 BATCH_LINES = 150
 BATCH_TOKENS = 6
 CONFIG = (
@@ -328,9 +329,12 @@ def run_seed(fault: str, seed: int, seconds: float, directory: Path, tally: Tall
         config = f"database_url = {json.dumps(url)}\n" + CONFIG
         with running(directory, config=config) as platform:
             key = exactness.apply_endpoints(platform, models)
-            load = Load(platform.base_url, key, said, requests=40, concurrency=8, seed=seed, seconds_min=seconds)
-            others = Others()
             strike = _strike(fault, platform, server.crash)
+            load = Load(
+                platform.base_url, key, said, requests=40, concurrency=8, seed=seed, seconds_min=seconds,
+                kills_min=KILLS_MIN if strike else 0,
+            )  # fmt: skip
+            others = Others()
             with httpx.Client(
                 base_url=platform.base_url, headers={"authorization": f"Bearer {key}"}, timeout=120
             ) as client:
@@ -345,7 +349,7 @@ def run_seed(fault: str, seed: int, seconds: float, directory: Path, tally: Tall
 async def _traffic(load: Load, others: Others, strike: Strike | None, base_url: str, key: str) -> None:
     over = threading.Event()
     beside = asyncio.create_task(_others(base_url, key, over.is_set, load.seed, others))
-    await exactness.with_faults(load, strike, every_s=4.0)
+    await exactness.with_faults(load, strike, every_s=2.5)
     over.set()
     await beside
 
