@@ -12,7 +12,6 @@ from tidegate.policy.eviction import Candidate, KeepAlive, TierCost, choose, des
 from tidegate.policy.forecast import ArrivalHistory
 from tidegate.policy.placement import Offer, pick
 from tidegate.policy.reconcile import CoreSettings
-from tidegate.policy.scaling import PeakWindow, decide
 
 PLACE = ("n1", "acc-0")
 
@@ -146,34 +145,6 @@ def test_placement_is_the_least_of_time_and_regret(
     assert found is not None
     assert [p[1] for p in found.places] == places
     assert list(found.victims) == victims
-
-
-@pytest.mark.parametrize(
-    ("load", "minimum", "maximum", "peak", "warm", "required", "retained"),
-    [
-        (0, 0, 4, 0, False, 0, 0),
-        (0, 0, 4, 0, True, 0, 1),
-        (1, 0, 4, 0, True, 1, 1),
-        (9, 0, 4, 1, True, 2, 2),
-        (90, 0, 4, 1, True, 4, 4),
-        (1, 0, 4, 3, True, 1, 3),
-        (0, 2, 4, 3, False, 2, 2),
-    ],
-)
-def test_scaling_table(
-    load: int, minimum: int, maximum: int, peak: int, warm: bool, required: int, retained: int
-) -> None:
-    want = decide(load=load, concurrency_target=8, minimum=minimum, maximum=maximum, recent_peak=peak, keep_warm=warm)
-    assert (want.required, want.retained) == (required, retained)
-
-
-def test_the_window_forgets_a_peak_after_its_length() -> None:
-    window = PeakWindow(60_000)
-    window.push(0, 5)
-    window.push(30_000, 1)
-    assert window.peak(59_000) == 5
-    assert window.peak(75_000) == 1
-    assert window.peak(200_000) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"wait_ms_max": 0}, {"victim_order": "dice"}, {"backoff_ms_first": -1}])

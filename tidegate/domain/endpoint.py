@@ -82,6 +82,23 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """How replicas follow demand; None: as this installation does.
+
+    `headroom_slots`, `headroom_percent`: spare concurrency kept while there are requests, the larger of the two (the
+    second of what is held and in flight). `up_window_ms`: how long more replicas must have been wanted before one more
+    comes (never the first). `down_window_ms`: how long a surplus is kept after it was last needed; `zero_window_ms`:
+    how long the last idle replica is.
+    """
+
+    headroom_slots: int = 0
+    headroom_percent: int = 0
+    up_window_ms: int = 0
+    down_window_ms: int | None = None
+    zero_window_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Overflow:
     """Where requests go that a busy endpoint should not serve itself. Exactly one threshold is set.
 
@@ -142,6 +159,7 @@ class Deployment:
     fallback: str = ""
     lend: bool = False
     schedule: tuple[ScheduleEntry, ...] = ()
+    scaling: Scaling = field(default_factory=Scaling)
     base: str = ""
     canary: "Deployment | None" = None
     canary_permille: int = 0

@@ -19,6 +19,7 @@ HOURS_A_WEEK = 168
 PACE_MAX = 4.0
 HORIZON_STEP = 4
 ENDED_MAX = 64.0
+MEASURED_MIN = 8.0
 MID_BIN = 0.84  # the middle of a half-octave bin over its upper edge
 EDGES_MS = tuple(2.0 ** ((index + 1) / 2.0) for index in range(BINS))
 BURST_MS = 1_000
@@ -156,22 +157,36 @@ class ArrivalHistory:
 
 class ServiceTime:
     """How long an endpoint's requests run, from reports alone: request-time in flight ÷ requests that ended (Little's
-    law). While none has ended, all that has run so far.
+    law; while none has ended, all that has run so far). And how fast a replica serves when it has all it can do: what
+    ended while others were held ÷ replica-time.
     """
 
-    __slots__ = ("_ended", "_last_ms", "_run_ms")
+    __slots__ = ("_ended", "_full_ended", "_full_ms", "_last_ms", "_run_ms")
 
     def __init__(self) -> None:
         self._run_ms, self._ended, self._last_ms = 0.0, 0.0, 0
+        self._full_ms, self._full_ended = 0.0, 0.0
 
-    def observe(self, now_ms: int, in_flight: int, ended: int) -> None:
-        """`in_flight` ran since the last report; `ended` of them are over by now."""
-        self._run_ms += in_flight * (now_ms - self._last_ms)
+    def observe(self, now_ms: int, in_flight: int, ended: int, full: int = 0) -> None:
+        """`in_flight` ran since the last report, on replicas of which `full` had no free slot; `ended` are over."""
+        passed_ms, ended = now_ms - self._last_ms, max(0, ended)
         self._last_ms = now_ms
-        self._ended += max(0, ended)
+        self._run_ms += in_flight * passed_ms
+        self._ended += ended
         if self._ended > ENDED_MAX:
             self._ended *= 0.5
             self._run_ms *= 0.5
+        if full:
+            self._full_ms += full * passed_ms
+            self._full_ended += ended
+            if self._full_ended > ENDED_MAX:
+                self._full_ended *= 0.5
+                self._full_ms *= 0.5
+
+    @property
+    def served_per_s(self) -> float | None:
+        """Requests a replica completes in a second when it has all it can do; None before `MEASURED_MIN` of them."""
+        return self._full_ended * 1_000 / max(self._full_ms, 1.0) if self._full_ended >= MEASURED_MIN else None
 
     @property
     def mean_ms(self) -> float:

@@ -89,7 +89,8 @@ class FleetCore:
         endpoint.demand[event.gateway] = event
         queued, running = event.queued - (last.queued if last else 0), event.in_flight - (last.in_flight if last else 0)
         arrived = event.arrivals_total - (last.arrivals_total if last else 0)
-        endpoint.service.observe(now_ms, endpoint.in_flight, arrived - queued - running)
+        full = endpoint.ready_count() if endpoint.queued else 0
+        endpoint.service.observe(now_ms, endpoint.in_flight, arrived - queued - running, full)
         endpoint.queued += queued
         endpoint.in_flight += running
         if arrived > 0:
@@ -113,8 +114,9 @@ class FleetCore:
     def _applied(self, deployment: Deployment, now_ms: int) -> None:
         fleet = self._fleet
         endpoint = fleet.endpoints.get(deployment.endpoint)
+        down_ms = deployment.scaling.down_window_ms
+        window = PeakWindow(fleet.settings.stable_window_ms if down_ms is None else down_ms)
         if endpoint is None:
-            window = PeakWindow(fleet.settings.stable_window_ms)
             endpoint = Endpoint(deployment.endpoint, deployment, window, quiet_since_ms=now_ms)
             fleet.endpoints[deployment.endpoint] = endpoint
         elif runtime_key(endpoint.deployment) != runtime_key(deployment):
@@ -122,6 +124,8 @@ class FleetCore:
                 lifecycle.cancel(fleet, activation)
         if deployment != endpoint.deployment:
             endpoint.failures, endpoint.retry_ms, endpoint.failed_reason = 0, 0, ""
+        if window.window_ms != endpoint.window.window_ms:
+            endpoint.window = window
         endpoint.removed = False
         endpoint.redeploy(deployment)
         fleet.batch.pop(deployment.endpoint, None)

@@ -9,12 +9,12 @@ from tidegate.domain.endpoint import Deployment, EndpointState, Mode, ModelProfi
 from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Target
 from tidegate.domain.replica import COMING, ReplicaState
+from tidegate.policy import scaling
 from tidegate.policy.book import Book, Place
 from tidegate.policy.costs import Costs
 from tidegate.policy.eviction import KeepAlive
 from tidegate.policy.forecast import ArrivalHistory, ServiceTime
 from tidegate.policy.reconcile.settings import CoreSettings
-from tidegate.policy.scaling import PeakWindow
 
 S = ReplicaState
 
@@ -75,7 +75,7 @@ class Endpoint:
 
     name: str
     deployment: Deployment
-    window: PeakWindow
+    window: scaling.PeakWindow
     removed: bool = False
     replicas: dict[str, Replica] = field(default_factory=dict)
     activations: dict[str, Activation] = field(default_factory=dict)
@@ -99,6 +99,7 @@ class Endpoint:
     failed_reason: str = ""
     retry_ms: int = 0
     timer_ms: int | None = None
+    over_since_ms: int | None = None  # since when more replicas are wanted than there are
     calm_ready: int = 0
     stranded: bool = False
     scheduled: ScheduleEntry | None = None
@@ -138,6 +139,13 @@ class Endpoint:
     @property
     def busy(self) -> bool:
         return self.queued > 0 or self.in_flight > 0
+
+    @property
+    def load(self) -> int:
+        """Requests that ask for replicas: all but those held that present ones get to in time, as fast as measured."""
+        rate = self.service.served_per_s if self.queued else None
+        ready = self.ready_count() if rate is not None else 0
+        return scaling.pressing(self.queued, self.in_flight, ready, rate, self.deployment.slo.ttft_ms)
 
     def ready_count(self) -> int:
         ready = 0

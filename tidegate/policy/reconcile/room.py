@@ -58,6 +58,8 @@ def activate(
     inputs = (
         ("queued", endpoint.queued),
         ("in_flight", endpoint.in_flight),
+        ("required", endpoint.required),
+        ("served_per_s", round(endpoint.service.served_per_s or 0.0, 2)),
         ("ready_ms", chosen.ready_ms),
         ("regret_ms", round(chosen.regret_ms, 1)),
     )
@@ -181,7 +183,7 @@ def _rescued(endpoint: Endpoint, ready_ms: int) -> int:
         d.oldest_wait_ms > deployment.slo.ttft_ms for d in endpoint.demand.values()
     ):
         return 0
-    over = endpoint.queued + endpoint.in_flight - endpoint.supply() * deployment.concurrency_target
+    over = endpoint.load - endpoint.supply() * deployment.concurrency_target
     return max(0, min(over, deployment.concurrency_target))
 
 

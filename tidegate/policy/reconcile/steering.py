@@ -53,12 +53,11 @@ def absorb(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> bool:
     Only while a timer of the endpoint runs, which will see to keep-alive and scale-down.
     """
     deployment = endpoint.deployment
-    required = -(-(endpoint.queued + endpoint.in_flight) // deployment.concurrency_target)
+    required = scaling.replicas(endpoint.in_flight, deployment)
     if not 0 < endpoint.calm_ready >= required or endpoint.queued or endpoint.timer_ms is None:
         return False
     required = max(required, endpoint.floor)
-    bucket_ms = fleet.settings.stable_window_ms // scaling.WINDOW_BUCKETS
-    if endpoint.calm_ready > max(required, 1) and endpoint.timer_ms > now_ms + bucket_ms:
+    if endpoint.calm_ready > max(required, 1) and endpoint.timer_ms > now_ms + endpoint.window.bucket_ms:
         return False  # a surplus is looked at sooner than a keep-alive
     endpoint.required = required
     fleet.count_idle(endpoint)
@@ -92,10 +91,10 @@ def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
         fleet.look_again(endpoint, endpoint.woken_until_ms)
     if not endpoint.busy and _retry_failed(endpoint, settings.failures_max):
         minimum = max(minimum, 1)
-    warm_until = endpoint.quiet_since_ms + settings.idle_ms_max
+    zero_ms = deployment.scaling.zero_window_ms
+    warm_until = endpoint.quiet_since_ms + (settings.idle_ms_max if zero_ms is None else zero_ms)
     want = scaling.decide(
-        load=endpoint.queued + endpoint.in_flight,
-        concurrency_target=deployment.concurrency_target,
+        reactive=_reactive(fleet, endpoint, now_ms),
         minimum=minimum,
         maximum=max(maximum, minimum),
         recent_peak=endpoint.window.peak(now_ms),
@@ -103,10 +102,25 @@ def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
     )
     endpoint.window.push(now_ms, want.required)
     if want.retained > want.required or (endpoint.live_count() and not endpoint.busy):
-        again = now_ms + settings.stable_window_ms // scaling.WINDOW_BUCKETS if want.retained > 1 else warm_until
+        again = now_ms + endpoint.window.bucket_ms if want.retained > 1 else warm_until
         if again > now_ms:
             fleet.look_again(endpoint, again)
     return want
+
+
+def _reactive(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> int:
+    """What the load asks for; more than there are only once that has lasted for the up window."""
+    wanted, have = scaling.replicas(endpoint.load, endpoint.deployment), endpoint.live_count()
+    if wanted <= max(have, 1):
+        endpoint.over_since_ms = None
+        return wanted
+    if endpoint.over_since_ms is None:
+        endpoint.over_since_ms = now_ms
+    due_ms = endpoint.over_since_ms + endpoint.deployment.scaling.up_window_ms
+    if due_ms <= now_ms:
+        return wanted
+    fleet.look_again(endpoint, due_ms)
+    return max(have, 1)
 
 
 def _retry_failed(endpoint: Endpoint, failures_max: int) -> bool:
