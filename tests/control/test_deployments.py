@@ -11,11 +11,11 @@ from tidegate.control.catalog import catalog
 from tidegate.control.deployments import Facts, deployment, split_name, succeed
 from tidegate.control.engines import BUILTIN, EngineTraits
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelKind, ModelProfile, ScheduleEntry
+from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelKind, ModelProfile, Scaling, ScheduleEntry
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ports import State
 from tidegate.domain.units import MIB
-from tidegate.wire.admin import EndpointApply, ScheduleBody
+from tidegate.wire.admin import EndpointApply, ScalingBody, ScheduleBody
 
 VLLM = EngineTraits(arguments={"dtype": "auto|float16"}, movable=True)
 SETTINGS = ControlSettings(engines={"builtin": BUILTIN, "vllm": VLLM})
@@ -122,6 +122,29 @@ def test_a_schedule_that_makes_no_sense_is_refused(entry: dict[str, object], fie
         deployment("t/a", body, TIDES, FACTS, SETTINGS, 0)
     assert refused.value.param == field
     assert accepted in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "scaling", "field", "accepted"),
+    [
+        (Mode.BATCH, {"headroom_slots": 2}, "scaling.headroom", "0 with mode batch"),
+        (Mode.BATCH, {"up_window_ms": 5}, "scaling.up_window_ms", "0 with mode batch"),
+        (Mode.SERVERLESS, {"up_window_ms": SETTINGS.hold_ms_max + 1}, "scaling.up_window_ms", "gateway.hold_ms_max"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(mode: Mode, scaling: dict[str, int], field: str, accepted: str) -> None:
+    body = EndpointApply(model="m", mode=mode, scaling=ScalingBody(**scaling))
+    with pytest.raises(Refusal) as refused:
+        deployment("t/a", body, TIDES, FACTS, SETTINGS, 0)
+    assert refused.value.param == field
+    assert accepted in str(refused.value)
+
+
+def test_scaling_is_kept_as_given_and_left_out_is_the_installations() -> None:
+    body = ScalingBody(headroom_slots=2, headroom_percent=25, up_window_ms=500, zero_window_ms=0)
+    found = deployment("t/a", EndpointApply(model="m", scaling=body), TIDES, FACTS, SETTINGS, 0)
+    assert found.scaling == Scaling(2, 25, 500, None, 0)
+    assert deployment("t/a", EndpointApply(model="m"), TIDES, FACTS, SETTINGS, 0).scaling == Scaling()
 
 
 def test_a_schedule_is_kept_as_given() -> None:

@@ -10,7 +10,7 @@ from tidegate.domain.money_ports import PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import nano_usd, nano_usd_per_token
 from tidegate.money.prices import PriceTable, Terms, terms_of
-from tidegate.wire.admin import EndpointApply, FallbackBody, OverflowBody
+from tidegate.wire.admin import EndpointApply, FallbackBody, OverflowBody, ScalingBody
 
 ACTOR = "configuration"
 
@@ -88,6 +88,7 @@ async def _apply(control: Control, endpoint: EndpointConfig) -> str:
         overflow=OverflowBody(**over.model_dump()) if over else None,
         fallback=FallbackBody(to=endpoint.fallback) if endpoint.fallback else None,
         lend=endpoint.lend,
+        scaling=ScalingBody(**endpoint.scaling.model_dump()),
     )
     try:
         await control.apply(endpoint.name, body, ACTOR)

@@ -242,6 +242,16 @@ class OverflowConfig(Section):
     above_ttft_ms: int | None = Field(default=None, ge=1)
 
 
+class ScalingConfig(Section):
+    """See `scaling` of an endpoint; what contradicts the rest is refused when the endpoint is applied."""
+
+    headroom_slots: int = Field(default=0, ge=0, le=100_000)
+    headroom_percent: int = Field(default=0, ge=0, le=1_000)
+    up_window_ms: int = Field(default=0, ge=0, le=3_600_000)
+    down_window_ms: int | None = Field(default=None, ge=0, le=86_400_000)
+    zero_window_ms: int | None = Field(default=None, ge=0, le=604_800_000)
+
+
 class EndpointConfig(Section):
     """One endpoint to have from the first start; later changes go through `tidegate endpoints apply`."""
 
@@ -260,6 +270,7 @@ class EndpointConfig(Section):
     overflow: OverflowConfig | None = None
     fallback: str = ""
     lend: bool = False
+    scaling: ScalingConfig = Field(default_factory=ScalingConfig)
 
     @property
     def tenant(self) -> str:

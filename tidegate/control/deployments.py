@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from tidegate.control import remotes
 from tidegate.control.engines import ADAPTER_ROOM, EngineTraits
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, ScheduleEntry, Slo
+from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Scaling, ScheduleEntry, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.domain.units import GIB, MIB
 from tidegate.policy import schedule
@@ -87,6 +87,7 @@ def deployment(
         fallback=body.fallback.to if body.fallback else overflow.to if overflow else "",
         lend=body.lend,
         schedule=_schedule(body),
+        scaling=_scaling(body, settings),
     )
 
 
@@ -193,6 +194,21 @@ def _schedule(body: EndpointApply) -> tuple[ScheduleEntry, ...]:
         if body.mode is Mode.BATCH and entry.min_replicas:
             raise _wrong(f"{key}.min_replicas", entry.min_replicas, "0 with mode batch")
     return tuple(ScheduleEntry(e.cron, e.min_replicas, e.max_replicas, e.utc_offset_minutes) for e in body.schedule)
+
+
+def _scaling(body: EndpointApply, settings: ControlSettings) -> Scaling:
+    wanted = body.scaling
+    headroom = wanted.headroom_slots or wanted.headroom_percent
+    if body.mode is Mode.BATCH and (wanted.up_window_ms or headroom):
+        name = "headroom" if headroom else "up_window_ms"
+        raise _wrong(f"scaling.{name}", headroom or wanted.up_window_ms, "0 with mode batch, whose work waits for room")
+    if settings.hold_ms_max and wanted.up_window_ms > settings.hold_ms_max:
+        accepted = f"at most gateway.hold_ms_max = {settings.hold_ms_max}: nothing is held for longer"
+        raise _wrong("scaling.up_window_ms", wanted.up_window_ms, accepted)
+    return Scaling(
+        wanted.headroom_slots, wanted.headroom_percent,
+        wanted.up_window_ms, wanted.down_window_ms, wanted.zero_window_ms,
+    )  # fmt: skip
 
 
 def _with_context(body: EndpointApply, model: ModelProfile, settings: ControlSettings) -> ModelProfile:

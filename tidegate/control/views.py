@@ -1,6 +1,7 @@
 """What the admin API shows, built from desired state and the core's beliefs. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from tidegate.control import promises
 from tidegate.control.canaries import PERMILLE
@@ -99,6 +100,7 @@ def endpoint_view(
             )
             for e in wanted.schedule
         ],
+        scaling=admin.ScalingBody(**asdict(wanted.scaling)),
         base=wanted.base or None,
         limits=admin.LimitsView(settings.queued_max, settings.hold_ms_max, wanted.model.context_tokens_max),
         concurrency=promises.concurrency(wanted, seen),

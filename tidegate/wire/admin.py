@@ -95,6 +95,18 @@ class ScheduleBody(Request, frozen=True):
     utc_offset_minutes: Annotated[int, Meta(ge=-720, le=840)] = 0
 
 
+class ScalingBody(Request, frozen=True):
+    """How replicas follow demand; a window left out is the installation's. Headroom is the larger of slots and percent
+    (of what is held and in flight).
+    """
+
+    headroom_slots: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    headroom_percent: Annotated[int, Meta(ge=0, le=1_000)] = 0
+    up_window_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 0
+    down_window_ms: Annotated[int, Meta(ge=0, le=86_400_000)] | None = None
+    zero_window_ms: Annotated[int, Meta(ge=0, le=604_800_000)] | None = None
+
+
 class EndpointApply(Request, frozen=True):
     """An endpoint's whole desired state: what is left out gets its default, not its previous value.
 
@@ -123,6 +135,7 @@ class EndpointApply(Request, frozen=True):
     fallback: FallbackBody | None = None
     lend: bool = False
     schedule: Annotated[list[ScheduleBody], Meta(max_length=32)] = []
+    scaling: ScalingBody = ScalingBody()
     base: Annotated[str, Meta(min_length=3, max_length=130)] | None = None
     canary: CanaryBody | None = None
 
@@ -261,6 +274,7 @@ class EndpointView(Struct, frozen=True, kw_only=True):
     fallback: FallbackBody | None = None
     lend: bool = False
     schedule: list[ScheduleBody] = []
+    scaling: ScalingBody = ScalingBody()
     base: str | None = None
     limits: LimitsView
     concurrency: ConcurrencyView
