@@ -9,6 +9,7 @@ import pytest
 
 from tests.gateway.engine import Exchange, die, event, refuse
 from tests.gateway.rig import KEY, Rig, rig, run
+from tests.gateway.test_sdk import limit
 from tidegate.domain.usage import Outcome
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -63,6 +64,13 @@ def test_messages_errors_are_the_sdks_own_classes(tmp_path: Path) -> None:
                 await create(model="chat", max_tokens=4, messages=HELLO)
             body: Any = refused.value.body
             assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+            await r.control.route()
+            with pytest.raises(anthropic.InternalServerError, match="no free capacity"):
+                await create(model="chat", max_tokens=4, messages=HELLO, extra_headers={"x-scale-up-timeout": "0"})
+            await limit(r, requests_per_minute=1)
+            await create(model="chat", max_tokens=4, messages=HELLO)
+            with pytest.raises(anthropic.RateLimitError):
+                await create(model="chat", max_tokens=4, messages=HELLO)
 
     run(main())
 

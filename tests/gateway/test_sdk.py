@@ -6,13 +6,24 @@ import openai
 import pytest
 
 from tests.gateway.engine import die, refuse
-from tests.gateway.rig import KEY, Rig, rig, run
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, rig, run, until
+from tidegate.domain.limits import Limits, Scope
+from tidegate.wire.internal import Catalog
 
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 def client(r: Rig, key: str = KEY) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{r.port}/v1", api_key=key, max_retries=0)
+
+
+async def limit(r: Rig, **limits: int) -> None:
+    """From now on, the tenant of the usual key has these limits, and a replica."""
+    r.control.version += 1
+    rules = (Limits(Scope.TENANT, "acme", **limits),)
+    await r.control.links[-1].send(Catalog(r.control.version, KEYS, ENDPOINTS, limits=rules))
+    await r.control.route(r.target())
+    await until(lambda: r.gateway._loop.limiter.gate.active and r.gateway.parts.loop.endpoints, "the limits")
 
 
 def test_chat_unary_and_stream(tmp_path: Path) -> None:
@@ -84,7 +95,16 @@ def test_errors_are_the_sdks_own_classes(tmp_path: Path) -> None:
             with pytest.raises(openai.BadRequestError) as bad:
                 await create(model="acme/chat", messages=HELLO)  # type: ignore[arg-type]
             assert bad.value.code == "context_length_exceeded"
-            r.control.endpoints = ()
+            await r.control.route()
+            with pytest.raises(openai.InternalServerError) as full:
+                await create(model="acme/chat", messages=HELLO, extra_headers={"x-scale-up-timeout": "0"})  # type: ignore[arg-type]
+            assert (full.value.status_code, full.value.code) == (503, "capacity")
+            await limit(r, requests_per_minute=1)
+            await create(model="acme/chat", messages=HELLO, max_tokens=2)  # type: ignore[arg-type]
+            with pytest.raises(openai.RateLimitError) as limited:
+                await create(model="acme/chat", messages=HELLO)  # type: ignore[arg-type]
+            assert limited.value.code == "rate_limit_exceeded"
+            assert int(limited.value.response.headers["retry-after"]) >= 1
 
     run(main())
 

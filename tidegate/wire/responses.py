@@ -62,6 +62,8 @@ class NamedTool(Struct, forbid_unknown_fields=True):
     name: str
 
 
+# Fields of the chat request -> what they are written as here.
+_WRITTEN_AS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 
@@ -136,8 +138,13 @@ class Responses:
         return msgspec.json.encode(self._response(self._status))
 
     def error(self, status: int, body: bytes) -> bytes:
-        """It is OpenAI's own shape already."""
-        return body
+        """It is OpenAI's own shape already; what it says of a field is said of the one the client wrote."""
+        refusal = decode(body).error
+        name = _WRITTEN_AS.get(refusal.param or "") if refusal is not None else None
+        if refusal is None or refusal.param is None or name is None:
+            return body
+        message = refusal.message.replace(refusal.param, name)
+        return openai.encode(openai.error_object(message, refusal.type, refusal.code or "", param=name))
 
     def event(self, data: bytes) -> bytes:
         """Events of the stream for one chunk of the chat stream."""
