@@ -1,7 +1,7 @@
 """Messages, Responses, scores and a batch of embeddings on real models of the built-in engine, by official SDKs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -57,9 +57,55 @@ def test_messages_and_responses_say_what_chat_says(platform: Platform) -> None:
         *_, last = events
     assert last.type == "response.incomplete"  # cut at max_output_tokens, as OpenAI says it
     assert last.response.output_text == said
+
+
+def test_what_the_engine_has_not_is_refused_by_name_in_every_dialect(platform: Platform) -> None:
+    """Tools and schemas; log probabilities it has, where the dialect has a place for them."""
+    claude = anthropic.Anthropic(base_url=platform.base_url, api_key=KEY)
+    gpt = openai.OpenAI(base_url=platform.base_url + "/v1", api_key=KEY)
+    function = {"name": "tide", "parameters": {"type": "object"}}
+    schema = {"name": "tide", "schema": {"type": "object"}}
+    chat: dict[str, Any] = {"model": "chat", "messages": HELLO, "max_tokens": 2}
+    for more, param in (
+        ({"tools": [{"type": "function", "function": function}]}, "tools"),
+        ({"functions": [function]}, "functions"),
+        ({"response_format": {"type": "json_schema", "json_schema": schema}}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ):
+        for stream in (False, True):
+            _refused(
+                openai.BadRequestError,
+                param,
+                lambda more=more, s=stream: gpt.chat.completions.create(**chat, stream=s, **more),
+            )
+    asked: dict[str, Any] = {"model": "chat", "input": "the water"}
+    _refused(
+        openai.BadRequestError, "tools", lambda: gpt.responses.create(**asked, tools=[{"type": "function"} | function])
+    )  # type: ignore[list-item]
+    form: Any = {"format": {"type": "json_schema"} | schema}
+    _refused(openai.BadRequestError, "text.format", lambda: gpt.responses.create(**asked, text=form))
+    _refused(openai.BadRequestError, "top_logprobs", lambda: gpt.responses.create(**asked, top_logprobs=2))
     tools: Any = [{"name": "tide", "input_schema": {"type": "object"}}]
-    with pytest.raises(anthropic.BadRequestError, match="tools"):
+    with pytest.raises(anthropic.BadRequestError, match="'tools' is not supported"):
         claude.messages.create(model="chat", messages=HELLO, max_tokens=8, tools=tools)
+    with gpt.realtime.connect(model="chat") as session:
+        session.response.create(response={"instructions": "x", "tools": [{"type": "function", "name": "tide"}]})
+        *_, done = (session.recv() for _ in range(3))
+        assert done.type == "response.done"
+        assert done.response.status_details is not None
+        failed = done.response.status_details.error
+        assert failed is not None
+        assert (failed.code, "'tools'" in (failed.message or "")) == ("unsupported_parameter", True)
+    logged = gpt.chat.completions.create(**chat, logprobs=True, top_logprobs=2).choices[0].logprobs
+    assert logged is not None
+    assert [len(token.top_logprobs) for token in logged.content or ()] == [2, 2]
+
+
+def _refused(kind: type[openai.APIStatusError], param: str, ask: Callable[[], object]) -> None:
+    with pytest.raises(kind) as refused:
+        ask()
+    assert refused.value.param == param
+    assert param in refused.value.message
 
 
 def test_scores_are_the_rerankers(platform: Platform) -> None:

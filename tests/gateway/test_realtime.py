@@ -136,6 +136,7 @@ def test_items_are_placed_retrieved_and_deleted(tmp_path: Path) -> None:
         ({"type": "conversation.item.create", "item": {"type": "message", "role": "user"}}, "invalid_request", None),
         ({"type": "conversation.item.create", "item": HELLO, "previous_item_id": "no"}, "not_found", "item_id"),
         ({"type": "response.create", "response": {"prompt": {"id": "x"}}}, "unsupported_parameter", "response.prompt"),
+        ({"type": "response.create"}, "invalid_request", "response.input"),
         ({"type": "response.cancel"}, "not_found", "response_id"),
     ],
 )

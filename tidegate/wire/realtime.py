@@ -199,10 +199,14 @@ class Conversation:
         raise Refusal("not_found", "no such item in this conversation", param="item_id")
 
     def request(self, asked: ResponseOptions) -> bytes:
-        """The chat request of one response. Refusal for an item that lacks what its type needs."""
+        """The chat request of one response. Refusal where there is nothing to respond to."""
         items = self._items if asked.input is None else asked.input
         instructions, limit = self._effective(asked, "instructions"), self._effective(asked, "max_output_tokens")
-        chat: dict[str, Any] = {"model": self._model, "messages": chat_turns(instructions, items), "stream": True}
+        turns = chat_turns(instructions, items)
+        if not turns:
+            message = "there is nothing to respond to: neither items nor instructions"
+            raise Refusal("invalid_request", message, param="response.input")
+        chat: dict[str, Any] = {"model": self._model, "messages": turns, "stream": True}
         if isinstance(limit, int):
             chat["max_tokens"] = limit
         temperature = self._effective(asked, "temperature")
