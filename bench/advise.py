@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.advisor import catalogue, estimate, read, replay
+from tidegate.advisor import catalogue, estimate, read
 from tidegate.advisor.advise import Question, advise
 from tidegate.advisor.catalogue import Offer, Provider, TokenPrice
 from tidegate.advisor.costs import Costing, Need
@@ -124,10 +124,6 @@ def _estimates(paths: list[Path]) -> list[dict[str, Any]]:
             guess = estimate.replicas(curve, traffic.t_ms, traffic.span_ms, NEED.slo_ttft_ms)
             count, done = costing.smallest(curve, traffic)
             meets = not done.lost and float(np.quantile(done.ttft_ms, 0.99)) <= NEED.slo_ttft_ms
-            rules = replay.WorkerRules(10_000.0, 60_000.0)
-            paid = replay.workers(curve, traffic.t_ms.tolist(), traffic.span_ms, rules)
-            worker_ms = sum(until - begun for begun, _, until in paid.intervals)
-            guessed_ms = estimate.worker_ms(curve, traffic.t_ms, rules)[0]
             name = path.name.removesuffix(".csv.gz")
             found.append(
                 {
@@ -135,7 +131,8 @@ def _estimates(paths: list[Path]) -> list[dict[str, Any]]:
                     "model": model,
                     "replicas_estimate": guess,
                     "replicas_replay": count if meets else None,
-                    "worker_time_ratio": round(guessed_ms / worker_ms, 3),
+                    "p99_ttft_estimate": round(estimate.p99_ttft_ms(curve, traffic.t_ms, count)),
+                    "p99_ttft_replay": round(float(np.quantile(done.ttft_ms, 0.99))),
                 }
             )
     return found

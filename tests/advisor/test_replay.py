@@ -53,13 +53,13 @@ def test_a_full_replica_conserves_work() -> None:
 def test_a_worker_is_paid_from_its_start_to_its_idle_end() -> None:
     """The example of a vendor that billed so: 5 s of boot, 10 s of work, 10 s of idle: 25 s for one call."""
     one = replay.workers(fixed_curve([10_000.0]), [0.0], 1e6, WorkerRules(5_000.0, 10_000.0))
-    assert one.intervals == [(0.0, 5_000.0, 25_000.0)]
+    assert one.intervals == [(0.0, 5_000.0, 25_000.0, 0)]
     assert one.cold == 1
     hundred = replay.workers(
         fixed_curve([10_000.0] * 100), [15_000.0 * (k > 0) + 10_000.0 * max(0, k - 1) for k in range(100)], 2e6,
         WorkerRules(5_000.0, 10_000.0),
     )  # fmt: skip
-    assert hundred.intervals == [(0.0, 5_000.0, 1_015_000.0)]  # 5 + 100 x 10 + 10 s
+    assert hundred.intervals == [(0.0, 5_000.0, 1_015_000.0, 0)]  # 5 + 100 x 10 + 10 s
 
 
 def test_a_warm_worker_is_never_cold_and_a_second_one_starts_in_a_burst() -> None:
@@ -74,7 +74,7 @@ def test_reactive_pools_follow_late_and_shrink_later() -> None:
     t_ms = np.sort(np.concatenate([np.arange(0, 3.6e6, 2_000.0), np.arange(1.2e6, 1.8e6, 150.0)])).tolist()
     curve = fixed_curve([1_000.0] * len(t_ms))
     done = replay.reactive(curve, t_ms, 3.6e6, 1, 0.7, 240_000.0)
-    paid = sum(until - begun for begun, _, until in done.intervals) / 3.6e6
+    paid = sum(until - begun for begun, _, until, _ in done.intervals) / 3.6e6
     assert paid > 1.5  # replicas were added …
     assert paid < 12  # … and taken away again
     assert np.quantile(done.ttft_ms, 0.99) > 60_000  # minutes behind the jump
@@ -114,7 +114,26 @@ def test_the_estimate_is_within_a_tenth_of_the_replay(shape: str, accelerator: s
     if guess > 1:
         fewer = replay.fixed(curve, t_ms, traffic.span_ms, guess - 1, 2_000.0)
         assert fewer.lost or np.quantile(fewer.ttft_ms, 0.99) > 2_000.0
-    rules = WorkerRules(10_000.0, 60_000.0)
-    guessed, _ = estimate.worker_ms(curve, traffic.t_ms, rules)
-    paid = sum(until - begun for begun, _, until in replay.workers(curve, t_ms, traffic.span_ms, rules).intervals)
-    assert guessed == pytest.approx(paid, rel=0.10)
+
+
+def bursts(count: int, size: int) -> Traffic:
+    """`size` equal requests within a second of each other, `count` times, a minute apart: what overtakes averages."""
+    base = describe("steady", count * size * 24, 2_000, 27)
+    base = replace(base, inputs=np.full(len(base), 2_000))
+    t_ms = np.concatenate([k * 60_000.0 + np.arange(size) * 1_000.0 / size for k in range(count)])
+    cut = base.chosen(np.arange(len(base)) < len(t_ms))
+    return replace(cut, t_ms=t_ms, span_ms=count * 60_000.0)
+
+
+@pytest.mark.parametrize("size", [20, 60, 150])
+def test_the_estimate_of_bursts_is_within_a_tenth_of_the_replay(size: int) -> None:
+    """A level taken over the whole day made bursts look quick: 12 % too few replicas on a real trace."""
+    traffic = bursts(20, size)
+    curve = hardware.curve(traffic, MODELS["qwen-32b-fp8"], ACCELERATORS["h100"], 1, 100.0, 256)
+    assert curve is not None
+    guess = estimate.replicas(curve, traffic.t_ms, traffic.span_ms, 2_000.0)
+    needed = next(
+        n for n in range(1, 64)
+        if np.quantile(replay.fixed(curve, traffic.t_ms.tolist(), traffic.span_ms, n).ttft_ms, 0.99) <= 2_000.0
+    )  # fmt: skip
+    assert guess == pytest.approx(needed, rel=0.10)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tidegate.advisor import estimate, hardware
+from tidegate.advisor import estimate, hardware, replay
 from tidegate.advisor.catalogue import Rental
 from tidegate.advisor.costs import Costing
 from tidegate.advisor.hardware import Curve
@@ -18,6 +18,7 @@ from tidegate.advisor.replay import WorkerRules
 from tidegate.advisor.traffic import HOUR_MS, MONTH_HOURS, Traffic
 
 REQUESTS_MAX = 400_000
+REQUESTS_ENOUGH = 150_000  # a small trace is scaled up to these, a larger one to twice what it is
 STEPS = tuple(2.0**k for k in range(-5, 9))
 
 
@@ -73,7 +74,8 @@ def find(costing: Costing, sides: Sides) -> BreakEven:
     hourly = sides.rental.usd_per_hour * sides.curve.spread
     per_hour = hourly / sides.usd_per_request
     per_request = float((traffic.inputs + traffic.outputs).mean())
-    points = tuple(_point(costing, sides, step) for step in STEPS if 100 <= step * len(traffic) <= REQUESTS_MAX)
+    most = min(REQUESTS_MAX, max(REQUESTS_ENOUGH, 2 * len(traffic)))
+    points = tuple(_point(costing, sides, step) for step in STEPS if 100 <= step * len(traffic) <= most)
     return BreakEven(
         dedicated=sides.dedicated,
         by_token=sides.by_token,
@@ -100,8 +102,9 @@ def _point(costing: Costing, sides: Sides, factor: float) -> Point:
         spread = hardware.fitting(need.model, hardware.known()[0][rental.name], rental.count_max) or 1
         other = _curve(costing, scaled, rental, spread)
         if other is not None:
-            ms, _ = estimate.worker_ms(other, scaled.t_ms, rules)
-            workers = (ms + rules.warm * scaled.span_ms) * rental.usd_per_hour * spread / HOUR_MS / scaled.months
+            done = replay.workers(other, scaled.t_ms.tolist(), scaled.span_ms, rules)
+            ms = sum(until - begun for begun, _, until, _ in done.intervals)
+            workers = None if done.lost else ms * rental.usd_per_hour * spread / HOUR_MS / scaled.months
     hourly = sides.rental.usd_per_hour * sides.curve.spread
     return Point(
         factor=factor,

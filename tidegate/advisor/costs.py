@@ -113,9 +113,7 @@ class Costing:
                 found = tries.reserved(part, self.need.slo_ttft_ms, self._fit(offer, part))
                 return self._best(found, lambda one: self._reserved(offer, part, one.rental, one.curve))
             case "worker" | "execution":
-                cold_ms = self._cold_ms(offer)
-                found = tries.workers(offer, part, self.need.slo_ttft_ms, cold_ms, self._fit(offer, part))
-                return self._best(found, lambda one: self._workers(offer, part, one))
+                return self._on_workers(offer, part)
 
     def nothing(self, why: str) -> Outcome:
         """No cost, and why there is none."""
@@ -224,10 +222,27 @@ class Costing:
 
     # -- by worker time or execution ----------------------------------------------------------------------------------
 
-    def _workers(self, offer: Offer, part: Traffic, one: Try) -> Outcome:
-        rules = WorkerRules(self._cold_ms(offer), offer.idle_s * 1e3, one.warm, offer.workers_max)
-        done = self._replay(lambda: replay.workers(one.curve, part.t_ms.tolist(), part.span_ms, rules, self.tick))
-        return replace(self._executed(offer, done, part, one.rental, one.curve, rules), warm=one.warm)
+    def _on_workers(self, offer: Offer, part: Traffic) -> Outcome:
+        """Every accelerator is replayed with no worker kept warm; what keeping some warm costs follows from that."""
+        bare: dict[str, Outcome] = {}
+        found: list[Try] = []
+        fit = self._fit(offer, part)
+        quick = [one for one in fit if float(np.quantile(one[1].prefill_ms, 0.99)) <= self.need.slo_ttft_ms]
+        for rental, c in fit if self.need.exhaustive or not quick else quick:
+            done, outcome = self._workers(offer, part, rental, c, 0)
+            bare[rental.name] = outcome
+            found.append(Try(rental, c, 0, outcome.total, not outcome.why_not))
+            found += tries.warm(offer, part, self.need.slo_ttft_ms, self._cold_ms(offer), found[-1], done)
+
+        def run(one: Try) -> Outcome:
+            return self._workers(offer, part, one.rental, one.curve, one.warm)[1] if one.warm else bare[one.rental.name]
+
+        return self._best(found, run)
+
+    def _workers(self, offer: Offer, part: Traffic, rental: Rental, c: Curve, warm: int) -> tuple[Replayed, Outcome]:
+        rules = WorkerRules(self._cold_ms(offer), offer.idle_s * 1e3, warm, offer.workers_max)
+        done = self._replay(lambda: replay.workers(c, part.t_ms.tolist(), part.span_ms, rules, self.tick))
+        return done, replace(self._executed(offer, done, part, rental, c, rules), warm=warm)
 
     def _executed(
         self, offer: Offer, done: Replayed, part: Traffic, rental: Rental, c: Curve, rules: WorkerRules
@@ -237,15 +252,15 @@ class Costing:
             late = "answers when an instance is up; somebody is waiting for these"
             return replace(self._paid(done, part, rental, c, rental.usd_per_hour, offer), why_not=late)
         if offer.billing == "worker":
-            always = [i for i in done.intervals if rules.warm and i[0] == i[1] == 0.0 and i[2] == part.span_ms]
-            others = [i for i in done.intervals if i not in always[: rules.warm]]
+            others = [i for i in done.intervals if i[3] >= rules.warm]
+            always = [i for i in done.intervals if i[3] < rules.warm]
             paid = self._paid(replace(done, intervals=others), part, rental, c, rental.usd_per_hour, offer)
-            warm = self._paid(replace(done, intervals=always[: rules.warm]), part, rental, c, warm_rate)
+            warm = self._paid(replace(done, intervals=always), part, rental, c, warm_rate)
             return replace(paid, usd=paid.usd + warm.usd, paid_ms=paid.paid_ms + warm.paid_ms)
         rounded = np.ceil(done.executed_ms / offer.round_up_ms) * offer.round_up_ms
         usd = self._by_unit(part.t_ms, rounded) * rental.usd_per_hour * c.spread / HOUR_MS
         if offer.bill_cold:
-            starts = np.array([begun for begun, ready, _ in done.intervals if ready > begun])
+            starts = np.array([begun for begun, ready, _, _ in done.intervals if ready > begun])
             cold_usd = rules.cold_ms * rental.usd_per_hour * c.spread / HOUR_MS
             usd = usd + self._by_unit(starts, np.full(len(starts), cold_usd))
         usd = usd + rules.warm * part.span_ms / HOUR_MS * warm_rate * c.spread / self.units

@@ -30,14 +30,14 @@ NEVER = float("inf")
 TICK = 10_000
 
 Progress = Callable[[int], None]
-Interval = tuple[float, float, float]  # from, ready and until, in ms
+Interval = tuple[float, float, float, int]  # from, ready and until, in ms, and whose number it was
 
 
 @dataclass(slots=True, eq=False)
 class Replayed:
     """`ttft_ms` per request (for fixed-time work: until its answer), `cold` how many met a replica that was starting.
 
-    `intervals` are replicas' times (start, ready, end), `busy_ms` is replica time with at least one request,
+    `intervals` are replicas' times (start, ready, end, number), `busy_ms` is replica time with at least one request,
     `executed_ms` what each request took from its place on, `index` the worker of each. When `lost` the queue grew
     without end and the rest of the numbers say nothing.
     """
@@ -84,20 +84,25 @@ class _Run:
     late_max: float = 0.02
 
     def admit(self, replica: Replica, i: int, now: float) -> None:
-        """Request i on `replica`, whose ended requests are gone from its book."""
+        """Request i on `replica`, whose ended requests are gone from its book. Every request of every replay comes by
+        here: comparisons, because `max` takes as long as the rest.
+        """
         curve, ends = self.curve, replica.ends
         count, slots = len(ends), curve.slots
         begin, level = (now, count + 1) if count < slots else (ends[count - slots], slots)
         if replica.ready > begin:
             begin = replica.ready
             self.cold += 1
-        first = max(begin, replica.prefilled) + curve.prefill_ms[i] * curve.stretch[level]
-        done = max(begin, replica.done) + self.work[i]
-        end = max(first + curve.tokens[i] * curve.token_ms[level], done)
+        first, done, busy_until = replica.prefilled, replica.done, replica.busy_until
+        first = (begin if begin > first else first) + curve.prefill_ms[i] * curve.stretch[level]
+        done = (begin if begin > done else done) + self.work[i]
+        end = first + curve.tokens[i] * curve.token_ms[level]
+        if end < done:
+            end = done
         replica.prefilled, replica.done = first, done
         insort(ends, end)
-        if end > replica.busy_until:
-            replica.busy_ms += end - max(begin, replica.busy_until)
+        if end > busy_until:
+            replica.busy_ms += end - (begin if begin > busy_until else busy_until)
             replica.busy_until = end
         self.ttft.append(first - now)
         self.executed.append(end - begin)
@@ -146,7 +151,7 @@ def fixed(curve: Curve, t_ms: list[float], span_ms: float, replicas: int, slo_ms
         run.admit(_least(pool, now), i, now)
         if run.late and run.lost:
             break
-    return run.over(pool, [(0.0, 0.0, span_ms)] * replicas)
+    return run.over(pool, [(0.0, 0.0, span_ms, k) for k in range(replicas)])
 
 
 def reactive(
@@ -174,13 +179,14 @@ def reactive(
                 low, leaving = 0, pool[wanted:]
                 pool = pool[:wanted]
                 gone_ms += sum(r.busy_ms for r in leaving)
-                closed += [(r.begun, r.begun, max(next_ms, r.busy_until)) for r in leaving]
+                closed += [(r.begun, r.begun, max(next_ms, r.busy_until), wanted + k) for k, r in enumerate(leaving)]
             next_ms += CONTROL_MS
         arrived_ms += run.work[i]
         run.admit(_soonest(pool, now, curve.slots), i, now)
         if run.late and run.lost:
             break
-    return run.over(pool, closed + [(r.begun, r.begun, max(span_ms, r.begun)) for r in pool], gone_ms)
+    closed += [(r.begun, r.begun, max(span_ms, r.begun), k) for k, r in enumerate(pool)]
+    return run.over(pool, closed, gone_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +206,22 @@ def workers(
     run = _Run(curve, curve.work_ms.tolist())
     pool = [Replica(0.0, 0.0) for _ in range(rules.warm)]
     ended: list[Interval] = []
-    gone_ms = 0.0
+    gone_ms, slots = 0.0, curve.slots
     for i, now in enumerate(t_ms):
         if progress is not None and i % TICK == 0:
             progress(i)
         chosen, place, least_wait, soonest = -1, -1, NEVER, -1
         for k, replica in enumerate(pool):
-            count = replica.taken(now)
+            ends = replica.ends  # as Replica.taken, without the call
+            if ends and ends[0] <= now:
+                del ends[: bisect_right(ends, now)]
+            count = len(ends)
             if not count and replica.alive_until <= now and k >= rules.warm:
                 place = k if place < 0 else place  # ended: the next to start takes its place
-            elif count < curve.slots:
+            elif count < slots:
                 chosen = k
                 break
-            elif (wait := replica.ends[count - curve.slots] - now) < least_wait:
+            elif (wait := ends[count - slots] - now) < least_wait:
                 least_wait, soonest = wait, k
         if chosen < 0 and (place >= 0 or len(pool) < rules.most):
             chosen = place if place >= 0 else len(pool)
@@ -220,7 +229,7 @@ def workers(
                 pool.append(Replica(now, now + rules.cold_ms))
             else:
                 old = pool[chosen]
-                ended.append((old.begun, old.ready, old.alive_until))
+                ended.append((old.begun, old.ready, old.alive_until, chosen))
                 gone_ms += old.busy_ms
                 pool[chosen] = Replica(now, now + rules.cold_ms)
             if least_wait < rules.cold_ms:
@@ -233,5 +242,5 @@ def workers(
             break
     for k, replica in enumerate(pool):
         until = span_ms if k < rules.warm else max(replica.alive_until, replica.ready)
-        ended.append((replica.begun, replica.ready, until))
+        ended.append((replica.begun, replica.ready, until, k))
     return run.over(pool, ended, gone_ms)

@@ -8,7 +8,7 @@ import numpy as np
 from tidegate.advisor import estimate
 from tidegate.advisor.catalogue import Offer, Rental
 from tidegate.advisor.hardware import Curve
-from tidegate.advisor.replay import WorkerRules
+from tidegate.advisor.replay import Replayed
 from tidegate.advisor.traffic import HOUR_MS, Traffic
 
 WARM_MAX = 2
@@ -18,7 +18,9 @@ TRIES_MAX = 12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Try:
-    """One way to use an offer. `usd` and `meets` (the latency target) are estimates."""
+    """One way to use an offer. `usd` and `meets` (the latency target) are estimates, but for workers of which none is
+    kept warm: those were replayed.
+    """
 
     rental: Rental
     curve: Curve
@@ -47,20 +49,24 @@ def reserved(part: Traffic, slo_ms: float, fit: Sequence[tuple[Rental, Curve]]) 
     return found
 
 
-def workers(
-    offer: Offer, part: Traffic, slo_ms: float, cold_ms: float, fit: Sequence[tuple[Rental, Curve]]
-) -> list[Try]:
-    found = []
-    for rental, curve in fit:
-        own_ms = float(np.quantile(curve.prefill_ms, 0.99))
-        warm_rate = rental.usd_per_hour if rental.warm_usd_per_hour is None else rental.warm_usd_per_hour
-        for warm in range(WARM_MAX + 1):
-            rules = WorkerRules(cold_ms, offer.idle_s * 1e3, warm, offer.workers_max)
-            ms, starts = estimate.worker_ms(curve, part.t_ms, rules)
-            if offer.billing == "execution":
-                ms = estimate.executed_ms(curve, part.t_ms) + starts * cold_ms * offer.bill_cold
-            usd = (ms * rental.usd_per_hour + warm * part.span_ms * warm_rate) * curve.spread / HOUR_MS
-            # With one kept warm a burst waits for a place on it, not for the worker that is starting.
-            cold = not warm and starts > 0.01 * len(part) and cold_ms > slo_ms
-            found.append(Try(rental, curve, warm, usd, own_ms <= slo_ms and not cold))
+def warm(offer: Offer, part: Traffic, slo_ms: float, cold_ms: float, none: Try, done: Replayed) -> list[Try]:
+    """One, two … workers kept warm, from the replay of none: first workers take what they took, and so cost what being
+    warm costs in place of what they cost then.
+    """
+    if offer.async_only:
+        return []
+    rental, curve = none.rental, none.curve
+    rate = rental.usd_per_hour * curve.spread / HOUR_MS
+    warm_rate = rate if rental.warm_usd_per_hour is None else rental.warm_usd_per_hour * curve.spread / HOUR_MS
+    own_ms = float(np.quantile(curve.prefill_ms, 0.99))
+    found, saved_ms = [], 0.0
+    for count in range(1, WARM_MAX + 1):
+        for begun, ready, until, number in done.intervals:
+            if number == count - 1 and offer.billing == "worker":
+                saved_ms += until - (begun if offer.bill_cold else ready)
+            elif number == count - 1 and offer.bill_cold and ready > begun:
+                saved_ms += cold_ms
+        usd = none.usd - saved_ms * rate + count * part.span_ms * warm_rate
+        # With one kept warm a burst waits for a place on it, not for the worker that is starting.
+        found.append(Try(rental, curve, count, usd, own_ms <= slo_ms))
     return found
