@@ -8,6 +8,7 @@ from tidegate.policy.reconcile.room import Press, activate
 
 # A waiting endpoint looks over the fleet at most this often; in between it is offered what comes free.
 SEARCH_PAUSE_MS = 200
+BATCH_PAUSE_MS = 1_000  # nobody waits for batch, and on a busy fleet it would look at every event
 
 
 def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
@@ -18,15 +19,18 @@ def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
         endpoint = fleet.endpoints.get(name)
         if endpoint is None or endpoint.wait_key is None:
             continue
-        if now_ms - endpoint.searched_ms >= SEARCH_PAUSE_MS or now_ms >= _bound_ms(fleet, endpoint):
+        pause_ms = BATCH_PAUSE_MS if name in fleet.batch else SEARCH_PAUSE_MS
+        overdue = name not in fleet.batch and now_ms >= _bound_ms(fleet, endpoint)
+        if overdue or now_ms - endpoint.searched_ms >= pause_ms:
             endpoint.searched_ms = now_ms
             _serve(fleet, endpoint, now_ms, None)
         else:
-            fleet.look_again(endpoint, endpoint.searched_ms + SEARCH_PAUSE_MS)
+            fleet.look_again(endpoint, endpoint.searched_ms + pause_ms)
     if fleet.room_nodes:
         nodes, fleet.room_nodes = fleet.room_nodes, {}
         for _, _, name in fleet.waiting[: fleet.settings.retries_per_event_max]:
-            _serve(fleet, fleet.endpoints[name], now_ms, nodes)
+            if name not in fleet.batch:
+                _serve(fleet, fleet.endpoints[name], now_ms, nodes)
     if not fleet.waiting and fleet.first_loads:
         _serve_first_load(fleet, now_ms)
 
