@@ -243,6 +243,9 @@ async def test_contracts_are_sold_shown_and_billed(client: Client) -> None:
         ({"alert_secret": SECRET}, "alert_url"),
         ({"alert_url": "http://x", "alert_secret": "short"}, "alert_secret"),
         ({"modes": ["gratis"]}, "modes[0]"),
+        ({"on_exhausted": "shrug"}, "on_exhausted"),
+        ({"on_exhausted": "refuse", "overage_plan": "default"}, "overage_plan"),
+        ({"on_exhausted": "refuse", "rollover_percent": 5, "rollover_days": 1}, "rollover_percent"),
     ],
 )
 @on_loop
@@ -266,3 +269,36 @@ def test_another_contract_with_the_same_id_is_refused(world: World) -> None:
     with pytest.raises(Refusal) as refused:
         world.contracts.add(replace(CONTRACT, tokens=7), purchase(CONTRACT))
     assert refused.value.code == "conflict"
+
+
+@on_loop
+async def test_contracts_for_the_same_requests_agree_on_what_comes_when_they_are_used_up(client: Client) -> None:
+    refusing = BODY | {"on_exhausted": "refuse"}
+    made = await client.post("contracts", refusing)
+    assert made.json()["contract"]["on_exhausted"] == "refuse"
+    assert (await client.post("contracts", refusing)).status_code == 201, "the same call again"
+    other = await client.post("contracts", BODY | {"id": "d"})
+    assert (other.status_code, other.json()["param"]) == (409, "on_exhausted"), other.json()
+    assert (await client.post("contracts", refusing | {"id": "e"})).status_code == 201, "more of the same"
+    later = {"starts": BODY["expires"], "expires": str(NOVEMBER_MS + 96 * HOUR_MS)}
+    assert (await client.post("contracts", BODY | later | {"id": "f"})).status_code == 201
+
+
+@on_loop
+async def test_what_refusing_contracts_have_left_is_told_by_gateway_until_they_are_over(world: World) -> None:
+    contract = replace(CONTRACT, refuses=True)
+    of = Spending(Scope.CONTRACT, "c", Window.TOTAL, contract.starts_ms, 0)
+    world.contracts.add(contract, purchase(contract))
+    await world.write(usage("a"))
+    await world.billing.drain()
+    assert world.billing.refusing == (contract,)
+    await world.write(usage("b", gateway="boot-2"), usage("elsewhere", tenant="birch"), boot="boot-2")
+    await world.billing.drain()
+    spent = world.billing.spent
+    assert spent is not None
+    assert sum(spent.by_gateway[of].values()) == 30
+    assert spent.by_gateway[of]["boot-2"] == 15
+    assert world.ledger.spent(of, 10**14, ["boot-1", "boot-2"]) == {"boot-1": 15, "boot-2": 15, "": 0}
+    world.clock.at_ms = contract.expires_ms
+    await world.billing.drain()
+    assert world.billing.refusing == ()

@@ -66,6 +66,28 @@ def test_a_budget_holds_against_requests_at_once_and_a_killed_gateway(tmp_path: 
         wait_until(lambda: _spent_usd(platform) == f"0.{charged:09d}", "the budget to show what the bill does")
 
 
+@pytest.mark.e2e
+def test_a_contract_that_refuses_is_never_exceeded(tmp_path: Path) -> None:
+    with running(tmp_path, config=CONFIG) as platform:
+        model = next(e for e in platform.ready["endpoints"] if not e.endswith("embed"))
+        tenant = model.split("/")[0]
+        contract = ("contracts", "create", tenant, "--id", "c1", "--tokens", "3000", "--price", "0.003")
+        made = _verb(platform, *contract, "--expires", "2099-01-01", "--on-exhausted", "refuse")
+        assert made["contract"]["on_exhausted"] == "refuse"
+
+        def used_up() -> Any:
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda _: _ask(platform, model), range(16)))
+            error = _ask(platform, model).json().get("error", {})  # alone: nothing is reserved beside it
+            return error if error.get("code") == "insufficient_quota" else None
+
+        error = wait_until(used_up, "the tokens to be used up")
+        assert (error["limit"]["kind"], error["limit"]["full"]) == ("contract", 3000)
+        status = _verb(platform, "contracts", "status", "c1")
+        assert 0 < status["used_tokens"] <= 3000
+        assert _charged(platform) == 0, "nothing beyond what was prepaid"
+
+
 def _verb(platform: Platform, *arguments: str, code: int = 0) -> Any:
     """A command line against the platform; its JSON, or what it said on stderr where `code` is not 0."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TIDEGATE_")}

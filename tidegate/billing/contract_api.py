@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from tidegate.wire.contracts import (
     ContractCreated,
     ContractView,
     CreditCreate,
+    OnExhausted,
 )
 
 MS_PER_DAY = 86_400_000
@@ -77,9 +78,11 @@ class _Api:
                 message = f"`overage_plan`: {body.overage_plan!r}; accepted: {', '.join(sorted(plans))}"
                 raise Refusal("invalid_request", message, param="overage_plan")
         contract, made_secret = contract_of(body, self._billing.clock.now_ms())
-        before = next((c for c, _ in await asyncio.to_thread(self._contracts.all) if c.id == contract.id), None)
+        others = {c.id: c for c, _ in await asyncio.to_thread(self._contracts.all)}
+        before = others.pop(contract.id, None)
         if before is not None:
             contract = _same_again(contract, before, made_secret is not None)
+        _check_agrees(contract, others.values())
         await asyncio.to_thread(self._contracts.add, contract, purchase(contract))
         view = await self._view(contract, Drawn())
         return answer(ContractCreated(contract=view, alert_secret=made_secret if before is None else None), status=201)
@@ -119,6 +122,11 @@ def contract_of(body: ContractCreate, now_ms: int) -> tuple[Contract, str | None
     if bool(body.rollover_percent) is not bool(body.rollover_days):
         message = "`rollover_percent` and `rollover_days` go together: how much stays spendable, and for how long"
         raise Refusal("invalid_request", message, param="rollover_days")
+    refuses = body.on_exhausted is OnExhausted.REFUSE
+    if refuses and (body.rollover_percent or body.overage_plan is not None):
+        field = "overage_plan" if body.overage_plan is not None else "rollover_percent"
+        message = f"`{field}` does not go with `on_exhausted` refuse: what it does not cover is not served"
+        raise Refusal("invalid_request", message, param=field)
     secret, made = _secret(body)
     contract = Contract(
         id=body.id or "ctr-" + secrets.token_hex(6),
@@ -137,6 +145,7 @@ def contract_of(body: ContractCreate, now_ms: int) -> tuple[Contract, str | None
         minimum_month_nano_usd=_usd("minimum_month_usd", body.minimum_month_usd),
         alert_url=body.alert_url or "",
         alert_secret=secret,
+        refuses=refuses,
     )
     return contract, secret if made else None
 
@@ -169,6 +178,7 @@ def contract_view(contract: Contract, drawn: Drawn, alerts: Sequence[Alert], now
         models=list(contract.models),
         modes=list(contract.modes),
         overage_plan=contract.overage_plan,
+        on_exhausted=OnExhausted.REFUSE if contract.refuses else OnExhausted.OVERAGE,
         minimum_month_usd=usd(contract.minimum_month_nano_usd),
         alerts_to=contract.alert_url,
         alerts=[
@@ -192,6 +202,17 @@ def adjustment_view(adjustment: Adjustment) -> AdjustmentView:
         usd=usd(adjustment.nano_usd),
         note=adjustment.note,
     )
+
+
+def _check_agrees(contract: Contract, others: Iterable[Contract]) -> None:
+    """One request cannot be refused by one contract and let through by another."""
+    for other in others:
+        meet = contract.starts_ms < other.expires_ms + other.rollover_ms and other.starts_ms < contract.expires_ms
+        terms = ((contract.models, other.models), (contract.modes, other.modes))
+        shared = all(not mine or not theirs or set(mine) & set(theirs) for mine, theirs in terms)
+        if meet and shared and contract.tenant == other.tenant and contract.refuses is not other.refuses:
+            message = f"contract {other.id!r} may pay for the same requests and has the other `on_exhausted`"
+            raise Refusal("conflict", message, param="on_exhausted")
 
 
 def _same_again(contract: Contract, before: Contract, made: bool) -> Contract:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from tidegate.billing.commitments import ContractBooks
 from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.spending import SpendingFold
+from tidegate.domain.contract import Contract
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, FactsSpan, RatedUsage, StateSum, TimeReport
 from tidegate.domain.limits import Limits
@@ -24,6 +25,7 @@ from tidegate.money.hours import rate_hour
 from tidegate.money.prices import PriceTable
 from tidegate.money.rating import rate
 from tidegate.money.tariff import Tariff
+from tidegate.quota.prepaid import rules
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Ingest:
         self._charged_until_ms = 0
         self._contracts = ContractBooks(contracts, ledger) if contracts is not None else None
         self._commitments = Commitments(())
+        self.refusing: tuple[Contract, ...] = ()
         self.spending = SpendingFold(ledger)
 
     def turn(
@@ -89,9 +92,10 @@ class Ingest:
         self._observe(now_ms, facts)
         tariff = Tariff(PriceTable(self._prices.versions()), self._spans)
         self._commitments = self._contracts.load() if self._contracts is not None else Commitments(())
+        self.refusing = self._commitments.refusing(now_ms)
         records = pages = 0
         boots = self._reader.boots()
-        self.spending.watch(limits, boots, now_ms)
+        self.spending.watch((*limits, *rules(self.refusing)), boots, now_ms)
         for boot in boots:
             cursor = self._ledger.cursor(boot)
             while pages < TURN_PAGES_MAX:

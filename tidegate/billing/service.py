@@ -10,6 +10,7 @@ from tidegate.billing.ingest import Ingest
 from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.retention import keep_records
 from tidegate.billing.statements import Statements
+from tidegate.domain.contract import Contract
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.ledger import EndpointFacts, TimeReport
 from tidegate.domain.limits import Limits
@@ -98,6 +99,11 @@ class Billing:
     def spent(self) -> Spent | None:
         """What the ledger has of each budget; None before the journals were first read to their ends."""
         return self._ingest.spending.known
+
+    @property
+    def refusing(self) -> Sequence[Contract]:
+        """Contracts that refuse what they do not cover, as of the last look at them."""
+        return self._ingest.refusing
 
     async def add_price(self, version: PriceVersion) -> PriceVersion:
         """Raises Refusal conflict when a version with the same terms begins at the same instant, StoreFault."""

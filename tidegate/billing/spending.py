@@ -37,14 +37,14 @@ class SpendingFold:
         for rated in page:
             cost = -sum(entry.amount for entry in rated.entries if entry.account.startswith("revenue/"))
             record = rated.record
-            for subject in (
-                (Scope.KEY, record.key), (Scope.TENANT, record.tenant), (Scope.ENDPOINT, record.endpoint),
-            ):  # fmt: skip
-                for of in by_subject.get(subject, ()) if cost else ():
+            spent = [((Scope.KEY, record.key), cost), ((Scope.TENANT, record.tenant), cost)]
+            spent += [((Scope.ENDPOINT, record.endpoint), cost), *_drawn(rated)]
+            for subject, amount in spent:
+                for of in by_subject.get(subject, ()) if amount else ():
                     if of.start_ms <= record.arrived_ms < bounds(of.window, of.start_ms)[1]:
                         sums = self._sums[of]
                         boot = record.gateway if record.arrived_ms >= of.since_ms else ""
-                        sums[boot] = sums.get(boot, 0) + cost
+                        sums[boot] = sums.get(boot, 0) + amount
 
     def forget(self) -> None:
         """What is carried along is no longer certain: everything is read again."""
@@ -57,3 +57,9 @@ class SpendingFold:
         """The end of a turn that read every journal to its end: from now on this is what is known."""
         sums: Mapping[Spending, Mapping[str, int]] = {of: dict(sums) for of, sums in self._sums.items()}
         self.known = Spent(sums, frozenset(self._closed), frozenset(boots) - self._closed)
+
+
+def _drawn(rated: RatedUsage) -> list[tuple[tuple[Scope, str], int]]:
+    """The tokens a request has taken from contracts."""
+    named = ((entry, entry.account.partition("/")) for entry in rated.entries)
+    return [((Scope.CONTRACT, contract), e.quantity) for e, (kind, _, contract) in named if kind == "commitment"]

@@ -25,6 +25,9 @@ def create(
     rollover_percent: Annotated[int, typer.Option(help="share of what is unspent that stays spendable")] = 0,
     rollover_days: Annotated[int, typer.Option(help="for how long it does")] = 0,
     overage_plan: Annotated[str | None, typer.Option(help="price plan for what is not covered")] = None,
+    on_exhausted: Annotated[
+        str | None, typer.Option(metavar="overage|refuse", help="what comes when the tokens are used up; overage")
+    ] = None,
     minimum_month: Annotated[
         str | None, typer.Option(metavar="USD", help="least that tokens come to in each whole month")
     ] = None,
@@ -50,6 +53,7 @@ def create(
         "rollover_percent": rollover_percent,
         "rollover_days": rollover_days,
         "overage_plan": overage_plan,
+        "on_exhausted": on_exhausted,
         "minimum_month_usd": minimum_month,
         "alert_url": alert_url,
         "alert_secret": alert_secret,

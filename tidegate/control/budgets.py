@@ -7,14 +7,17 @@ it had left when it died is free again once its journal is in the ledger.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tidegate.control.desired import DesiredState
 from tidegate.control.loop import FleetLoop, GatewaySession
+from tidegate.domain.contract import Contract
 from tidegate.domain.errors import Fault, LinkFault
 from tidegate.domain.ports import Clock
 from tidegate.domain.price import PriceVersion
+from tidegate.quota.prepaid import rules
 from tidegate.quota.treasury import Spent, Treasury
-from tidegate.wire.internal import BudgetLeases, BudgetUse, Gateways, Message, PriceList
+from tidegate.wire.internal import BudgetLeases, BudgetUse, Gateways, Message, PriceList, RefusingContracts
 
 TICK_MS = 250
 LEASE_MS = 600_000  # a gateway that hears nothing for so long spends nothing more
@@ -24,7 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class Budgets:
-    """`read_spent` is what the ledger knows, None while it does not; `prices` reads the price book (in a thread)."""
+    """`read_spent` is what the ledger knows, None while it does not; `prices` reads the price book (in a thread);
+    `contracts` are those that refuse what they do not cover.
+    """
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class Budgets:
         clock: Clock,
         read_spent: Callable[[], Spent | None],
         prices: Callable[[], Sequence[PriceVersion]],
+        contracts: Callable[[], Sequence[Contract]] = tuple,
     ) -> None:
         self._desired = desired
         self._loop = loop
@@ -40,6 +46,8 @@ class Budgets:
         self.spent = read_spent
         self._read_prices = prices
         self._prices: PriceList | None = None
+        self._read_contracts = contracts
+        self._contracts = RefusingContracts(())
         self._sessions: dict[str, GatewaySession] = {}
         self._heard: dict[str, GatewaySession] = {}
         self._renewed_ms: dict[str, int] = {}
@@ -79,7 +87,13 @@ class Budgets:
         if self._prices is None:
             self._prices = PriceList(tuple(await asyncio.to_thread(self._read_prices)))
         await self._meet(self._prices)
-        limits, spent, now_ms = self._desired.state.limits, self.spent(), self._clock.now_ms()
+        # Whoever is told of a threshold, and the secret it is signed with, are none of a gateway's business.
+        refusing = RefusingContracts(tuple(replace(c, alert_url="", alert_secret="") for c in self._read_contracts()))
+        if refusing != self._contracts:
+            self._contracts = refusing
+            await self._send_all(refusing)
+        limits = (*self._desired.state.limits, *rules(refusing.contracts))
+        spent, now_ms = self.spent(), self._clock.now_ms()
         if spent is None:
             return
         leases = self._treasury.lease(limits, spent, now_ms)
@@ -106,6 +120,8 @@ class Budgets:
         self._sessions = now
         for session in come:
             await self._send(session, prices)
+            if self._contracts.contracts:
+                await self._send(session, self._contracts)
         await self._send_all(Gateways(len(now)))
 
     async def _send_all(self, message: Message) -> None:

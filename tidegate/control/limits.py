@@ -45,7 +45,7 @@ async def delete_limits(call: Call) -> object:
     try:
         scope = Scope(call.query.get("scope", ""))
     except ValueError:
-        message = f"`scope`: accepted: {', '.join(Scope)}"
+        message = f"`scope`: accepted: {', '.join(scope for scope in Scope if scope is not Scope.CONTRACT)}"
         raise Refusal("invalid_request", message, param="scope") from None
 
     def build(state: State) -> Change:
@@ -79,7 +79,9 @@ def _amount(field: str, text: str) -> int:
 
 
 def _unknown(scope: Scope, subject: str) -> Refusal:
-    accepted = {Scope.KEY: "the id of a tenant's key", Scope.TENANT: "a tenant", Scope.ENDPOINT: "tenant/name"}[scope]
+    accepted = {Scope.KEY: "the id of a tenant's key", Scope.TENANT: "a tenant", Scope.ENDPOINT: "tenant/name"}.get(
+        scope, f"none with scope {scope.value!r}: a contract says itself what comes when it is used up"
+    )
     return Refusal("not_found", f"`subject`: {subject!r} is unknown; accepted: {accepted}", param="subject")
 
 
@@ -93,6 +95,8 @@ def _owner(state: State, scope: Scope, subject: str) -> str | None:
             return next((tenant.id for tenant in state.tenants if tenant.id == subject), None)
         case Scope.ENDPOINT:
             return next((d.tenant for d in state.deployments if d.endpoint == subject), None)
+        case Scope.CONTRACT:  # its limit comes from the contract, which is billing's
+            return None
 
 
 def _readable(identity: Identity, state: State) -> set[str | None]:

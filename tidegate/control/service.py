@@ -16,6 +16,7 @@ from tidegate.control.loop import FleetLoop
 from tidegate.control.meters import Meters
 from tidegate.control.sessions import serve_links
 from tidegate.control.settings import ControlSettings
+from tidegate.domain.contract import Contract
 from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
 from tidegate.domain.errors import Refusal
 from tidegate.domain.limits import Scope
@@ -33,7 +34,8 @@ class Control:
 
     `price_plans` names the plans an endpoint may have (read in a worker thread with each apply). `time_marks`: node →
     the instant up to which its accelerator time is in the ledger. `spent` is what the ledger has of each budget, None
-    while it does not know; `prices` reads the price book (in a worker thread). `distant` is where parts on other
+    while it does not know; `prices` reads the price book (in a worker thread); `contracts` are those that refuse what
+    they do not cover. `distant` is where parts on other
     machines come in.
     """
 
@@ -51,6 +53,7 @@ class Control:
         time_marks: Mapping[str, int] | None = None,
         spent: Callable[[], Spent | None] = lambda: None,
         prices: Callable[[], Sequence[PriceVersion]] = tuple,
+        contracts: Callable[[], Sequence[Contract]] = tuple,
         distant: Listener | None = None,
     ) -> None:
         self.settings = settings
@@ -59,7 +62,7 @@ class Control:
         self.activity = ActivityLog(store, clock)
         self.loop = FleetLoop(core, self.activity, self.meters, clock, settings.relay_address)
         self.desired = DesiredState(store, self._changed)
-        self.budgets = Budgets(self.desired, self.loop, clock, spent, prices)
+        self.budgets = Budgets(self.desired, self.loop, clock, spent, prices, contracts)
         self.authorize = http.authorizer(self.desired, clock)
         self._inspector = inspector
         self._adapter_inspector = adapter_inspector

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tidegate.domain.endpoint import Mode
+
 
 @dataclass(frozen=True, slots=True)
 class Contract:
@@ -12,7 +14,8 @@ class Contract:
     what is unspent at expiry, `rollover_percent` stays spendable for `rollover_ms` more; the rest lapses, by an entry
     that says so. What no commitment covers is charged at the plan `overage_plan`, or as without a contract when that
     is empty. In each whole UTC calendar month of it the tenant pays at least `minimum_month_nano_usd` for tokens.
-    Alerts go to `alert_url`, signed with `alert_secret`.
+    Alerts go to `alert_url`, signed with `alert_secret`. Where it `refuses`, admission reserves its tokens and refuses
+    what it does not cover.
     """
 
     id: str
@@ -31,6 +34,11 @@ class Contract:
     alert_url: str = ""
     alert_secret: str = ""
     minimum_month_nano_usd: int = 0
+    refuses: bool = False
+
+    def takes(self, model: str, mode: str) -> bool:
+        """Whether requests of that model and mode may be paid with it."""
+        return mode != Mode.DEDICATED and model in (self.models or (model,)) and mode in (self.modes or (mode,))
 
 
 @dataclass(frozen=True, slots=True)

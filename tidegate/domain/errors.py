@@ -44,7 +44,7 @@ REFUSALS: dict[str, tuple[int, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class LimitHit:
-    """Which limit refused a request: `kind` is concurrency | rpm | tpm | budget | queue | capacity."""
+    """Which limit refused a request: `kind` is concurrency | rpm | tpm | budget | contract | queue | capacity."""
 
     kind: str
     current: int

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 
 class Scope(StrEnum):
-    """Whose limit it is. A request is subject to those of its key, of its tenant and of the endpoint it calls."""
+    """Whose limit it is. A request is subject to those of its key, of its tenant and of the endpoint it calls, and of
+    the contracts that pay for it: of these, amounts are tokens.
+    """
 
     KEY = auto()
     TENANT = auto()
     ENDPOINT = auto()
+    CONTRACT = auto()
 
 
 class Window(StrEnum):

@@ -6,6 +6,8 @@ nobody has limits, a request costs one look at a flag.
 
 from collections.abc import Iterable, Mapping
 
+from tidegate.domain.contract import Contract
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.limits import Limits
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.usage import UsageRecord
@@ -28,6 +30,7 @@ class Limiter:
         self._prices = PriceTable(())
         self._endpoints: Mapping[str, EndpointEntry] = {}
         self._rules: tuple[Limits, ...] = ()
+        self._contracts: tuple[Contract, ...] = ()
         self._gateways = 1
         self._number = 0
 
@@ -36,11 +39,15 @@ class Limiter:
     def rules(self, limits: tuple[Limits, ...], endpoints: Mapping[str, EndpointEntry], now_ms: int) -> None:
         self._endpoints = endpoints
         self._rules = limits
-        self.gate.set(limits, self._gateways, now_ms)
+        self.gate.set(limits, self._gateways, now_ms, self._contracts)
 
     def peers(self, gateways: int, now_ms: int) -> None:
         self._gateways = max(1, gateways)
-        self.gate.set(self._rules, self._gateways, now_ms)
+        self.gate.set(self._rules, self._gateways, now_ms, self._contracts)
+
+    def contracts(self, refusing: tuple[Contract, ...], now_ms: int) -> None:
+        self._contracts = refusing
+        self.gate.set(self._rules, self._gateways, now_ms, self._contracts)
 
     def prices(self, versions: Iterable[PriceVersion]) -> None:
         self._prices = PriceTable(versions)
@@ -64,17 +71,18 @@ class Limiter:
 
     def admit(self, call: Call, head: RequestHead) -> Hold | None:
         """What it takes, None where nobody limits it. Refusal rate_limit_exceeded, insufficient_quota and such."""
-        meters = self.gate.chain(call.key, call.tenant, call.entry.serves or call.entry.endpoint)
+        entry, size = call.entry, len(call.body)
+        meters = self.gate.chain(call.key, call.tenant, entry.serves or entry.endpoint, entry.model, entry.mode.value)
         if not meters:
             return None
-        entry, size = call.entry, len(call.body)
         if not any(meter.purses or meter.tokens for meter in meters) and not call.line:
             return self.gate.admit(meters, Demand(size, None, 0), call.arrived_ms)
         bound = bounds(call.api, head, call.body, entry.context_tokens_max)
         tokens = None if bound.output_tokens is None else bound.output_tokens * bound.answers
         cost = self._cost(call, bound) if any(meter.purses for meter in meters) else 0
         # Batch lines have a queue of their own: what they cost is limited, how fast they come is not.
-        return self.gate.admit(meters, Demand(size, tokens, cost), call.arrived_ms, rates=not call.line)
+        most = bound.input_tokens + self._output_max(call, bound)
+        return self.gate.admit(meters, Demand(size, tokens, cost, most), call.arrived_ms, rates=not call.line)
 
     def settle(self, hold: Hold, record: UsageRecord) -> None:
         """With what was recorded: the same amount that the ledger will rate it with."""
@@ -83,7 +91,9 @@ class Limiter:
             price = self._price(record.tenant, record.endpoint, record.model, record.mode, record.arrived_ms)
             cost = sum(entry.amount for entry in rate(record, price).entries[:1])
             self.dirty = True
-        self.gate.settle(hold, record.input_tokens + record.output_tokens, cost, record.ended_ms)
+        used = record.input_tokens + record.output_tokens
+        prepaid = used if record.billable and record.mode != Mode.DEDICATED else 0
+        self.gate.settle(hold, used, cost, record.ended_ms, prepaid)
 
     def _cost(self, call: Call, bound: Bounds) -> int:
         """The most it can cost, wherever it may be served: where it goes on overflow has a price of its own."""
@@ -96,8 +106,11 @@ class Limiter:
         price = self._price(call.tenant, entry.serves or entry.endpoint, entry.model, entry.mode.value, call.arrived_ms)
         if price is None:
             return 0
+        return worst_cost_nano_usd(bound.input_tokens, self._output_max(call, bound), entry.mode.value, price)
+
+    def _output_max(self, call: Call, bound: Bounds) -> int:
         output = call.entry.context_tokens_max if bound.output_tokens is None else bound.output_tokens
-        return worst_cost_nano_usd(bound.input_tokens, output * bound.answers, entry.mode.value, price)
+        return output * bound.answers
 
     def _price(self, tenant: str, endpoint: str, model: str, mode: str, at_ms: int) -> PriceVersion | None:
         entry = self._endpoints.get(endpoint)

@@ -42,6 +42,7 @@ from tidegate.wire.internal import (
     Gateways,
     KeyEntry,
     PriceList,
+    RefusingContracts,
     ServiceReported,
 )
 
@@ -287,6 +288,8 @@ class GatewayLoop:
                 self.limiter.peers(count, self._clock.now_ms())
             case PriceList(versions):
                 self.limiter.prices(versions)
+            case RefusingContracts(contracts):
+                self.limiter.contracts(contracts, self._clock.now_ms())
             case BudgetLeases():
                 self.limiter.leased(message, self._clock.now_ms())
                 self._announce(True)

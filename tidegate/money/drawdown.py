@@ -29,7 +29,6 @@ from tidegate.money.rating import rate
 
 GRACE_MS = 3_600_000  # a lapse waits this long: for requests that arrived in time and have not ended yet
 ALERTS_PERCENT = (50, 80, 100)
-_DEDICATED = "dedicated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +57,13 @@ class Commitments:
     def all(self) -> list[tuple[Contract, Drawn]]:
         return [(contract, self._drawn[contract.id]) for mine in self._of.values() for contract in mine]
 
+    def refusing(self, now_ms: int) -> tuple[Contract, ...]:
+        """Those that end in refusals and are not over, in the order in which they pay."""
+        return tuple(c for mine in self._of.values() for c in mine if c.refuses and now_ms < c.expires_ms)
+
     def concern(self, record: UsageRecord) -> list[Contract]:
         """The commitments in force for it, in the order in which they pay; usually none."""
-        if record.tenant not in self._of or not record.billable or record.mode == _DEDICATED:
+        if record.tenant not in self._of or not record.billable:
             return []
         return [c for c in self._of[record.tenant] if _in_force(c, record)]
 
@@ -160,11 +163,7 @@ def overage_plan(contracts: Iterable[Contract]) -> str:
 
 def _in_force(contract: Contract, record: UsageRecord) -> bool:
     ends_ms = contract.expires_ms + (contract.rollover_ms if contract.rollover_percent else 0)
-    return (
-        contract.starts_ms <= record.arrived_ms < ends_ms
-        and (not contract.models or record.model in contract.models)
-        and (not contract.modes or record.mode in contract.modes)
-    )
+    return contract.starts_ms <= record.arrived_ms < ends_ms and contract.takes(record.model, record.mode)
 
 
 def _rollover(contract: Contract, drawn: Drawn) -> int:

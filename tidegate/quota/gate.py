@@ -10,9 +10,11 @@ what it was leased. So their sum never exceeds the limit, or the number of gatew
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tidegate.domain.contract import Contract
 from tidegate.domain.errors import LimitHit, Refusal
 from tidegate.domain.limits import Lease, Limits, Scope, Window
 from tidegate.quota.buckets import Bucket
+from tidegate.quota.prepaid import rules
 from tidegate.quota.purse import Allowance, Purse
 
 CHARS_PER_TOKEN = 4  # for a rate, which is settled; never for money
@@ -24,19 +26,23 @@ Rule = tuple[Scope, str]
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request may come to. `output_tokens` is None where the client left it open (then only its end tells)."""
+    """What a request may come to. `output_tokens` is None where the client left it open (then only its end tells);
+    `tokens_max` is the most it can use, prompt and answer.
+    """
 
     body_bytes: int
     output_tokens: int | None
     cost_nano_usd: int
+    tokens_max: int = 0
 
 
 class Meter:
-    """The state of one rule in this gateway."""
+    """The state of one rule in this gateway; `contract` where that is whose tokens it counts."""
 
-    __slots__ = ("limits", "purses", "requests", "running", "running_max", "tokens")
+    __slots__ = ("contract", "limits", "purses", "requests", "running", "running_max", "tokens")
 
     def __init__(self, limits: Limits) -> None:
+        self.contract: Contract | None = None
         self.limits = limits
         self.requests: Bucket | None = None
         self.tokens: Bucket | None = None
@@ -70,11 +76,13 @@ class Hold:
     cost_nano_usd: int
     allowances: list[Allowance]
     headers: list[tuple[bytes, bytes]]
+    prepaid: Allowance | None = None
+    prepaid_tokens: int = 0
 
     @property
     def money(self) -> bool:
         """Whether what it really costs must be known at its end."""
-        return bool(self.allowances)
+        return bool(self.allowances) or self.prepaid is not None
 
 
 class Gate:
@@ -84,28 +92,36 @@ class Gate:
         self.active = False
         self.gateways = 1
         self._meters: dict[Rule, Meter] = {}
-        self._chains: dict[tuple[str, str], Sequence[Meter]] = {}
+        self._contracts: Sequence[Contract] = ()
+        self._chains: dict[tuple[str, str, str], Sequence[Meter]] = {}
 
-    def set(self, limits: Iterable[Limits], gateways: int, now_ms: int) -> None:
-        """Replaces all rules; `gateways` share them. Rules that stay keep what was used."""
+    def set(self, limits: Iterable[Limits], gateways: int, now_ms: int, contracts: Sequence[Contract] = ()) -> None:
+        """Replaces all rules; `gateways` share them. Rules that stay keep what was used. `contracts` are those that
+        refuse what they do not cover, in the order in which they pay.
+        """
         before, self._meters = self._meters, {}
-        for wanted in limits:
+        for wanted in (*limits, *rules(contracts)):
             rule = (wanted.scope, wanted.subject)
             meter = self._meters[rule] = before.get(rule) or Meter(wanted)
             meter.set(wanted, gateways, now_ms)
+        for contract in contracts:
+            self._meters[Scope.CONTRACT, contract.id].contract = contract
+        self._contracts = contracts
         self.gateways = gateways
         self.active = bool(self._meters)
         self._chains.clear()
 
-    def chain(self, key: str, tenant: str, endpoint: str) -> Sequence[Meter]:
-        """The rules a request is subject to, usually none."""
-        found = self._chains.get((key, endpoint))
+    def chain(self, key: str, tenant: str, endpoint: str, model: str = "", mode: str = "") -> Sequence[Meter]:
+        """The rules a request is subject to, usually none. `model` and `mode` are the endpoint's."""
+        found = self._chains.get((key, endpoint, mode))
         if found is None:
-            rules = ((Scope.KEY, key), (Scope.TENANT, tenant), (Scope.ENDPOINT, endpoint))
-            found = [self._meters[rule] for rule in rules if rule in self._meters]
+            paying = [c.id for c in self._contracts if c.tenant == tenant and c.takes(model, mode)]
+            mine = [(Scope.KEY, key), (Scope.TENANT, tenant), (Scope.ENDPOINT, endpoint)]
+            mine += [(Scope.CONTRACT, contract) for contract in paying]
+            found = [self._meters[rule] for rule in mine if rule in self._meters]
             if len(self._chains) >= CHAINS_MAX:
                 self._chains.clear()
-            self._chains[key, endpoint] = found
+            self._chains[key, endpoint, mode] = found
         return found
 
     def admit(self, meters: Sequence[Meter], demand: Demand, now_ms: int, *, rates: bool = True) -> Hold:
@@ -117,7 +133,9 @@ class Gate:
         rated = meters if rates else ()
         for meter in rated:
             _check_rates(meter, tokens, now_ms)
-        allowances = [purse.check(demand.cost_nano_usd, now_ms) for meter in meters for purse in meter.purses.values()]
+        budgets = [purse for meter in meters if meter.contract is None for purse in meter.purses.values()]
+        allowances = [purse.check(demand.cost_nano_usd, now_ms) for purse in budgets]
+        prepaid = _prepaid(meters, demand.tokens_max, now_ms)
         for meter in rated:
             meter.running += 1
             if meter.requests is not None:
@@ -126,10 +144,15 @@ class Gate:
                 meter.tokens.take(tokens)
         for allowance in allowances:
             allowance.used += demand.cost_nano_usd
-        return Hold(rated, tokens, demand.cost_nano_usd, allowances, _headers(rated, now_ms))
+        if prepaid is not None:
+            prepaid.used += demand.tokens_max
+        headers = _headers(rated, now_ms)
+        return Hold(rated, tokens, demand.cost_nano_usd, allowances, headers, prepaid, demand.tokens_max)
 
-    def settle(self, hold: Hold, tokens: int, cost_nano_usd: int, now_ms: int) -> None:
-        """The request has ended, with these tokens and this price. To be told once."""
+    def settle(self, hold: Hold, tokens: int, cost_nano_usd: int, now_ms: int, prepaid_tokens: int = 0) -> None:
+        """The request has ended, with these tokens and this price; `prepaid_tokens` of them are paid with a contract.
+        To be told once.
+        """
         for meter in hold.meters:
             meter.running -= 1
             if meter.tokens is not None:
@@ -137,6 +160,8 @@ class Gate:
                 meter.tokens.take(tokens - hold.tokens)
         for allowance in hold.allowances:
             allowance.used += cost_nano_usd - hold.cost_nano_usd
+        if hold.prepaid is not None:
+            hold.prepaid.used += prepaid_tokens - hold.prepaid_tokens
 
     def leased(self, leases: Iterable[Lease], until_ms: int) -> None:
         """Control's word on what this gateway may spend, good until `until_ms`."""
@@ -153,6 +178,21 @@ class Gate:
         """What it holds and has used, for control."""
         purses = [purse for meter in self._meters.values() for purse in meter.purses.values()]
         return tuple(lease for purse in purses for lease in purse.leases())
+
+
+def _prepaid(meters: Sequence[Meter], tokens: int, now_ms: int) -> Allowance | None:
+    """The first contract in force with room for all of it; None where none is in force. Refusal insufficient_quota."""
+    refusal: Refusal | None = None
+    for meter in meters:
+        contract = meter.contract
+        if contract is not None and contract.starts_ms <= now_ms < contract.expires_ms:
+            try:
+                return next(iter(meter.purses.values())).check(tokens, now_ms)
+            except Refusal as refused:
+                refusal = refused
+    if refusal is not None:
+        raise refusal
+    return None
 
 
 def _part(limit: int | None, gateways: int) -> int | None:

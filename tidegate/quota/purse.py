@@ -36,14 +36,14 @@ class Purse:
         self._ends_ms: tuple[int, int] = (0, 0)
 
     def check(self, cost_nano_usd: int, now_ms: int) -> Allowance:
-        """The allowance that pays `cost_nano_usd`; nothing is taken yet.
+        """The allowance that pays `cost_nano_usd` (tokens, of a contract); nothing is taken yet.
 
         Refusal insufficient_quota where it would go over, budget_unavailable where control must be asked first.
         """
         start_ms, end_ms = self._bounds(now_ms)
         allowance = self._allowances.get(start_ms)
         if allowance is None or now_ms >= self.until_ms:
-            text = f"{self._name}: what is left of its budget is not known here yet"
+            text = f"{self._name}: what is left of it is not known here yet"
             raise Refusal("budget_unavailable", text, retry_after_ms=ASK_AGAIN_MS)
         left = allowance.cap - allowance.used
         if cost_nano_usd > max(0, left):
@@ -78,11 +78,14 @@ class Purse:
 
     def _refusal(self, cost_nano_usd: int, left: int, reset_ms: int) -> Refusal:
         window, full, _ = self.budget
-        text = (
-            f"{self._name}: the budget of {usd(full)} USD {_SPAN[window]} leaves {usd(left)} USD, "
-            f"and this request may cost {usd(cost_nano_usd)} USD"
-        )
-        hit = LimitHit("budget", full - left, full)
+        if self.scope is Scope.CONTRACT:
+            text = f"{self._name}: of {full} prepaid tokens {left} are left, and this request may use {cost_nano_usd}"
+        else:
+            text = (
+                f"{self._name}: the budget of {usd(full)} USD {_SPAN[window]} leaves {usd(left)} USD, "
+                f"and this request may cost {usd(cost_nano_usd)} USD"
+            )
+        hit = LimitHit("contract" if self.scope is Scope.CONTRACT else "budget", full - left, full)
         never = window is Window.TOTAL or reset_ms > NEVER_MS // 2
         return Refusal(
             "insufficient_quota",

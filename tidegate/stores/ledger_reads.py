@@ -23,12 +23,14 @@ from tidegate.domain.ledger import (
     TimeSum,
     UsageKey,
     UsageSum,
+    commitment_account,
 )
-from tidegate.domain.limits import Spending
+from tidegate.domain.limits import Scope, Spending
 from tidegate.domain.units import MS_PER_HOUR
 from tidegate.domain.usage import Outcome
 from tidegate.stores import ledger_rows
 from tidegate.stores import ledger_tables as tables
+from tidegate.stores.contract_tables import contracts
 from tidegate.stores.ledger_rows import KEY_FIELDS, SUM_FIELDS, Cell
 
 _KEYS = len(KEY_FIELDS)
@@ -135,7 +137,13 @@ def entries_of(connection: Connection, numbers: Collection[int]) -> dict[int, tu
 
 
 def spent(connection: Connection, of: Spending, end_ms: int) -> int:
-    """What tokens of that window cost, charged or drawn. Windows begin and end with an hour, as rollups do."""
+    """What tokens of that window cost, charged or drawn. Windows begin and end with an hour, as rollups do. Of a
+    contract: the tokens drawn from it.
+    """
+    if of.scope is Scope.CONTRACT:
+        c = contracts.c
+        drawn = select(c.used_tokens + c.rolled_tokens).where(c.id == of.subject)
+        return connection.execute(drawn).scalar_one_or_none() or 0
     t = tables.usage_rollups.c
     names = ("input_nano_usd", "cached_nano_usd", "output_nano_usd", "minimum_nano_usd", "drawn_nano_usd")
     query = select(sum((_total(t[name]) for name in names[1:]), _total(t[names[0]])))
@@ -146,7 +154,7 @@ def spent(connection: Connection, of: Spending, end_ms: int) -> int:
 def spent_by(
     connection: Connection, of: Spending, start_ms: int, end_ms: int, boots: Collection[str]
 ) -> dict[str, int]:
-    """What these gateways' requests cost, charged or drawn from commitments."""
+    """What these gateways' requests cost, charged or drawn from commitments; of a contract, the tokens they drew."""
     if not boots:
         return {}
     u, e = tables.usage_records, tables.entries
@@ -154,8 +162,12 @@ def spent_by(
         select(u.c.gateway, -_total(e.c.amount))
         .join(e, e.c.transaction_id == u.c.transaction_id)
         .where(u.c.arrived_ms >= start_ms, u.c.arrived_ms < end_ms, u.c.gateway.in_(boots))
-        .where(u.c[of.scope.value] == of.subject, e.c.account.like("revenue/%"))
     )
+    if of.scope is Scope.CONTRACT:
+        query = query.with_only_columns(u.c.gateway, _total(e.c.quantity), maintain_column_froms=True)
+        query = query.where(e.c.account == commitment_account(of.subject))
+    else:
+        query = query.where(u.c[of.scope.value] == of.subject, e.c.account.like("revenue/%"))
     return {boot: amount for boot, amount in connection.execute(query.group_by(u.c.gateway))}
 
 

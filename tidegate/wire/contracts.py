@@ -1,5 +1,6 @@
 """The contracts part of the admin API: prepaid commitments, their status, credits. Pure."""
 
+from enum import StrEnum, auto
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
@@ -11,12 +12,19 @@ Usd = Annotated[str, Meta(min_length=1, max_length=40)]
 Instant = Annotated[str, Meta(max_length=40)]
 
 
+class OnExhausted(StrEnum):
+    """What becomes of requests that a contract in force has no tokens left for."""
+
+    OVERAGE = auto()
+    REFUSE = auto()
+
+
 class ContractCreate(Request, frozen=True, kw_only=True):
     """`tokens` prepaid with `price_usd`. `id` makes the call idempotent; left out, one is made.
 
     Instants are ISO 8601 or epoch milliseconds; `starts` is not in the past, now when left out. `models` and `modes`
     are those it may be spent on, all when left out. `alert_secret` (``whsec_…``) is made where only `alert_url` is
-    given, and shown this once.
+    given, and shown this once. `on_exhausted`: what no commitment covers is charged (`overage`), or refused.
     """
 
     tenant: Name
@@ -31,6 +39,7 @@ class ContractCreate(Request, frozen=True, kw_only=True):
     rollover_percent: Annotated[int, Meta(ge=0, le=100)] = 0
     rollover_days: Annotated[int, Meta(ge=0, le=3_660)] = 0
     overage_plan: Name | None = None
+    on_exhausted: OnExhausted = OnExhausted.OVERAGE
     minimum_month_usd: Usd = "0"
     alert_url: Annotated[str, Meta(max_length=2_000)] | None = None
     alert_secret: Annotated[str, Meta(max_length=200)] | None = None
@@ -67,6 +76,7 @@ class ContractView(Struct, frozen=True, kw_only=True):
     models: list[str]
     modes: list[str]
     overage_plan: str
+    on_exhausted: OnExhausted
     minimum_month_usd: str
     alerts_to: str
     alerts: list[AlertView]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tidegate.domain import plan
+from tidegate.domain.contract import Contract
 from tidegate.domain.endpoint import Mode, ModelKind, Overflow, Slo
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.limits import Lease, Limits
@@ -133,6 +134,13 @@ class PriceList:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusingContracts:
+    """Every contract that refuses what it does not cover and is not over, in the order in which they pay."""
+
+    contracts: tuple[Contract, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetLeases:
     """What a gateway may spend, for `good_ms` from now (of all its leases). `number` counts up on a link; to be
     answered with BudgetUse.
@@ -173,6 +181,7 @@ Message = (
     | Catalog
     | Gateways
     | PriceList
+    | RefusingContracts
     | BudgetLeases
     | BudgetUse
     | plan.NodeJoined
