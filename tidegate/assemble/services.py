@@ -143,6 +143,7 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         price_plans=lambda: {version.plan for version in ground.prices.versions()} - {""},
         time_marks=await asyncio.to_thread(ground.ledger.time_marks),
         spent=lambda: billing.spent,
+        contracts=lambda: billing.refusing,
         prices=ground.prices.versions,
     )
     billing = billing_service(config, ground, control, clock)
