@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Engine:
         self.awake.set()
         self.woken = False
         self.weights = self.loaded()
+        self.adapters: dict[str, str] = {}
+        self.takes_adapters = "--enable-lora" in argv and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
 
     def loaded(self) -> mmap.mmap:
         data = b"".join(file.read_bytes() for file in sorted(self.model.glob("*.safetensors")))
@@ -69,9 +72,26 @@ class Engine:
                 return (200 if body == {"method": "reload_weights"} else 400), "{}"
             case "/is_sleeping":
                 return 200, json.dumps({"is_sleeping": not self.awake.is_set()})
-            case "/v1/load_lora_adapter" | "/v1/unload_lora_adapter":
-                return (200 if body.get("lora_name") else 400), "ok"
+            case "/v1/load_lora_adapter" if self.takes_adapters:
+                return self.load_adapter(body["lora_name"], Path(body["lora_path"]))
+            case "/v1/unload_lora_adapter" if self.takes_adapters:
+                return (200 if self.adapters.pop(body["lora_name"], None) else 404), "{}"
         return 404, None
+
+    def load_adapter(self, name: str, path: Path) -> tuple[int, str]:
+        """vLLM's answers, word for word (0.32, entrypoints/openai/models/serving.py)."""
+        if name in self.adapters:
+            said = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set"
+            return 400, json.dumps({"error": {"message": said, "type": "InvalidUserInput", "code": 400}})
+        if not (path / "adapter_config.json").is_file():
+            said = f"Loading lora {name} failed: No adapter found for {path}"
+            return 404, json.dumps({"error": {"message": said, "type": "NotFoundError", "code": 404}})
+        rank = json.loads((path / "adapter_config.json").read_bytes())["r"]
+        if rank > 16:
+            said = f"LoRA rank {rank} is greater than max_lora_rank 16."
+            return 500, json.dumps({"error": {"message": said, "type": "InternalServerError", "code": 500}})
+        self.adapters[name] = (path / "adapter_model.safetensors").read_bytes().hex()
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     async def sglang_route(self, method: str, path: str, query: str, body: dict[str, Any]) -> tuple[int, str | None]:
         match path:
@@ -125,10 +145,13 @@ class Engine:
 
     async def complete(self, path: str, body: dict[str, Any], writer: Any) -> None:
         await self.awake.wait()  # asleep no answer, however long: health says 200 all the while
-        if body.get("model") != self.name:
-            return send(writer, 404, b'{"error":{"message":"no such model"}}')
+        model = body.get("model")
+        if model != self.name and model not in self.adapters:
+            said = {"message": f"The model `{model}` does not exist.", "type": "NotFoundError", "code": 404}
+            return send(writer, 404, json.dumps({"error": said}).encode())
         count = int(body.get("max_tokens") or 16)
-        words = [f"w{number * 7 % 11} " for number in range(count)]
+        shift = zlib.crc32(self.adapters.get(str(model), "").encode()) % 1_000  # each adapter says something else
+        words = [f"w{number * 7 % 11 + shift} " for number in range(count)]
         if self.woken and self.fault == "gibberish":
             words = ["!!"] * count
         self.running += 1
@@ -146,14 +169,18 @@ class Engine:
             "message": {"role": "assistant", "content": text},
             "finish_reason": "length",
         }
-        answer = {"id": "c", "model": self.name, "choices": [choice], "usage": usage(len(words))}
-        send(writer, 200, json.dumps(answer).encode())
+        answer = {"id": "c", "model": body["model"], "choices": [choice], "usage": usage(len(words))}
+        send(writer, 200, json.dumps(answer, separators=(",", ":")).encode())
 
     async def stream(self, path: str, body: dict[str, Any], words: list[str], writer: Any) -> None:
         options = body.get("stream_options") or {}
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         for number, word in enumerate(words, 1):
-            event: dict[str, Any] = {"id": "c", "choices": [{"index": 0, "delta": {"content": word}}]}
+            event: dict[str, Any] = {
+                "id": "c",
+                "model": body["model"],
+                "choices": [{"index": 0, "delta": {"content": word}}],
+            }
             if options.get("continuous_usage_stats"):
                 event["usage"] = usage(number)
             writer.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from urllib.parse import quote, unquote, urlsplit
 
-from tidegate.control.engines import ADAPTER_ROOM
+from tidegate.control.engines import ADAPTER_ROOM, LORA_SWITCH
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.wire.admin import EndpointApply
@@ -55,8 +55,10 @@ def find_base(endpoint: str, base: str, deployments: Mapping[str, Deployment]) -
     found = deployments.get(base)
     tenant = endpoint.partition("/")[0]
     if found is None or found.base or base == endpoint or not _may_use(tenant, found):
-        mine = sorted(d.endpoint for d in deployments.values() if _room(d) and not d.base and _may_use(tenant, d))
-        shown = ", ".join(mine[:10]) or f"(none; a base is applied with engine_args.{ADAPTER_ROOM})"
+        mine = sorted(d.endpoint for d in deployments.values() if _takes(d) and not d.base and _may_use(tenant, d))
+        shown = (
+            ", ".join(mine[:10]) or f"(none; a base is applied with engine_args.{ADAPTER_ROOM}, on vllm {LORA_SWITCH})"
+        )
         raise _wrong("base", base, f"an endpoint that takes adapters, of this tenant or serverless: {shown}")
     _check_base(found, tenant, 0)
     return found
@@ -91,14 +93,22 @@ def _may_use(tenant: str, base: Deployment) -> bool:
 
 
 def _check_base(base: Deployment, tenant: str, adapter_bytes: int) -> None:
-    if base.engine != "builtin" or base.model.kind is not ModelKind.GENERATIVE:
-        raise _wrong("base", base.endpoint, "a generative model on engine builtin")
+    if base.engine not in ("builtin", "vllm") or base.model.kind is not ModelKind.GENERATIVE:
+        raise _wrong("base", base.endpoint, "a generative model on engine builtin or vllm")
     if not _may_use(tenant, base):
         raise _wrong("base", base.endpoint, "an endpoint of this tenant or a serverless one")
+    if base.engine == "vllm":
+        if not _takes(base):
+            raise _wrong("base", base.endpoint, f'a base applied with engine_args.{LORA_SWITCH} = "true"')
+        return
     need = max(1, adapter_bytes * base.slots)  # a batch may have as many adapters as it has slots
     if _room(base) < need:
         accepted = f"a base applied with engine_args.{ADAPTER_ROOM} of at least {need} bytes; it has {_room(base)}"
         raise _wrong("base", base.endpoint, accepted)
+
+
+def _takes(base: Deployment) -> bool:
+    return _room(base) > 0 or dict(base.engine_args).get(LORA_SWITCH) == "true"
 
 
 def _room(base: Deployment) -> int:

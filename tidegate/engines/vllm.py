@@ -54,13 +54,6 @@ class VllmEngine(ServedEngine):
         if await self._is_sleeping():
             raise EngineFault("it was asked to wake and says it sleeps")
 
-    async def load_adapter(self, name: str, path: Path) -> None:
-        """Adds a LoRA adapter to the running engine; requests name it as their model. EngineFault when refused."""
-        await self._post("/v1/load_lora_adapter", self.limits.wake_ms_max, {"lora_name": name, "lora_path": str(path)})
-
-    async def unload_adapter(self, name: str) -> None:
-        await self._post("/v1/unload_lora_adapter", self.limits.wake_ms_max, {"lora_name": name})
-
     async def _is_sleeping(self) -> bool:
         _, content = await self.client.fetch("GET", "/is_sleeping", ms_max=self.limits.state_ms_max)
         answer = answer_of(content).get("is_sleeping")

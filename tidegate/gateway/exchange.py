@@ -4,6 +4,7 @@ import logging
 from datetime import UTC, datetime
 
 from tidegate.domain.errors import EngineFault, Refusal
+from tidegate.gateway import runtime_lora
 from tidegate.gateway.intake import Call
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.metering import for_engine
@@ -45,13 +46,15 @@ class Exchange:
         self._swept_pieces = 0
         self._quiet_since_ms = 0
 
-    async def begin(self, address: str) -> tuple[int, bytes]:
+    async def begin(self, address: str, *, again: bool = False) -> tuple[int, bytes]:
         """The engine's status and the first it says: a piece of a stream, else its whole answer. NotServed when it died
         before that or takes no work.
         """
         self.release()
         self._given_up = ""
-        pool, stream = self._pool, self._call.stream
+        pool, stream, entry = self._pool, self._call.stream, self._call.entry
+        if runtime_lora.needs_loading(entry):
+            await self._load_adapter(address)
         kept = pool.take(address)
         try:
             connection = kept or await pool.connect(address, self._call.entry.remote)
@@ -71,19 +74,32 @@ class Exchange:
                 log.warning("provider %s: %s", self._call.entry.remote.provider, fault.reason)
             raise NotServed(lost=True) from None
         status = connection.status
+        if status == 404 and runtime_lora.needs_loading(entry) and not again:
+            runtime_lora.forget(pool, address, entry)
+            return await self.begin(address, again=True)
         if status == 503 and self._call.entry.remote is None:
             raise NotServed(lost=False)
         if stream and status == 200 and not first:
             raise NotServed(lost=True)
-        if status == 200 and self._call.entry.adapter:
-            self._check_adapter(connection)
+        if status == 200 and entry.adapter:
+            self._check_adapter(connection, first)
         self._pieces += 1
         return status, first
 
-    def _check_adapter(self, connection: Connection) -> None:
+    async def _load_adapter(self, address: str) -> None:
+        try:
+            await runtime_lora.load(self._pool, address, self._call.entry)
+        except EngineFault:
+            raise NotServed(lost=True) from None
+
+    def _check_adapter(self, connection: Connection, first: bytes) -> None:
         """The answer names the adapter that made it: never another's, never the bare base's."""
-        digest = self._call.entry.adapter.partition(" ")[0].encode()
-        if connection.headers.get(_ADAPTER) != digest:
+        entry = self._call.entry
+        if runtime_lora.needs_loading(entry):
+            right = runtime_lora.made(first, entry)
+        else:
+            right = connection.headers.get(_ADAPTER) == entry.adapter.partition(" ")[0].encode()
+        if not right:
             raise EngineFault("it answered without the adapter it was asked for")
 
     async def read(self) -> bytes:
@@ -146,7 +162,8 @@ class Exchange:
             key = self._pool.keys.read(call.entry.remote.key)
             connection.start(head_of(call.entry.remote, key, call.api, call.id, len(body)) + body)
             return
-        adapter = b"%b: %b\r\n" % (_ADAPTER, call.entry.adapter.encode()) if call.entry.adapter else b""
+        ours = call.entry.adapter and not runtime_lora.needs_loading(call.entry)
+        adapter = b"%b: %b\r\n" % (_ADAPTER, call.entry.adapter.encode()) if ours else b""
         head = _HEAD % (call.api.encode(), call.id.encode(), adapter, len(body))
         if len(body) <= SMALL_BODY_BYTES:
             connection.start(head + body)

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.usage import CountSource
+from tidegate.gateway import runtime_lora
 from tidegate.gateway.events import NumberedEvents, Tokens
 from tidegate.gateway.intake import Call
 
@@ -176,7 +177,8 @@ def for_engine(call: Call) -> bytes:
     """
     entry = call.entry
     request = msgspec.json.decode(call.body, type=dict[str, msgspec.Raw])
-    request["model"] = _raw(entry.remote.model if entry.remote else entry.endpoint)
+    adapter = runtime_lora.name_of(entry) if entry.adapter else ""
+    request["model"] = _raw(entry.remote.model if entry.remote else adapter or entry.endpoint)
     if call.stream:
         options = msgspec.json.decode(request.get("stream_options", msgspec.Raw(b"null"))) or {}
         options["include_usage"] = True

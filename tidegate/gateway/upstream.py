@@ -225,6 +225,7 @@ class Pool:
         self._open: set[Connection] = set()
         self._tls: dict[str, ssl.SSLContext] = {}
         self.keys = Keys()
+        self.adapters: set[tuple[str, str]] = set()  # (address, name) of those loaded there: see runtime_lora
 
     @property
     def open_count(self) -> int:
