@@ -12,7 +12,7 @@ import pytest
 from tests.assemble.live import Live, Story
 from tests.assemble.test_batches import jsonl, line
 from tests.assemble.test_verbs import tidegate
-from tidegate.cli.batch_client import describe
+from tidegate.cli.batch_progress import Pace, describe
 from tidegate.cli.batch_table import Table
 from tidegate.cli.output import Problem
 
@@ -118,7 +118,25 @@ def test_how_far_it_is_in_words() -> None:
         "request_counts": {"total": 1_000, "completed": 390, "failed": 10},
         "usage": {"output_tokens": 4_000},
         "cost_nano_usd": 12_300_000,
+        "in_progress_at": 100,
+        "completed_at": None,
     }
-    assert describe(batch, (10.0, 83.2)) == "83 tokens/s · 60 s left · $0.0123"
-    assert describe(batch | {"cost_nano_usd": None}, (0.0, 0.0)) == ""
-    assert describe(batch, (0.1, 0.0)) == "1.7 h left · $0.0123"
+    assert describe(batch, (10.0, 83.2)) == "400/1000 · 10 failed · 83 tokens/s · 60 s left · $0.0123"
+    assert describe(batch, (0.1, 0.0)).endswith("1.7 h left · $0.0123")
+    waiting = batch | {"cost_nano_usd": None}
+    assert describe(waiting, (0.0, 0.0)) == "400/1000 · 10 failed · waiting for an idle accelerator"
+    ended = batch | {"status": "completed", "completed_at": 112}
+    assert describe(ended, (0.0, 0.0)) == "400/1000 · 10 failed · $0.0123 · in 12 s"
+
+
+def test_the_pace_is_that_of_the_present() -> None:
+    pace = Pace()
+    assert pace.seen(0.0, 0, 0) == (0.0, 0.0)
+    assert pace.seen(30.0, 0, 0) == (0.0, 0.0), "half a minute without an accelerator"
+    assert pace.seen(30.5, 10, 100) == pytest.approx((20.0, 200.0)), "the wait is no part of its pace"
+    for second in range(1, 13):
+        assert pace.seen(30.5 + second, 10 + 20 * second, 100 + 200 * second)[0] > 0
+    assert pace.seen(42.9, 250, 2_500) == pytest.approx((20.0, 200.0))
+    assert pace.seen(44.0, 250, 2_500) == pytest.approx((20.0, 200.0)), "the next jump may be a moment away"
+    assert pace.seen(48.5, 250, 2_500)[0] < 20.0
+    assert pace.seen(60.0, 250, 2_500) == (0.0, 0.0)

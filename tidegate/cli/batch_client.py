@@ -1,11 +1,10 @@
-"""How `tidegate batches` reaches `/v1`, and the line that shows how far a batch is."""
+"""How `tidegate batches` reaches `/v1`."""
 
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Annotated, Any, Self
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -32,17 +31,18 @@ class Batches:
         headers = {"authorization": f"Bearer {key}"}
         self._client = httpx.Client(base_url=f"{self.url}/v1/", headers=headers, timeout=TIMEOUT_S_MAX)
 
-    def create(self, file: Path, api: str) -> dict[str, Any]:
+    def create(self, file: Path, api: str, sent: Callable[[int, int], None]) -> dict[str, Any]:
+        """`sent` is told how many bytes of how many are on their way."""
         try:
             with file.open("rb") as data:
-                return self._create(data, file.name, api)
+                return self._create(_Told(data, file.stat().st_size, sent), file.name, api)
         except OSError as error:
             raise Problem(f"{file}: {error.strerror}", exit_code=2) from None
 
     def create_from(self, lines: Iterable[bytes], name: str, api: str) -> dict[str, Any]:
         return self._create(io.BytesIO(b"".join(lines)), name, api)
 
-    def _create(self, data: IO[bytes], name: str, api: str) -> dict[str, Any]:
+    def _create(self, data: Any, name: str, api: str) -> dict[str, Any]:
         form = {"purpose": (None, "batch"), "file": (name, data)}
         file = self.call("POST", "files", files=form, timeout=UPLOAD_S_MAX)
         wanted = {"input_file_id": file["id"], "endpoint": api, "completion_window": "24h"}
@@ -88,76 +88,22 @@ class Batches:
         return dict(response.json())
 
 
+class _Told:
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: IO[bytes], nbytes: int, sent: Callable[[int, int], None]) -> None:
+        self._file = file
+        self._nbytes = nbytes
+        self._sent = sent
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._file.read(count)
+        self._sent(self._file.tell(), self._nbytes)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 class Away(Problem):
     """Nobody there, or not ready yet."""
-
-
-class Progress:
-    """One line on stderr: a bar, lines, tokens a second, time left, cost so far. Nothing when `quiet`."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
-        self._task: Any = None
-        self._first: tuple[float, int, int] | None = None
-
-    def __enter__(self) -> Self:
-        if not self._quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[more]}"),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task("validating", total=None, more="")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, batch: dict[str, Any]) -> None:
-        if self._bar is None:
-            return
-        counts = batch["request_counts"]
-        done = counts["completed"] + counts["failed"]
-        more = describe(batch, self._pace(done, batch["usage"]["output_tokens"]))
-        self._bar.update(
-            self._task, description=batch["status"], completed=done, total=counts["total"] or None, more=more
-        )
-
-    def _pace(self, done: int, tokens: int) -> tuple[float, float]:
-        """(lines, output tokens) a second since this began to look."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (now, done, tokens)
-        since_s = now - self._first[0]
-        if since_s <= 0:
-            return 0.0, 0.0
-        return (done - self._first[1]) / since_s, (tokens - self._first[2]) / since_s
-
-
-def describe(batch: dict[str, Any], pace: tuple[float, float]) -> str:
-    """``83 tokens/s · 4 min left · $0.0123``; what is not known yet is left out."""
-    counts = batch["request_counts"]
-    left = counts["total"] - counts["completed"] - counts["failed"]
-    parts = []
-    if pace[1] > 0:
-        parts.append(f"{pace[1]:.0f} tokens/s")
-    if pace[0] > 0 and left and batch["status"] == "in_progress":
-        parts.append(f"{_duration(left / pace[0])} left")
-    if batch.get("cost_nano_usd") is not None:
-        parts.append(f"${batch['cost_nano_usd'] / 1e9:.4f}")
-    return " · ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"

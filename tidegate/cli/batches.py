@@ -1,19 +1,21 @@
 """`tidegate batches`: offline work at half the price, from a file of requests or from a table."""
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.batch_client import Batches, Key, Progress
+from tidegate.cli.batch_client import Batches, Key
+from tidegate.cli.batch_progress import Progress
 from tidegate.cli.client import Url
 from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="Offline work on idle accelerators, at the batch price.", no_args_is_help=True)
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH")]
-COLUMNS = ("id", "status", "model", "total", "completed", "failed", "output_tokens", "created_at")
+COLUMNS = ("id", "status", "model", "total", "completed", "failed", "output_tokens", "created")
 APIS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
@@ -29,9 +31,10 @@ def create(
     """Upload FILE, create a batch of it and follow it to its end; Ctrl-C stops following, not the batch."""
     api = _api_of(file) if endpoint is None else endpoint
     batches = Batches(url, key)
-    batch = batches.create(file, api)
-    if wait:
-        batch = _follow(batches, batch["id"], output)
+    with Progress(quiet=output is Format.JSON) as progress:
+        batch = batches.create(file, api, progress.uploading)
+        if wait:
+            batch = _follow(batches, batch["id"], progress)
     _show(batch, output)
 
 
@@ -57,7 +60,9 @@ def get(
 ) -> None:
     """One batch: its status, its counts, what is wrong with its file."""
     batches = Batches(url, key)
-    _show(_follow(batches, batch, output) if wait else batches.get(batch), output)
+    with Progress(quiet=output is Format.JSON or not wait) as progress:
+        found = _follow(batches, batch, progress) if wait else batches.get(batch)
+    _show(found, output)
 
 
 @app.command()
@@ -112,7 +117,8 @@ def run(
         if batch_id is None:
             batch_id = batches.create_from(table.lines(part), f"{input_.stem}-{part}.jsonl", APIS[0])["id"]
             table.note(part, batch_id)
-        batch = _follow(batches, batch_id, output)
+        with Progress(quiet=output is Format.JSON) as progress:
+            batch = _follow(batches, batch_id, progress)
         if batch["status"] == "failed":
             table.forget(part)
             _show(batch, output)
@@ -123,12 +129,11 @@ def run(
     show(table.write(), output, title="results")
 
 
-def _follow(batches: Batches, batch_id: str, output: Format) -> dict[str, Any]:
-    with Progress(quiet=output is Format.JSON) as progress:
-        try:
-            return batches.follow(batch_id, progress.show)
-        except KeyboardInterrupt:
-            raise Problem(f"{batch_id} goes on; `tidegate batches get {batch_id} --wait` follows it again") from None
+def _follow(batches: Batches, batch_id: str, progress: Progress) -> dict[str, Any]:
+    try:
+        return batches.follow(batch_id, progress.show)
+    except KeyboardInterrupt:
+        raise Problem(f"{batch_id} goes on; `tidegate batches get {batch_id} --wait` follows it again") from None
 
 
 def _api_of(file: Path) -> str:
@@ -163,4 +168,5 @@ def _show(batch: dict[str, Any], output: Format) -> None:
 def _row(batch: dict[str, Any]) -> dict[str, Any]:
     counts = {name: batch["request_counts"][name] for name in ("total", "completed", "failed")}
     tokens = {"output_tokens": batch["usage"]["output_tokens"]}
-    return {name: batch[name] for name in ("id", "status", "model", "created_at")} | counts | tokens
+    created = datetime.fromtimestamp(batch["created_at"], UTC).astimezone().isoformat(" ", "seconds")
+    return {name: batch[name] for name in ("id", "status", "model")} | {"created": created} | counts | tokens
