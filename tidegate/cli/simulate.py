@@ -24,6 +24,8 @@ def simulate(
     fleet: Fleet = None,
     accelerators: Annotated[int | None, typer.Option(min=1, help="how many, instead of the fleet's own number")] = None,
     slo_ttft_ms: Slo = 2_000,
+    batch_trace: Annotated[Path | None, typer.Option(help="a batch job to do on what the traffic leaves idle")] = None,
+    batch_model: Annotated[str | None, typer.Option(help="the fleet's model that does it")] = None,
     html: Annotated[Path | None, typer.Option(help="also write a page: who was where, latency, attainment")] = None,
     output: Output = Format.TABLE,
 ) -> None:
@@ -40,6 +42,8 @@ def simulate(
             fleet=fleet,
             accelerators=accelerators,
             slo_ttft_ms=slo_ttft_ms,
+            batch_trace=batch_trace,
+            batch_model=batch_model,
             progress=lambda done, total: tell(policy, done, total),
             timeline=timeline,
         )

@@ -1,6 +1,7 @@
 """`simulate`: from files to a verdict. Raises Refusal for bad input, OSError for an unreadable file."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import FleetCore
-from tidegate.sim import baselines, trace
+from tidegate.sim import baselines, harvest, trace
 from tidegate.sim.compute import CHUNK_MS, GANG_EFFICIENCY
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import SimNode
@@ -33,11 +34,14 @@ def simulate(
     fleet: Path | str | None = None,
     accelerators: int | None = None,
     slo_ttft_ms: float = 2_000.0,
+    batch_trace: Path | str | None = None,
+    batch_model: str | None = None,
     progress: Progress | None = None,
     timeline: Timeline | None = None,
 ) -> dict[str, Any]:
     """Replay a trace under one policy. The keys of the result are the public contract of `tidegate simulate`.
 
+    `batch_trace` is a job done on what the traffic leaves idle (see `harvest`), with the fleet's model `batch_model`.
     `timeline`, when given, is filled with what happened when.
     """
     path = Path(trace_path)
@@ -45,8 +49,14 @@ def simulate(
     summary = trace.summarize(path)
     began = perf_counter()
     setup = baselines.prepare(policy, profile, deployments(profile, summary, slo_ttft_ms), accelerators, path)
+    job = None
+    if batch_trace is not None:
+        job = harvest.read(Path(batch_trace), profile, batch_model, setup.accelerators)
+        profile = replace(profile, endpoints={**profile.endpoints, job[1].endpoint: job[1].model.source})
     meter = Meter(slo_ttft_ms, profile.tpot_ms)
     world = build_world(profile, setup, meter, timeline)
+    if job is not None:
+        world.begin_job(*job)
     if timeline is not None:
         timeline.open(world.now_ms, summary.span_ms)
     tell = None if progress is None else (lambda done: progress(done, summary.requests))
@@ -155,21 +165,22 @@ def _spread(profile: FleetProfile, model: ModelSpec, whole: int, slo_ttft_ms: fl
 def verdict(policy: str, world: World, accelerators: int, span_ms: float, wall_s: float) -> dict[str, Any]:
     meter = world.meter
     shares = meter.shares()
-    busy_ms = sum(sum(c.busy_ms.values()) for node in world.nodes.values() for c in node.computes)
+    batch_ms = sum(c.batch_ms for node in world.nodes.values() for c in node.computes)
+    job = world.job
     requests = max(meter.requests, 1)
     return {
         "policy": policy,
         "requests": meter.requests,
         "accelerators": accelerators,
         "accelerator_hours": round(accelerators * span_ms / 3.6e6, 3),
-        "busy_accelerator_hours": round(busy_ms / 3.6e6, 3),
+        "busy_accelerator_hours": round(world.live_ms() / 3.6e6, 3),
         "slo_attainment": round(meter.attained / requests, 6),
         "endpoint_attainment_min": round(min(shares.values()), 6) if shares else None,
         "endpoints_below_99": sum(1 for share in shares.values() if share < 0.99),
         "ttft_ms": {name: round(meter.ttft.quantile(q), 1) for name, q in QUANTILES},
         "activations": meter.activations,
         "cold_share": round(meter.cold / requests, 6),
-        "batch_tokens": int(meter.batch_tokens),
+        "batch_tokens": job.tokens if job is not None else 0,
         "thrash_ratio": round(meter.undone / meter.evictions, 4) if meter.evictions else 0.0,
         "wall_s": round(wall_s, 2),
         "ttft_beyond_prefill_ms": {name: round(meter.beyond.quantile(q), 1) for name, q in QUANTILES},
@@ -180,6 +191,7 @@ def verdict(policy: str, world: World, accelerators: int, span_ms: float, wall_s
         "missed_most": {name: dict(sorted(found.misses.items())) for name, found in meter.missed_most(MISSED_MOST)},
         "missed_by_hour": {str(hour): meter.missed_by_hour[hour] for hour in sorted(meter.missed_by_hour)},
         "pooled_rest_attainment": round(meter.pooled_rest(), 6),
+        **(job.verdict(accelerators, batch_ms) if job is not None else {}),
     }
 
 

@@ -54,15 +54,23 @@ class Request:
 
 
 class Engine:
-    """One replica's batch, on the accelerators `places`. `mask` has a bit for each of them, given by its `Compute`."""
+    """One replica's batch, on the accelerators `places`. `mask` has a bit for each of them, given by its `Compute`;
+    `live` is the same where the work is real-time, none where it is `batch` work.
+    """
 
     __slots__ = (
-        "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "mask", "pace_ms",
-        "part_ms", "places", "prefilling", "queue", "seq", "tokens_max", "virtual", "weight_ms",
+        "batch", "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "live",
+        "mask", "pace_ms", "part_ms", "places", "prefilling", "queue", "seq", "tokens_max", "virtual", "weight_ms",
     )  # fmt: skip
 
     def __init__(
-        self, model: ModelSpec, hardware: AcceleratorProfile, kv_bytes: int, places: tuple[str, ...] = ("",)
+        self,
+        model: ModelSpec,
+        hardware: AcceleratorProfile,
+        kv_bytes: int,
+        places: tuple[str, ...] = ("",),
+        *,
+        batch: bool = False,
     ) -> None:
         worth = len(places) * GANG_EFFICIENCY[len(places)]
         self.places = places
@@ -72,7 +80,8 @@ class Engine:
         self.chunk_ms = min(CHUNK_MS, CHUNK_TOKENS_MAX * self.flop_ms)
         self.chunk_tokens = max(1.0, self.chunk_ms / self.flop_ms)
         self.pace_ms = self.part_ms = 0.0
-        self.mask = 0
+        self.batch = batch
+        self.mask = self.live = 0
         self.tokens_max = self.kv_free = int(kv_bytes // model.kv_bytes_per_token)
         self.queue: deque[Request] = deque()
         self.prefilling: Request | None = None
@@ -124,7 +133,7 @@ class Compute:
     `active` are the engines with work. `stamp` changes with every change of pace, `due_ms` is when something ends next.
     """
 
-    __slots__ = ("_bits", "_busy_ms", "_span", "active", "due_ms", "engines", "last_ms", "stamp")
+    __slots__ = ("_batch_ms", "_bits", "_busy_ms", "_live", "_span", "active", "due_ms", "engines", "last_ms", "stamp")
 
     def __init__(self, engines: dict[str, Engine] | None = None) -> None:
         self.engines: dict[str, Engine] = {}
@@ -133,21 +142,28 @@ class Compute:
         self.due_ms = NEVER
         self.stamp = 0
         self._bits: dict[str, int] = {}
-        self._span = 0
+        self._span = self._live = 0
         self._busy_ms: dict[int, float] = {}
+        self._batch_ms: dict[int, float] = {}
         for replica, engine in (engines or {}).items():
             self.open(replica, engine)
 
     def open(self, replica: str, engine: Engine) -> None:
         """`engine` is ready to take requests."""
         engine.mask = sum(self._bits.setdefault(place, 1 << len(self._bits)) for place in engine.places)
+        engine.live = 0 if engine.batch else engine.mask
         self.engines[replica] = engine
 
     @property
     def busy_ms(self) -> dict[str, float]:
-        """How long each accelerator had work, by its name."""
+        """How long each accelerator had real-time work, by its name."""
         spans = self._busy_ms.items()
         return {place: sum(ms for mask, ms in spans if mask & bit) for place, bit in self._bits.items()}
+
+    @property
+    def batch_ms(self) -> float:
+        """Accelerator time with batch work and nothing else."""
+        return sum(mask.bit_count() * ms for mask, ms in self._batch_ms.items())
 
     def submit(self, replica: str, request: Request, now_ms: float) -> None:
         self.advance(now_ms)
@@ -164,7 +180,11 @@ class Compute:
         self.last_ms = now_ms
         if not self.active or passed <= 0.0:
             return
-        self._busy_ms[self._span] = self._busy_ms.get(self._span, 0.0) + passed
+        live = self._live
+        self._busy_ms[live] = self._busy_ms.get(live, 0.0) + passed
+        if live != self._span:
+            batch = self._span & ~live
+            self._batch_ms[batch] = self._batch_ms.get(batch, 0.0) + passed
         for engine in self.active.values():
             rounds = passed / engine.pace_ms
             if engine.decoding:
@@ -201,7 +221,7 @@ class Compute:
     def _reckon(self) -> None:
         """Each engine's part of a round, how long a round lasts for each, and when something ends next."""
         self.stamp += 1
-        total, rounds_left, common, span = 0.0, NEVER, -1, 0
+        total, rounds_left, common, span, live = 0.0, NEVER, -1, 0, 0
         for engine in self.active.values():
             decoding = engine.decoding
             if engine.prefilling is not None:
@@ -223,7 +243,8 @@ class Compute:
             mask = engine.mask
             common &= mask
             span |= mask
-        self._span = span
+            live |= engine.live
+        self._span, self._live = span, live
         if not span:
             self.due_ms = NEVER
         elif common:  # some accelerator has a part of each of them: it is the busiest, and all go at its pace

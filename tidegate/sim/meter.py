@@ -78,7 +78,6 @@ class Meter:
     starts: int = 0
     evictions: int = 0
     undone: int = 0
-    batch_tokens: float = 0.0
 
     def served(self, request: Request, ended_ms: float) -> bool:
         """True if within the SLO."""

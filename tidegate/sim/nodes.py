@@ -8,7 +8,7 @@ anything; one without copies its weights back over its link first.
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from tidegate.domain.endpoint import Deployment
+from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.fleet import Accelerator, Node
 from tidegate.domain.plan import ReplicaStatus, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
@@ -125,12 +125,14 @@ class SimNode:
         self._trim_soft()
         return self._begin(process, S.SLEEPING, now_ms + took)
 
-    def stop(self, command: Stop, now_ms: float) -> float | None:
+    def stop(self, command: Stop, now_ms: float) -> tuple[float, list[Request]] | None:
+        """The engine computes nothing from now on: what it had comes back at once, its memory when the step ends."""
         process = self.processes.get(command.replica)
         if process is None:
             return None
         process.began_ms = now_ms
-        return self._begin(process, S.STOPPING, now_ms + STOP_MS)
+        lost = self._close_engine(process, now_ms)
+        return self._begin(process, S.STOPPING, now_ms + STOP_MS), lost
 
     def _begin(self, process: Process, state: ReplicaState, until_ms: float) -> float:
         process.state = state
@@ -209,7 +211,8 @@ class SimNode:
         kv_bytes = (process.nbytes - self.profile.accelerator.workspace_bytes) * len(
             places
         ) - process.model.weight_bytes
-        engine = Engine(process.model, self.profile.accelerator, kv_bytes, places)
+        batch = process.deployment.mode is Mode.BATCH
+        engine = Engine(process.model, self.profile.accelerator, kv_bytes, places, batch=batch)
         self.compute_of(process).open(process.replica, engine)
 
     def _close_engine(self, process: Process, now_ms: float) -> list[Request]:

@@ -16,6 +16,7 @@ from tidegate.domain.plan import Command, DemandReported, FenceConfirmed, Replic
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.reconcile import FleetCore
 from tidegate.sim.compute import NEVER, Compute, Request
+from tidegate.sim.harvest import Job
 from tidegate.sim.meter import Meter
 from tidegate.sim.nodes import LawBroken, Process, SimNode
 from tidegate.sim.profile import FleetProfile
@@ -29,6 +30,8 @@ REPORT_MS = 100.0
 HOLD_MS_MAX = 120_000
 QUEUED_MAX = 100_000
 THRASH_MS = 60_000.0
+BATCH_WINDOW_MS = 86_400_000
+REFUSED_AGAIN_MS = 1_000.0
 
 Happening = Callable[[], None]
 
@@ -45,6 +48,7 @@ class World:
         self.now_ms = 0.0
         self.requests: dict[str, Request] = {}
         self.fences: dict[str, int] = {}
+        self.job: Job | None = None
         self.watch: list[Callable[[Command, float], None]] = []
         self.timeline: Timeline | None = None
         self._hold_ms_max = hold_ms_max
@@ -88,11 +92,14 @@ class World:
             if give_up is not None and give_up():
                 return
         end_ms = self.now_ms + self._hold_ms_max + 3_600_000.0
-        while self.requests and heap and heap[0][0] <= end_ms:
+        open_lines = self.job.open if self.job is not None else {}
+        while len(self.requests) > len(open_lines) and heap and heap[0][0] <= end_ms:
             self.now_ms, _, happening = heappop(heap)
             happening()
-        if self.requests:
-            raise LawBroken(f"{len(self.requests)} requests never ended")
+        if len(self.requests) > len(open_lines):
+            raise LawBroken(f"{len(self.requests) - len(open_lines)} requests never ended")
+        if self.job is not None and self.job.ended_ms < 0:
+            self.job.end(self.now_ms, self.live_ms())
 
     def run_until(self, until_ms: float) -> None:
         while self._heap and self._heap[0][0] <= until_ms:
@@ -149,11 +156,18 @@ class World:
                 self._finish_at(node, process, node.sleep(command, self.now_ms))
             case plan.Stop():
                 stopping = self.nodes.get(command.node)
-                until_or_none = stopping.stop(command, self.now_ms) if stopping is not None else None
-                if stopping is not None and until_or_none is not None:
-                    self._finish_at(stopping, stopping.processes[command.replica], until_or_none)
+                stopped = stopping.stop(command, self.now_ms) if stopping is not None else None
+                if stopping is not None and stopped is not None:
+                    self._stopping(stopping, stopping.processes[command.replica], *stopped)
             case _:
                 assert_never(command)
+
+    def _stopping(self, node: SimNode, process: Process, until_ms: float, lost: list[Request]) -> None:
+        if process.accelerators:
+            self._plan_compute(node.compute_of(process))
+        if lost:  # gateways see its streams break off, after what they were told before
+            self.at(self.now_ms + MESSAGE_MS, lambda: self._give_back(lost))
+        self._finish_at(node, process, until_ms)
 
     def _finish_at(self, node: SimNode, process: Process, until_ms: float) -> None:
         step = process.step
@@ -174,6 +188,8 @@ class World:
         if self.timeline is not None:
             self.timeline.replica(status, self.now_ms)
         self.tell(ReplicaChanged(status))
+        if self.job is not None and process.deployment.endpoint == self.job.endpoint and process.state is S.READY:
+            self._ask_lines()
 
     def crash(self, node: SimNode, process: Process) -> None:
         """The engine dies on its own."""
@@ -215,7 +231,7 @@ class World:
                     confirmed = FenceConfirmed(GATEWAY, replica, self.fences.get(replica, 0))
                     self.at(self.now_ms + MESSAGE_MS, lambda event=confirmed: self.tell(event))  # type: ignore[misc]
                 case Refuse():
-                    self._not_served(self.requests.pop(effect.request))
+                    self._refused(self.requests.pop(effect.request))
                 case _:
                     assert_never(effect)
         deadline = self.room.next_deadline_ms()
@@ -245,14 +261,55 @@ class World:
         self._plan_compute(compute)
 
     def _give_back(self, lost: list[Request]) -> None:
-        """Requests whose engine died: tried once more unless their client has seen a token."""
+        """Requests whose engine died: tried once more unless their client has seen a token, lines of a batch always."""
         for request in lost:
-            if request.first_ms < 0:
+            line = self.job is not None and self.job.lost(request)
+            if line or request.first_ms < 0:
                 self._gateway(Returned(request.id, lost=True))
             else:
                 del self.requests[request.id]
                 self._gateway(Ended(request.id))
                 self._not_served(request)
+
+    # --- batch --------------------------------------------------------------------------------------------------------
+
+    def begin_job(self, job: Job, deployment: Deployment) -> None:
+        """From now on its lines are asked, while its endpoint has the lowest class."""
+        self.job = job
+        job.began_ms, job.live_ms = self.now_ms, self.live_ms()
+        self.apply(deployment)
+        self._ask_lines()
+
+    def live_ms(self) -> float:
+        """Accelerator time spent on real-time requests so far."""
+        return sum(sum(c.busy_ms.values()) for node in self.nodes.values() for c in node.computes)
+
+    def _ask_lines(self) -> None:
+        """As many as the job's ready replicas take, and one more would."""
+        job = self.job
+        if job is None or job.ended_ms >= 0:
+            return
+        nodes = self.nodes.values()
+        ready = sum(
+            p.deployment.endpoint == job.endpoint and p.state is S.READY for n in nodes for p in n.processes.values()
+        )
+        while len(job.open) < job.slots * (ready + 1) and (line := job.next()) is not None:
+            self._next_id += 1
+            request = Request(str(self._next_id), job.endpoint, self.now_ms, *line)
+            self.requests[request.id] = request
+            job.open[request.id] = line
+            self._gateway(Arrived(request.id, job.endpoint, int(self.now_ms) + BATCH_WINDOW_MS, QUEUED_MAX))
+        if not job.left:
+            job.end(self.now_ms, self.live_ms())
+            self._gateway(plan.EndpointRemoved(job.endpoint))
+            self.at(self.now_ms, lambda: self.tell(plan.EndpointRemoved(job.endpoint)))
+
+    def _refused(self, request: Request) -> None:
+        if self.job is not None and request.endpoint == self.job.endpoint:
+            self.job.refused(request.id)
+            self.at(self.now_ms + REFUSED_AGAIN_MS, self._ask_lines)
+        else:
+            self._not_served(request)
 
     # --- compute ------------------------------------------------------------------------------------------------------
 
@@ -271,6 +328,11 @@ class World:
 
     def _served(self, request: Request) -> None:
         del self.requests[request.id]
+        if self.job is not None and request.endpoint == self.job.endpoint:
+            self.job.finished(request)
+            self._gateway(Ended(request.id))
+            self._ask_lines()
+            return
         attained = self.meter.served(request, self.now_ms)
         if self.timeline is not None:
             beyond_ms, cold = request.beyond_ms, request.activation_ms > 0

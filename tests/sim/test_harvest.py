@@ -1,0 +1,93 @@
+"""Batch work in the simulator: every line ends once, real-time work comes first, and the figures say what was idle."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.sim.test_simulate import small_trace
+from tidegate.domain.errors import Refusal
+from tidegate.policy.reconcile import serving
+from tidegate.sim import api, harvest, profile
+
+HEADER = "t_s,endpoint,input_tokens,output_tokens"
+FEW = "\n".join([HEADER, "0,a,100,10", "1800,a,100,10", "3600,a,100,10"]) + "\n"
+
+
+def job(path: Path, lines: int = 2_000) -> Path:
+    path.write_text(
+        "\n".join([HEADER, *(f"0,job,{1_000 + n % 7 * 300},{50 + n % 11 * 40}" for n in range(lines))]) + "\n"
+    )
+    return path
+
+
+def test_an_idle_fleet_is_harvested(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text(FEW)
+    result = api.simulate(trace, accelerators=2, batch_trace=job(tmp_path / "j.csv", 20_000))
+    assert result["batch_lines"] == 20_000
+    assert result["batch_lines_left"] == 0
+    assert result["batch_tokens"] == sum(1_050 + n % 7 * 300 + n % 11 * 40 for n in range(20_000))
+    assert result["harvest_share"] > 0.9
+    assert result["slo_attainment"] == 1.0
+
+
+def test_lines_give_way_and_none_is_lost(tmp_path: Path) -> None:
+    trace = small_trace(tmp_path / "t.csv", endpoints=6, minutes=30.0, per_second=0.02)
+    without = api.simulate(trace, accelerators=3)
+    result = api.simulate(trace, accelerators=3, batch_trace=job(tmp_path / "j.csv", 40_000))
+    assert result["batch_preempted"] > 0
+    assert 0 < result["batch_lines"] < 40_000
+    assert result["batch_lines"] + result["batch_lines_left"] == 40_000
+    assert result["requests"] == without["requests"]
+    assert result["refused"] == 0
+    assert result["batch_accelerator_hours"] <= result["idle_accelerator_hours"]
+    assert 0.0 < result["harvest_share"] < 1.0
+    assert without["batch_tokens"] == 0
+    assert "batch_lines" not in without
+
+
+def test_batch_that_finds_no_room_does_not_look_for_it_at_every_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It once did: endpoints became idle and busy by the second, and the core did nothing else any more."""
+    looked = []
+    activate = serving.activate
+
+    def counted(fleet, endpoint, *rest):  # type: ignore[no-untyped-def]
+        looked.append(endpoint.name)
+        return activate(fleet, endpoint, *rest)
+
+    monkeypatch.setattr(serving, "activate", counted)
+    trace = small_trace(tmp_path / "t.csv", endpoints=8, minutes=10.0, per_second=1.0)
+    api.simulate(trace, accelerators=2, batch_trace=job(tmp_path / "j.csv"))
+    assert looked.count("job:batch") < 5 * 600  # seconds
+
+
+def test_a_line_ends_once() -> None:
+    jobs = harvest.Job("job", [(1, 1)], 1, 1.0)
+    request = harvest.Request("1", "job", 0.0, 1, 1)
+    jobs.open["1"] = (1, 1)
+    jobs.asked = 1
+    jobs.finished(request)
+    with pytest.raises(harvest.LineLost):
+        jobs.finished(request)
+    jobs.asked = 2
+    with pytest.raises(harvest.LineLost, match="2 lines asked, 1 done"):
+        jobs.end(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "says"),
+    [
+        (HEADER + "\n", None, "no line in it"),
+        (HEADER + "\n0,a,1,1\n0,b,1,1\n", None, "a batch has one endpoint"),
+        (HEADER + "\n0,a,1,1\n", "gpt-9", "batch model 'gpt-9' is not in the fleet (qwen-14b-bf16)"),
+        (HEADER + "\n0,a,9000000,1\n", None, "does not fit on a node"),
+    ],
+)
+def test_a_bad_job_is_refused(tmp_path: Path, text: str, model: str | None, says: str) -> None:
+    path = tmp_path / "j.csv"
+    path.write_text(text)
+    with pytest.raises(Refusal) as refused:
+        harvest.read(path, profile.load(None), model, 8)
+    assert says in refused.value.message
