@@ -10,7 +10,9 @@ from tests.billing.world import CHAT, GOLD, World
 from tests.loop import on_loop
 from tests.money import HOUR_MS, NOVEMBER_MS, price, usage
 from tidegate.billing.periods import Period
+from tidegate.billing.statements import Statements
 from tidegate.domain.replica import ReplicaState as S
+from tidegate.money.economics import MachineCost
 from tidegate.wire.accelerator_time import TimeView
 
 DAY = Period(NOVEMBER_MS, NOVEMBER_MS + 24 * HOUR_MS)
@@ -119,3 +121,24 @@ async def test_a_dedicated_endpoints_canary_pays_the_plan_of_its_endpoint(world:
     (line,) = world.billing.statements.invoice("birch", DAY, world.clock.now_ms()).lines
     assert (line.endpoint, line.item) == ("birch/own:canary", "accelerator_hours")
     assert line.unit_usd == "25.2"
+
+
+@on_loop
+async def test_with_what_machines_cost_it_says_what_is_left(world: World) -> None:
+    view = await _day(world)
+    assert view.platform is not None
+    assert (view.platform.machines_usd, view.platform.profit_usd, view.platform.profit_nano_usd) == (None, None, None)
+    machines = MachineCost(10**9, {"h200": 2 * 10**9})
+    said = Statements(world.ledger, world.prices, machines=machines).time(DAY, world.clock.now_ms(), None).platform
+    assert said is not None
+    assert said.machines_usd == "16.000000000", "two accelerators for four hours, whatever they did"
+    assert Decimal(said.profit_usd or "") == Decimal(said.brought_in_usd) - 16
+    assert MachineCost(10**9, {}).of({"h200": 5_400_000_000}) == 1_500_000_000
+
+
+@on_loop
+async def test_kinds_at_prices_of_their_own_have_no_unit_price_together(world: World) -> None:
+    world.prices.add(price(plan="gold", effective_ms=NOVEMBER_MS, accelerator_kinds=(("h200", 2 * HOUR_NANO_USD),)))
+    await _day(world)
+    (line,) = world.billing.statements.invoice("birch", DAY, world.clock.now_ms()).lines
+    assert (line.item, line.nano_usd, line.unit_usd) == ("accelerator_hours", 4 * 2 * HOUR_NANO_USD, "0")

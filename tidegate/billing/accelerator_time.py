@@ -8,7 +8,7 @@ from tidegate.domain.ledger import FactsSpan, TimeCell, TimeState
 from tidegate.domain.money_ports import Ledger, PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import usd
-from tidegate.money.economics import Account, Economics, economics
+from tidegate.money.economics import Account, Economics, MachineCost, economics
 from tidegate.money.hours import dedicated_price
 from tidegate.money.prices import DEFAULT_PLAN, PriceTable
 from tidegate.money.rating import reserved_pieces
@@ -16,7 +16,9 @@ from tidegate.money.tariff import plan_at
 from tidegate.wire.accelerator_time import EndpointTime, LentTime, PlatformTime, StateTime, TimeView
 
 
-def time_view(ledger: Ledger, book: PriceBook, period: Period, now_ms: int, tenant: str | None) -> TimeView:
+def time_view(
+    ledger: Ledger, book: PriceBook, period: Period, now_ms: int, tenant: str | None, machines: MachineCost | None
+) -> TimeView:
     """Of everybody, or of one tenant's endpoints. Endpoints that used accelerators, were used or existed are in it."""
     spans: dict[str, list[FactsSpan]] = {}
     for span in ledger.spans():
@@ -54,7 +56,7 @@ def time_view(ledger: Ledger, book: PriceBook, period: Period, now_ms: int, tena
         # Whose room a tenant's is, or who is in it, is told only where both are the tenant's own.
         lent=lent if tenant is None else [one for one in lent if owner(one.borrower) == tenant],
         accelerators=_accelerators(cells),
-        platform=_platform(found, cells) if tenant is None else None,
+        platform=_platform(found, cells, machines) if tenant is None else None,
     )
 
 
@@ -77,12 +79,16 @@ def _endpoint(endpoint: str, account: Account, dedicated: int) -> EndpointTime:
     )
 
 
-def _platform(found: Economics, cells: Iterable[TimeCell]) -> PlatformTime:
+def _platform(found: Economics, cells: Iterable[TimeCell], machines: MachineCost | None) -> PlatformTime:
     states_us: dict[TimeState, int] = {}
+    kinds_us: dict[str, int] = {}
     for cell in cells:
         states_us[cell.state] = states_us.get(cell.state, 0) + cell.share_us
+        kinds_us[cell.kind] = kinds_us.get(cell.kind, 0) + cell.share_us
     brought_in = sum(account.brought_in for account in found.accounts.values())
     worth = sum(found.costs.values())
+    cost = machines.of(kinds_us) if machines is not None else None
+    profit = brought_in - cost if cost is not None else None
     return PlatformTime(
         wall_ms=sum(states_us.values()) // 1_000,
         states_ms=_ms(states_us),
@@ -93,6 +99,9 @@ def _platform(found: Economics, cells: Iterable[TimeCell]) -> PlatformTime:
         unreported_usd=usd(found.costs.get("unreported", 0)),
         margin_usd=usd(brought_in - worth),
         margin_nano_usd=brought_in - worth,
+        machines_usd=usd(cost) if cost is not None else None,
+        profit_usd=usd(profit) if profit is not None else None,
+        profit_nano_usd=profit,
     )
 
 

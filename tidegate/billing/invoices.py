@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from msgspec import structs
+
 from tidegate.billing.periods import Period
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import NO_PRICE, Adjustment, FactsSpan, OverflowSum, TimeSum, UsageKey, UsageSum
 from tidegate.domain.price import PriceVersion
-from tidegate.domain.units import NANO_USD_PER_USD, TOKENS_PER_MILLION, usd
+from tidegate.domain.units import MS_PER_HOUR, NANO_USD_PER_USD, TOKENS_PER_MILLION, accelerator_time_nano_usd, usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.rating import reserved_pieces
 from tidegate.money.same_traffic import PER_TOKEN
@@ -145,7 +147,11 @@ def _time_lines(book: Book, tenant: str) -> Iterator[InvoiceLine]:
     for time in book.time:
         if time.tenant == tenant:
             price = book.prices.version(time.price_version)
-            yield _line(time.endpoint, Mode.DEDICATED, "accelerator_hours", time.duration_ms, price, time.nano_usd)
+            line = _line(time.endpoint, Mode.DEDICATED, "accelerator_hours", time.duration_ms, price, time.nano_usd)
+            at_one_price = accelerator_time_nano_usd(time.duration_ms, price.accelerator_hour_nano_usd) if price else 0
+            hours = -(-(book.period.end_ms - book.period.start_ms) // MS_PER_HOUR)
+            # Kinds of accelerator at prices of their own have no unit price together (an hour rounds by one at most).
+            yield line if abs(at_one_price - time.nano_usd) <= hours else structs.replace(line, unit_usd="0")
 
 
 def _adjustment_lines(book: Book, tenant: str) -> Iterator[InvoiceLine]:

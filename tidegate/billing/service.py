@@ -17,6 +17,7 @@ from tidegate.domain.limits import Limits
 from tidegate.domain.money_ports import Contracts, DeadLetters, Ledger, PriceBook, TimeSource
 from tidegate.domain.ports import Clock, JournalReader
 from tidegate.domain.price import PriceVersion
+from tidegate.money.economics import MachineCost
 from tidegate.quota.treasury import Spent
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Billing:
     `on_prices` is told the whole price book after each change to it. `collectors` are sent an event a request; what one
     will never take goes to `dead_letters`. `record_days`: usage records are kept so long, 0 for ever.
     `contracts` are prepaid commitments (none without it), `tenants` tells who could have one.
+    `machines` is what accelerators cost the operator.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class Billing:
         record_days: int = 0,
         contracts: Contracts | None = None,
         tenants: Callable[[], Collection[str]] = tuple,
+        machines: MachineCost | None = None,
     ) -> None:
         self.ledger = ledger
         self.prices = prices
         self.clock = clock
-        self.statements = Statements(ledger, prices, contracts)
+        self.statements = Statements(ledger, prices, contracts, machines)
         self.contracts = contracts
         self.tenants = tenants
         self.metrics = BillingMetrics(self._lag_s)

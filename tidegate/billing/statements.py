@@ -13,6 +13,7 @@ from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import Adjustment, FactsSpan, UsageGroup, UsageKey, UsageSum
 from tidegate.domain.money_ports import Contracts, Ledger, PriceBook
 from tidegate.domain.units import usd
+from tidegate.money.economics import MachineCost
 from tidegate.money.prices import PriceTable
 from tidegate.money.same_traffic import cuts, token_costs
 from tidegate.wire.accelerator_time import TimeView
@@ -29,9 +30,16 @@ _GROUPS: dict[UsageGroup, Callable[[UsageKey], str]] = {
 
 
 class Statements:
-    """Every method may raise StoreFault."""
+    """Every method may raise StoreFault. `machines`: what accelerators cost the operator, None where nobody said."""
 
-    def __init__(self, ledger: Ledger, prices: PriceBook, contracts: Contracts | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        prices: PriceBook,
+        contracts: Contracts | None = None,
+        machines: MachineCost | None = None,
+    ) -> None:
+        self._machines = machines
         self._ledger = ledger
         self._contracts = contracts
         self._prices = prices
@@ -56,7 +64,7 @@ class Statements:
         return [make_invoice(book, tenant) for tenant in book.tenants()]
 
     def time(self, period: Period, now_ms: int, tenant: str | None) -> TimeView:
-        return time_view(self._ledger, self._prices, period, now_ms, tenant)
+        return time_view(self._ledger, self._prices, period, now_ms, tenant, self._machines)
 
     def balances(self) -> list[BalanceView]:
         sums = self._ledger.balances()

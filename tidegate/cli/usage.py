@@ -18,6 +18,7 @@ app = typer.Typer(help="Tokens and money by endpoint, model, tenant, mode, hour 
 COLUMNS = ("requests", "billed_requests", "input_tokens", "cached_tokens", "output_tokens", "usd")
 STATES = ("busy", "idle", "activating", "draining", "asleep", "free", "unreported")
 TIME_COLUMNS = (*STATES[:5], "lent", "borrowed", "tokens_usd", "time_usd", "dedicated_usd", "margin_usd")
+SPARE = ("draining", "activating", "time_usd", "dedicated_usd", "asleep")
 By = Annotated[str, typer.Option("--by", help="endpoint | model | tenant | mode | hour | key")]
 Since = Annotated[str | None, typer.Option("--from", help="start of the period")]
 Until = Annotated[str | None, typer.Option("--to", help="end of the period")]
@@ -65,15 +66,15 @@ def time_(
         show(view, output)
         return
     rows = [_time_row(row) | row for row in view["endpoints"]]
-    show(rows, output, ("endpoint", *TIME_COLUMNS), "accelerator seconds by endpoint")
+    show(rows, output, ("endpoint", *TIME_COLUMNS), "accelerator seconds by endpoint", SPARE)
     if view["lent"]:
         lent = [{**row, "seconds": _s(row["duration_ms"])} for row in view["lent"]]
         show(lent, output, ("lender", "borrower", "seconds"), "lent")
     if view["platform"]:
         accelerators = [_time_row(row) | row | {"wall": _s(row["wall_ms"])} for row in view["accelerators"]]
-        show(accelerators, output, ("node", "accelerator", "kind", "wall", *STATES), "accelerator seconds, each")
+        show(accelerators, output, ("node", "accelerator", "kind", "wall", *STATES), "accelerator seconds, each", SPARE)
         platform = view["platform"].items()
-        amounts = {name: value for name, value in platform if name.endswith("usd") and "nano" not in name}
+        amounts = {n: value for n, value in platform if value is not None and n.endswith("usd") and "nano" not in n}
         show(amounts, output, None, "platform")
 
 

@@ -208,9 +208,13 @@ class BatchConfig(Section):
 
 
 class BillingConfig(Section):
-    """`record_days`: usage records older than this are removed (sums and entries stay); 0 keeps them for ever."""
+    """`record_days`: usage records older than this are removed (sums and entries stay); 0 keeps them for ever.
+    `machine_hour_usd`: what the operator pays for an accelerator-hour; `machine_hours_usd` of kinds that cost otherwise.
+    """
 
     record_days: int = Field(default=0, ge=0)
+    machine_hour_usd: UsdPerHour | None = None
+    machine_hours_usd: dict[str, UsdPerHour] = Field(default_factory=dict)
 
     @field_validator("record_days")
     @classmethod

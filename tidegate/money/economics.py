@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from tidegate.domain.ledger import StateSum, TimeState, TimeSum, UsageKey, UsageSum
 from tidegate.domain.price import PriceVersion
+from tidegate.domain.units import accelerator_time_nano_usd
 from tidegate.money.hours import READY, platform_cost, worth_nano_usd
 
 PriceOf = Callable[[str, int], PriceVersion | None]
@@ -27,6 +28,23 @@ class Account:
     @property
     def brought_in(self) -> int:
         return self.tokens + self.drawn + self.time
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCost:
+    """What the operator pays for an hour of an accelerator, used or not, in nano-USD; `kinds` that cost something else
+    are named.
+    """
+
+    hour_nano_usd: int
+    kinds: Mapping[str, int]
+
+    def of(self, time_us: Mapping[str, int]) -> int:
+        """Kind → microseconds of wall time, in nano-USD."""
+        hours = self.kinds
+        return sum(
+            accelerator_time_nano_usd(us // 1_000, hours.get(kind, self.hour_nano_usd)) for kind, us in time_us.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)

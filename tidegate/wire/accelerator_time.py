@@ -52,7 +52,8 @@ class EndpointTime(Struct, frozen=True, kw_only=True):
 class PlatformTime(Struct, frozen=True, kw_only=True):
     """The whole. `idle_usd` (nobody's time, and time that stood ready unpaid), `boot_usd` (activating, draining) and
     `unreported_usd` are what those cost the platform; `margin_usd` is all that was brought in less the worth of all
-    wall time at the price of the plan `default`.
+    wall time at the price of the plan `default`. Where it is configured what machines cost, `machines_usd` is that of
+    all wall time, and `profit_usd` what was brought in less that.
     """
 
     wall_ms: int
@@ -64,6 +65,9 @@ class PlatformTime(Struct, frozen=True, kw_only=True):
     unreported_usd: str
     margin_usd: str
     margin_nano_usd: int
+    machines_usd: str | None
+    profit_usd: str | None
+    profit_nano_usd: int | None
 
 
 class TimeView(Struct, frozen=True, kw_only=True):
