@@ -396,3 +396,57 @@ def test_a_message_over_the_bound_ends_the_session_and_a_full_conversation_is_re
             assert closed.value.rcvd.code == 1009
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "lines", "status"),
+    [
+        ("POST", ["sec-websocket-version: 13"], 404),
+        ("GET", ["sec-websocket-version: 13"], 400),
+        ("GET", ["sec-websocket-version: 7", "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA=="], 400),
+        ("GET", ["sec-websocket-version: 13", "sec-websocket-key: short"], 400),
+    ],
+)
+def test_a_handshake_that_is_none_is_answered_and_ends(
+    method: str, lines: list[str], status: int, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            client = await r.client()
+            head = [f"{method} /v1/realtime?model=chat HTTP/1.1", "host: x", f"authorization: Bearer {KEY}"]
+            head += ["connection: Upgrade", "upgrade: websocket", *lines]
+            await client.send(("\r\n".join(head) + "\r\n\r\n").encode())
+            assert (await client.head())[0] == status
+            assert r.gateway.parts.loop.in_flight == 0
+
+    run(main())
+
+
+def test_noise_after_the_handshake_ends_the_session_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r, session(r) as other:
+            client = await r.client()
+            head = f"GET /v1/realtime?model=chat HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+            head += "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+            head += "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-protocol: realtime\r\n\r\n"
+            await client.send(head.encode())
+            status, headers = await client.head()
+            assert (status, headers["Sec-WebSocket-Protocol"]) == (101, "realtime")
+            await until(lambda: r.gateway.parts.loop.in_flight == 2, "its place")
+            await client.send(b"\xff" * 64)
+            await until(lambda: r.gateway.parts.loop.in_flight == 1, "its end")
+            assert (await respond(other, input=[HELLO]))[-1].response.status == "completed"
+
+    run(main())
+
+
+def test_a_gateway_that_stops_says_so_to_its_sessions(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r, session(r) as connection:
+            r.stop()
+            with pytest.raises(websockets.ConnectionClosedError) as closed:
+                await connection.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012
+
+    run(main())

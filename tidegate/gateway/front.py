@@ -134,7 +134,8 @@ class Front(HttpToolsProtocol):
 
     def _should_upgrade(self) -> bool:
         """Everywhere but there, a request that offers an upgrade is answered as if it did not (RFC 9110 7.8)."""
-        return self.url.split(b"?", 1)[0] == SESSIONS and super()._should_upgrade()
+        is_get = self.parser.get_method() == b"GET"
+        return is_get and self.url.split(b"?", 1)[0] == SESSIONS and super()._should_upgrade()
 
     def handle_websocket_upgrade(self) -> None:
         if self._cycles:

@@ -9,6 +9,8 @@ from tidegate.gateway.replies import Message, Receive, Scope, Send, reply_refusa
 from tidegate.gateway.session import API, Door, Opening, Session
 from tidegate.quota import admission
 
+SUBPROTOCOL = "realtime"
+
 
 class Sessions:
     """The sessions of one gateway."""
@@ -50,7 +52,9 @@ class Sessions:
             limit = LimitHit("concurrency", mine, full)
             message = f"{mine} sessions of this tenant are open already, which is its limit"
             raise Refusal("rate_limit_exceeded", message, retry_after_ms=1_000, limit=limit)
-        return Opening(session_id, tenant, head, model, entry)
+        return Opening(
+            session_id, tenant, head, model, entry, SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
+        )
 
     def sweep(self, now_ms: int) -> None:
         for session in self._open:

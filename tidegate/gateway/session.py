@@ -46,13 +46,16 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A session that may be: `model` is what its client calls `entry`."""
+    """A session that may be: `model` is what its client calls `entry`. `subprotocol` is what it offered and must hear
+    again: browsers end a connection whose offer is not answered.
+    """
 
     id: str
     tenant: str
     head: Head
     model: str
     entry: EndpointEntry
+    subprotocol: str | None = None
 
 
 class Session:
@@ -62,6 +65,7 @@ class Session:
         self._door = door
         self._parts = door.parts
         self._head = opening.head
+        self._subprotocol = opening.subprotocol
         self._id = opening.id
         self._receive, self._send = receive, send
         tail = opening.id.removeprefix("req-")
@@ -76,7 +80,8 @@ class Session:
 
     async def run(self) -> None:
         """Until the client leaves, or the gateway ends it. Raises only bugs and cancellation."""
-        await self._send({"type": "websocket.accept", "headers": [(b"x-request-id", self._id.encode())]})
+        headers = [(b"x-request-id", self._id.encode())]
+        await self._send({"type": "websocket.accept", "headers": headers, "subprotocol": self._subprotocol})
         try:
             await self._say([("session.created", {"session": self._shown()})])
             self._place.take(self.entry, self._opened_ms, self._wait_ms(), self.tenant)
@@ -227,8 +232,9 @@ class Session:
     # --- the place ----------------------------------------------------------------------------------------------------
 
     def _current(self) -> EndpointEntry:
-        """Its endpoint as it is now."""
-        entry = self._door.loop.endpoints.get(self.entry.endpoint)
+        """Its endpoint as it is now; one whose canary has ended goes on with what the canary was for."""
+        endpoints = self._door.loop.endpoints
+        entry = endpoints.get(self.entry.endpoint) or endpoints.get(self.entry.serves)
         if entry is None:
             raise Refusal("model_not_found", f"no such model: {self.entry.endpoint}", param="model")
         return entry

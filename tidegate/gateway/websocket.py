@@ -1,7 +1,7 @@
 """uvicorn's WebSocket protocol (on `websockets`, which does the framing) with the bounds a public port needs.
 
-Silent clients are found by its pings, oversized messages by its parser; what it lacks is a bound on a client that does
-not read what it is sent, whose session would keep its place on a replica for as long.
+Silent clients are found by its pings, oversized messages by its parser; what it lacks is a bound on a handshake that is
+none, and on a client that does not read what it is sent, whose session would keep its place on a replica for as long.
 """
 
 from typing import Any
@@ -18,7 +18,9 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._stalled_since = 0.0  # of the loop's clock, in seconds; 0 when nothing is left unread
+        # Instants of the loop's clock in seconds; 0 when nothing is left unread.
+        self._began = self.loop.time()
+        self._stalled_since = 0.0
 
     def pause_writing(self) -> None:
         self._stalled_since = self.loop.time()
@@ -29,8 +31,9 @@ class WebSocket(WebSocketsSansIOProtocol):
         super().resume_writing()
 
     def sweep(self, now: float) -> None:
-        """Gives up a client that reads too slowly."""
-        if self._stalled_since and now - self._stalled_since > self.limits.client_stall_ms_max / 1000:
+        """Gives up a client that reads too slowly, or whose handshake came to nothing. `now` is the loop's clock."""
+        stalled = self._stalled_since and now - self._stalled_since > self.limits.client_stall_ms_max / 1000
+        if stalled or (not self.handshake_complete and now - self._began > self.limits.head_ms_max / 1000):
             self.transport.abort()
 
 
