@@ -12,9 +12,10 @@ import pytest
 import websockets
 
 from tests.gateway.engine import Exchange, die, event, refuse
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run, until
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Client, Rig, key, rig, run, until
 from tidegate.domain.limits import Limits, Scope
 from tidegate.domain.usage import Outcome
+from tidegate.gateway.relay import Relay
 from tidegate.wire.internal import Catalog
 
 HELLO: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
@@ -422,16 +423,48 @@ def test_a_handshake_that_is_none_is_answered_and_ends(
     run(main())
 
 
+async def raw_session(r: Rig) -> Client:
+    """Open, and nothing of it read but the handshake."""
+    client = await r.client()
+    head = f"GET /v1/realtime?model=chat HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head += "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    head += "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-protocol: realtime\r\n\r\n"
+    await client.send(head.encode())
+    status, headers = await client.head()
+    assert (status, headers["Sec-WebSocket-Protocol"]) == (101, "realtime")
+    return client
+
+
+def frame(text: bytes) -> bytes:
+    """A client's text message, masked with zeros (RFC 6455 5.2)."""
+    return b"\x81\xfe" + len(text).to_bytes(2, "big") + bytes(4) + text
+
+
+def test_a_client_that_does_not_read_loses_its_place(tmp_path: Path) -> None:
+    async def flood(exchange: Exchange) -> None:
+        await exchange.head()
+        number = 0
+        while not exchange.gone.is_set():
+            number += 1
+            await exchange.chunk(event(number, "x" * 50_000))
+
+    async def main() -> None:
+        async with rig(tmp_path, client_stall_ms_max=200) as r:
+            r.engine.script.append(flood)
+            client = await raw_session(r)
+            client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            asked = {"type": "response.create", "response": {"input": [HELLO], "metadata": {"pad": "x" * 200}}}
+            await client.send(frame(json.dumps(asked).encode()))
+            assert (await r.record()).outcome is Outcome.CLIENT_ABORTED
+            await r.at_rest()
+
+    run(main())
+
+
 def test_noise_after_the_handshake_ends_the_session_alone(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path) as r, session(r) as other:
-            client = await r.client()
-            head = f"GET /v1/realtime?model=chat HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-            head += "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
-            head += "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-protocol: realtime\r\n\r\n"
-            await client.send(head.encode())
-            status, headers = await client.head()
-            assert (status, headers["Sec-WebSocket-Protocol"]) == (101, "realtime")
+            client = await raw_session(r)
             await until(lambda: r.gateway.parts.loop.in_flight == 2, "its place")
             await client.send(b"\xff" * 64)
             await until(lambda: r.gateway.parts.loop.in_flight == 1, "its end")
@@ -448,5 +481,24 @@ def test_a_gateway_that_stops_says_so_to_its_sessions(tmp_path: Path) -> None:
                 await connection.recv()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1012
+
+    run(main())
+
+
+def test_a_bug_ends_the_session_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(relay: Relay) -> None:
+        raise RuntimeError("a bug")
+
+    async def main() -> None:
+        async with rig(tmp_path) as r, session(r) as connection:
+            monkeypatch.setattr(Relay, "run", fail)
+            await connection.response.create(response={"input": [HELLO]})
+            assert (await connection.recv()).type == "response.created"
+            answer = await connection.recv()
+            assert (answer.error.code, "bug" in answer.error.message) == ("internal_error", False)
+            with pytest.raises(websockets.ConnectionClosedError) as closed:
+                await connection.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1011
 
     run(main())

@@ -29,7 +29,7 @@ from tidegate.wire.realtime_answer import Answer, Said
 log = logging.getLogger(__name__)
 
 API = "chat/completions"
-NORMAL, POLICY = 1000, 1008  # RFC 6455 7.4.1
+NORMAL, POLICY, BUG = 1000, 1008, 1011  # RFC 6455 7.4.1
 _DATA, _DONE = b"data: ", b"data: [DONE]"
 
 
@@ -123,22 +123,21 @@ class Session:
         limits = self._parts.limits
         if self._response is not None:
             self._active_ms = now_ms
-        if self._closing.done():
-            return
         if now_ms - self._opened_ms >= limits.session_ms_max:
-            self._closing.set_result(
-                (NORMAL, "session_expired", f"a session lasts {limits.session_ms_max // 1000} s at most")
-            )
+            self._close(NORMAL, "session_expired", f"a session lasts {limits.session_ms_max // 1000} s at most")
         elif now_ms - self._active_ms >= limits.session_idle_ms_max:
-            self._closing.set_result(
-                (NORMAL, "session_idle", f"nothing was asked for {limits.session_idle_ms_max // 1000} s")
-            )
+            self._close(NORMAL, "session_idle", f"nothing was asked for {limits.session_idle_ms_max // 1000} s")
         else:
             try:
                 self._door.authenticate(self._head, now_ms)
                 self._current()
             except Refusal as refusal:
-                self._closing.set_result((POLICY, refusal.code, refusal.message))
+                self._close(POLICY, refusal.code, refusal.message)
+
+    def _close(self, status: int, code: str, why: str) -> None:
+        """`run` ends it, saying so."""
+        if not self._closing.done():
+            self._closing.set_result((status, code, why))
 
     # --- what the client says -----------------------------------------------------------------------------------------
 
@@ -228,6 +227,7 @@ class Session:
         self._active_ms = self._parts.clock.now_ms()
         if not response.cancelled() and (bug := response.exception()) is not None:
             log.error("a response of session %s ended by a bug", self._id, exc_info=bug)
+            self._close(BUG, "internal_error", "the gateway failed; it is logged")
 
     # --- the place ----------------------------------------------------------------------------------------------------
 
