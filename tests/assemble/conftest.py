@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.assemble.live import StandIn, Story, platform
-from tidegate.assemble import services
+from tidegate.assemble import machine
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Story], None]:
     for name in [name for name in os.environ if name.startswith("TIDEGATE_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(services, "BuiltinDriver", StandIn)
+    monkeypatch.setattr(machine, "BuiltinDriver", StandIn)
 
     def runner(story: Story) -> None:
         async def main() -> None:

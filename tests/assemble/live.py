@@ -12,7 +12,7 @@ import httpx
 import psutil
 
 from tests import models
-from tidegate.assemble.platform import run_platform
+from tidegate.assemble.start import run_platform
 from tidegate.config import load, socket_directory
 from tidegate.engines.fake import FakeDriver, FakeScript
 

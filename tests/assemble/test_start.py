@@ -13,8 +13,10 @@ import pytest
 
 from tidegate.assemble.credentials import FILE, Credentials, ensure, write_private
 from tidegate.assemble.declared import set_prices
+from tidegate.assemble.folders import take
 from tidegate.assemble.ground import Ground, prepare
-from tidegate.assemble.settings import core_settings, engine_threads, gateway_limits, node_limits
+from tidegate.assemble.machine import engine_threads
+from tidegate.assemble.settings import core_settings, gateway_limits, node_limits
 from tidegate.assemble.sockets import StartError, listen_tcp, listen_unix, public_url
 from tidegate.config import Config, load
 from tidegate.control.keys import digest
@@ -46,13 +48,13 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
 
 
 class _opened:
-    """`prepare` as a plain context manager."""
+    """`take` and `prepare` as a plain context manager."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._stack = config, AsyncExitStack()
 
     def __enter__(self) -> Ground:
-        return prepare(self._config, self._stack)
+        return prepare(self._config, take(self._config, self._stack, log_name="platform.log"), self._stack)
 
     def __exit__(self, *_: object) -> None:
         import asyncio

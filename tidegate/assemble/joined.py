@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.assemble.engines import foreign_drivers
+from tidegate.assemble.folders import take
 from tidegate.assemble.gateway import GatewayProcess, serve
-from tidegate.assemble.ground import WallClock, take
-from tidegate.assemble.services import accelerators_of
-from tidegate.assemble.settings import engine_threads, gateway_limits, node_limits, node_of
+from tidegate.assemble.ground import WallClock
+from tidegate.assemble.machine import machine_of
+from tidegate.assemble.settings import gateway_limits, node_limits, node_of
 from tidegate.assemble.sockets import StartError, listen_tcp, public_url
 from tidegate.assemble.weights import node_weights
 from tidegate.config import Config
-from tidegate.engines.builtin import BuiltinDriver
-from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Lifeline
 from tidegate.node.agent import NodeAgent
 from tidegate.transports.socket import connector
@@ -54,23 +53,23 @@ async def run_node(config: Config, platform: Platform, name: str, on_ready: Call
     stop = _stopped_by_signal()
     async with AsyncExitStack() as stack:
         folders = take(config, stack, log_name="node.log")
-        accelerators, lifeline, logs = accelerators_of(config), Lifeline(), LogRing(folders.logs / "engines.log")
-        stack.callback(logs.close)
-        stack.callback(lifeline.close)
-        threads = engine_threads(config, len(accelerators))
-        builtin = BuiltinDriver(directory=folders.run, lifeline=lifeline, threads=threads, logs=logs)
-        foreign = foreign_drivers(config, folders.run, lifeline=lifeline, threads=threads, logs=logs)
+        machine = machine_of(config, folders.run, folders.logs)
+        stack.callback(machine.logs.close)
+        stack.callback(machine.lifeline.close)
+        foreign = foreign_drivers(
+            config, folders.run, lifeline=machine.lifeline, threads=machine.threads, logs=machine.logs
+        )
         agent = NodeAgent(
-            node=node_of(config, accelerators, name),
-            drivers={"builtin": builtin, **foreign},
+            node=node_of(config, machine.accelerators, name),
+            drivers={"builtin": machine.driver, **foreign},
             connect=connector(platform.control_address),
             clock=WallClock(),
             limits=node_limits(config),
             weights=await asyncio.to_thread(node_weights, config, platform.journal.parent),
         )
-        builtin.open()
+        machine.driver.open()
         running, stopping = asyncio.create_task(agent.run()), asyncio.create_task(stop.wait())
-        on_ready(f"node {name} of region {config.region} joins with {len(accelerators)} accelerators")
+        on_ready(f"node {name} of region {config.region} joins with {len(machine.accelerators)} accelerators")
         try:
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -7,7 +7,7 @@ then the last usage records into the ledger. A part that ends by itself ends the
 import asyncio
 import json
 import logging
-import signal
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,39 +17,44 @@ from tidegate import demo_models
 from tidegate.assemble import collector
 from tidegate.assemble.credentials import DEMO_TENANT, Credentials, ensure, write_private
 from tidegate.assemble.declared import apply_endpoints, set_prices
+from tidegate.assemble.folders import Folders
 from tidegate.assemble.ground import Ground, WallClock, prepare
+from tidegate.assemble.machine import Machine
 from tidegate.assemble.services import Services, build
 from tidegate.assemble.settings import demo_endpoints
-from tidegate.assemble.sockets import StartError, listen_tcp, public_url
+from tidegate.assemble.sockets import StartError, public_url
 from tidegate.config import Config
+from tidegate.control.service import Control
+from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.errors import Fault
+
+OnReady = Callable[[dict[str, Any]], None]
 
 log = logging.getLogger(__name__)
 
 READY_FILE = "ready.json"
 READY_S_MAX = 30.0
+FIRST_MODEL_S_MAX = 10.0  # a large model takes minutes: the platform does not wait for it to say that it is there
+FIRST_MODEL_POLL_S = 0.02
+HOPELESS = (EndpointState.FAILED, EndpointState.PAUSED)
 
-OnReady = Callable[[dict[str, Any]], None]
 
-
-async def run_platform(
-    config: Config, ready_file: Path | None, on_ready: OnReady, stop: asyncio.Event | None = None
+async def serve(
+    config: Config,
+    folders: Folders,
+    machine: Machine,
+    listener: socket.socket,
+    ready_file: Path | None,
+    on_ready: OnReady,
+    stop: asyncio.Event,
 ) -> None:
-    """Serves until SIGINT, SIGTERM or `stop`; returns once everything it started is gone.
-
-    Raises StartError when it cannot start here, Fault when the outside fails at start or a part ends by itself.
-    """
-    stop = stop or asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    listener = listen_tcp(config.host, config.port)
+    """Everything but the first steps, which `start` has made. Raises as `start.run_platform`."""
     async with AsyncExitStack() as stack:
-        stack.callback(listener.close)
-        ground = prepare(config, stack)
+        ground = prepare(config, folders, stack)
         clock = WallClock()
         await asyncio.to_thread(set_prices, ground.prices, config, clock.now_ms())
         credentials = await asyncio.to_thread(ensure, ground.state, config, ground.data, clock.now_ms())
-        services = await build(config, ground, listener, clock)
+        services = await build(config, ground, machine, listener, clock)
         collector.tune()
         try:
             starting = asyncio.create_task(
@@ -101,7 +106,7 @@ async def _announce(
     ready_file: Path | None,
     on_ready: OnReady,
 ) -> None:
-    """Applies what is declared, waits until a request would be taken, then says so to files and to the person."""
+    """Applies what is declared, waits until a first question would be answered, then says so to files and people."""
     try:
         async with asyncio.timeout(READY_S_MAX):
             await services.control.until_ready(gateways=1)
@@ -110,9 +115,11 @@ async def _announce(
         raise StartError(f"not ready after {READY_S_MAX:.0f} s ({why}); see {ground.logs}") from None
     wanted = list(config.endpoints)
     if credentials.demo_is_new:
-        wanted += demo_endpoints(services.node, demo_models.path, demo_models.NAMES, DEMO_TENANT)
+        # In the order in which they are listed: so the one that a person is shown first is loaded first.
+        wanted += demo_endpoints(services.node, demo_models.path, tuple(sorted(demo_models.NAMES)), DEMO_TENANT)
     for endpoint, reason in await apply_endpoints(services.control, wanted):
         log.warning("endpoint %s is refused: %s", endpoint, reason)
+    await _first_model(services.control)
     tenant = next(iter(credentials.api_keys), "")
     ready = {
         "base_url": url,
@@ -125,3 +132,16 @@ async def _announce(
         if path is not None:
             await asyncio.to_thread(write_private, path, text)
     on_ready(ready)
+
+
+async def _first_model(control: Control) -> None:
+    """Returns once some endpoint has a replica, none of them will have one, or the first takes too long to wait for."""
+    names = [d.endpoint for d in control.desired.state.deployments if d.engine != "remote" and not d.base]
+    due = asyncio.get_running_loop().time() + FIRST_MODEL_S_MAX
+    while asyncio.get_running_loop().time() < due:
+        routes = [control.loop.route(name) for name in names]
+        if any(route is not None and route.targets for route in routes):
+            return
+        if all(route is not None and route.state in HOPELESS for route in routes):
+            return
+        await asyncio.sleep(FIRST_MODEL_POLL_S)

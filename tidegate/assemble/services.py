@@ -15,16 +15,16 @@ from tidegate.assemble.billing import billing_service
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
+from tidegate.assemble.machine import Machine
 from tidegate.assemble.server import Server
 from tidegate.assemble.settings import (
     control_settings,
     core_settings,
-    engine_threads,
     gateway_limits,
     node_limits,
     node_of,
 )
-from tidegate.assemble.sockets import StartError, listen_unix, public_url
+from tidegate.assemble.sockets import listen_unix, public_url
 from tidegate.assemble.weights import inspector, node_weights
 from tidegate.batch.api import routes as batch_routes
 from tidegate.batch.jobs import routes as job_routes
@@ -34,14 +34,12 @@ from tidegate.billing.service import Billing
 from tidegate.config import Config
 from tidegate.control.api import build_app
 from tidegate.control.service import Control
-from tidegate.domain.errors import Fault, Refusal, StoreFault
-from tidegate.domain.fleet import Accelerator, Node
+from tidegate.domain.errors import Fault, StoreFault
+from tidegate.domain.fleet import Node
 from tidegate.domain.ports import Clock
 from tidegate.engines.adapters import AdapterFiles
-from tidegate.engines.builtin import BuiltinDriver
-from tidegate.engines.discover import discover
 from tidegate.engines.logs import LogRing
-from tidegate.engines.process import Child, Lifeline, Restart
+from tidegate.engines.process import Child, Restart
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
 from tidegate.transports.socket import connector, listen
@@ -61,17 +59,14 @@ class Services:
     agent: NodeAgent
     billing: Billing
     batch: BatchService
-    driver: BuiltinDriver
     admin: Server
     admin_path: Path
     gateway: Child
-    lifeline: Lifeline
-    logs: list[LogRing]
+    logs: LogRing
     tasks: dict[str, asyncio.Task[None]]
 
     def start(self) -> list[asyncio.Task[None]]:
         """One task a part; none of them ends before `close`."""
-        self.driver.open()  # its imports run while the rest starts
         parts = {
             "control plane": self.control.run(),
             "node": self.agent.run(),
@@ -86,8 +81,7 @@ class Services:
     @property
     def last_gateway_line(self) -> str:
         """What the gateway process printed last: why it does not start, if it does not."""
-        gateway_log = self.logs[-1]
-        return gateway_log.tail[-1] if gateway_log.tail else "it printed nothing"
+        return self.logs.tail[-1] if self.logs.tail else "it printed nothing"
 
     async def close(self) -> None:
         """No new requests, then no engines, then the last records into the ledger. Each step is bounded."""
@@ -103,10 +97,8 @@ class Services:
         await self._end("control plane")
         for name in ("admin server", "node", "gateway"):
             await self._end(name, wait_s=ADMIN_DRAIN_S_MAX + 1)
-        self.lifeline.close()
         self.admin_path.unlink(missing_ok=True)
-        for ring in self.logs:
-            ring.close()
+        self.logs.close()
 
     async def _step(self, name: str, ending: Awaitable[object]) -> None:
         """One part that does not end well must not keep the others from ending."""
@@ -125,12 +117,13 @@ class Services:
         await asyncio.wait({task})
 
 
-async def build(config: Config, ground: Ground, listener: socket.socket, clock: Clock) -> Services:
+async def build(
+    config: Config, ground: Ground, machine: Machine, listener: socket.socket, clock: Clock
+) -> Services:
     """Everything plugged together and listening, nothing running yet. Raises StartError, LinkFault."""
-    accelerators = accelerators_of(config)
+    accelerators, lifeline, threads = machine.accelerators, machine.lifeline, machine.threads
     node, limits = node_of(config, accelerators), node_limits(config)
-    lifeline, secret = Lifeline(), runner_secret()
-    engine_logs, gateway_logs = LogRing(ground.logs / "engines.log"), LogRing(ground.logs / "gateway.log")
+    secret, gateway_logs = runner_secret(), LogRing(ground.logs / "gateway.log")
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
     control = Control(
         store=ground.state,
@@ -147,12 +140,10 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         prices=ground.prices.versions,
     )
     billing = billing_service(config, ground, control, clock)
-    threads = engine_threads(config, len(accelerators))
-    driver = BuiltinDriver(directory=ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
-    foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=engine_logs)
+    foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=machine.logs)
     agent = NodeAgent(
         node=node,
-        drivers={"builtin": driver, **foreign},
+        drivers={"builtin": machine.driver, **foreign},
         connect=connector(control_address),
         clock=clock,
         limits=limits,
@@ -175,12 +166,10 @@ async def build(config: Config, ground: Ground, listener: socket.socket, clock: 
         agent=agent,
         billing=billing,
         batch=batch,
-        driver=driver,
         admin=server,
         admin_path=admin_path,
         gateway=_child(gateway, gateway_logs),
-        lifeline=lifeline,
-        logs=[engine_logs, gateway_logs],
+        logs=gateway_logs,
         tasks={},
     )
 
@@ -207,12 +196,3 @@ def _child(gateway: GatewayProcess, logs: LogRing) -> Child:
         restart=Restart(wait_ms_min=20, wait_ms_max=1_000, stable_ms_min=1_000),
         grace_ms_max=gateway.limits.shutdown_ms_max + GATEWAY_SLACK_MS,
     )
-
-
-def accelerators_of(config: Config) -> tuple[Accelerator, ...]:
-    """What this machine can compute on, as configured. Raises StartError."""
-    shape = config.accelerators
-    try:
-        return discover(shape.kind, cpu_count=shape.count, cpu_memory_bytes=shape.memory)
-    except Refusal as refusal:
-        raise StartError(refusal.message) from refusal

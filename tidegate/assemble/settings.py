@@ -1,6 +1,5 @@
 """Configuration → the plain settings each service is built with. Nothing below this floor sees a Config."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,11 +70,6 @@ def core_settings(config: Config, limits: NodeLimits, accelerators: tuple[Accele
 def node_of(config: Config, accelerators: tuple[Accelerator, ...], name: str = "node-0") -> Node:
     """This machine. Its name is fixed so that a restart finds its own replicas' history again."""
     return Node(name, config.region, accelerators, config.host_memory, config.disk)
-
-
-def engine_threads(config: Config, accelerators: int) -> int:
-    """CPU threads of one engine: what was set, or this process's cores divided among the accelerators."""
-    return config.engine.threads or max(1, len(os.sched_getaffinity(0)) // accelerators)
 
 
 def demo_endpoints(

@@ -33,8 +33,8 @@ def demo(
     """A guided minute: spiky traffic on private endpoints, live swaps, then each tenant's bill. Ends by itself."""
     import uvloop
 
-    from tidegate.assemble.platform import run_platform
     from tidegate.assemble.sockets import StartError
+    from tidegate.assemble.start import run_platform
     from tidegate.config import load
     from tidegate.domain.errors import Fault
 

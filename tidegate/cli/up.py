@@ -45,8 +45,8 @@ def serve(config: Path | None, overrides: dict[str, Any], ready_file: Path | Non
     # Only now: these pull in SQL and the web framework, which a refused configuration need not wait for.
     import uvloop
 
-    from tidegate.assemble.platform import run_platform
     from tidegate.assemble.sockets import StartError
+    from tidegate.assemble.start import run_platform
     from tidegate.domain.errors import Fault
 
     try:

@@ -18,7 +18,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from tidegate.torch_engine import environment, faults, options
+from tidegate.torch_engine import environment, faults, imports, options
 
 environment.prepare()
 
@@ -29,14 +29,15 @@ _OURS = (signal.SIGCHLD, signal.SIGTERM)
 log = logging.getLogger("tidegate.template")
 
 
-def _preload() -> None:
+def _preload(*, light: bool) -> None:
     """Everything an engine imports, the lazily imported model classes included."""
-    import_module("tidegate.torch_engine.server")
+    with imports.light() if light else contextlib.nullcontext():
+        import_module("tidegate.torch_engine.server")
+        for family in _FAMILIES:
+            import_module(f"transformers.models.{family}.modeling_{family}")
+        import_module("transformers.models.qwen2.tokenization_qwen2")
+        import_module("transformers.models.auto.tokenization_auto")
     import_module("uvloop")
-    for family in _FAMILIES:
-        import_module(f"transformers.models.{family}.modeling_{family}")
-    import_module("transformers.models.qwen2.tokenization_qwen2")
-    import_module("transformers.models.auto.tokenization_auto")
     gc.collect()
     gc.freeze()  # the children's collectors never touch these pages, so they stay shared
 
@@ -160,9 +161,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tidegate.torch_engine.template", description=__doc__)
     parser.add_argument("--socket", required=True, help="the Unix socket for orders (created with mode 0600)")
     parser.add_argument("--lifeline", type=int, required=True, help="a pipe's read end: when it ends, all engines do")
+    parser.add_argument("--plain", action="store_true", help="import everything, also what is never used")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s")
-    _preload()
+    try:
+        _preload(light=not arguments.plain)
+    except (ImportError, AttributeError, TypeError) as error:
+        if arguments.plain:
+            raise
+        # Half imported, nothing can be mended here: the same process begins anew, with every import as it comes.
+        log.warning("light imports do not suit this torch and transformers (%s): importing everything", error)
+        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--plain"])
     if _thread_count() > 1:
         log.error("imports started %d threads: a fork would lose them", _thread_count() - 1)
         return faults.EXIT_BUG
