@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,17 +25,17 @@ def tune(platform: Platform, *arguments: str) -> "subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env={"PATH": "/usr/bin:/bin", **keys})
 
 
-def test_a_winner_with_its_curve_and_nothing_left(platform: Platform, tmp_path: Path) -> None:
+def test_a_winner_with_its_curve_that_the_next_apply_follows(platform: Platform) -> None:
     with platform.admin() as admin:
         model = admin.get("/api/v1/endpoints/demo/tides").json()["model"]["source"]
         slack = {"ttft_ms": 60_000, "tpot_ms": 10_000}  # whatever else this machine does
         assert admin.put("/api/v1/endpoints/demo/tides", json={"model": model, "slo": slack}).status_code == 200
         before = {row["name"] for row in admin.get("/api/v1/endpoints").json()["data"]}
-    saved = tmp_path / "curve.json"
+    saved = platform.directory / "data" / "profiles" / "quick.toml"
+    saved.parent.mkdir(exist_ok=True)
     done = tune(platform, "--slots", "1,3,100000", "--seconds", "1", "--output-tokens", "8", "--save", str(saved))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report == json.loads(saved.read_text())
     one, three, refused = report["curve"]
     assert report["winner"] in (one, three)
     assert report["winner"]["tokens_per_s"] == max(one["tokens_per_s"], three["tokens_per_s"]) > 0
@@ -47,6 +46,12 @@ def test_a_winner_with_its_curve_and_nothing_left(platform: Platform, tmp_path: 
         assert {row["name"] for row in admin.get("/api/v1/endpoints").json()["data"]} == before
         keys = [row for row in admin.get("/api/v1/keys").json()["data"] if row["tenant"] == "tuning"]
         assert [row["state"] for row in keys] == ["revoked"]
+        profiled = {"model": model, "slo": slack, "profile": "quick"}
+        applied = admin.put("/api/v1/endpoints/demo/tides", json=profiled)
+        assert applied.status_code == 200, applied.text
+        made = applied.json()
+        assert made["slots"] == made["concurrency_target"] == report["winner"]["slots"], "the core follows the curve"
+        admin.put("/api/v1/endpoints/demo/tides", json={"model": model, "slo": slack})
 
 
 def test_what_keeps_no_slo_is_said(platform: Platform) -> None:

@@ -80,6 +80,7 @@ async def _apply(control: Control, endpoint: EndpointConfig) -> str:
         max_replicas=None if endpoint.engine == "remote" else endpoint.max_replicas,
         engine=endpoint.engine,
         engine_args=endpoint.engine_args,
+        profile=endpoint.profile,
         slots=endpoint.slots,
         context_tokens=endpoint.context_tokens,
         accelerator_memory=endpoint.accelerator_memory,

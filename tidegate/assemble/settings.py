@@ -6,6 +6,7 @@ from pathlib import Path
 from tidegate.assemble.engines import providers, traits
 from tidegate.billing.delivery import Collector, Shape
 from tidegate.config import Config, EndpointConfig
+from tidegate.control import tuning
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.fleet import Accelerator, Node
 from tidegate.gateway.limits import GatewayLimits
@@ -27,6 +28,7 @@ def control_settings(config: Config, accelerators: tuple[Accelerator, ...]) -> C
         start_ms_max=config.engine.start_ms_max,
         hold_ms_max=config.gateway.hold_ms_max,
         queued_max=config.gateway.queued_max,
+        profiles=lambda: {**tuning.shipped(), **tuning.texts(config.data_dir / "profiles")},
     )
 
 

@@ -48,6 +48,7 @@ def create(
     price_plan: Annotated[str | None, typer.Option(help="price plan that rates it")] = None,
     engine: Annotated[str | None, typer.Option(help="builtin | llamacpp | vllm | sglang | trtllm | remote")] = None,
     engine_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of that engine; may be repeated")] = None,
+    profile: Annotated[str | None, typer.Option(help="tuning profile for slots and arguments left out")] = None,
     base: Annotated[str | None, typer.Option(help="carry it as a LoRA adapter on this endpoint's replicas")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait until it is ready or has failed")] = False,
     output: Output = Format.TABLE,
@@ -68,6 +69,7 @@ def create(
         "price_plan": price_plan,
         "engine": engine,
         "engine_args": _engine_args(engine_arg),
+        "profile": profile,
         "base": base,
     }
     api = Api(url, key)

@@ -1,8 +1,8 @@
 """`tidegate tune`: with how many requests at once, and which engine arguments, an endpoint does most within its SLO."""
 
 import contextlib
+import datetime
 import itertools
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ import typer
 from tidegate.cli.client import Api, Key, Url, escaped
 from tidegate.cli.load import Seen, offer
 from tidegate.cli.output import Format, Output, Problem, show
+from tidegate.wire import profiles
 
 TENANT = "tuning"  # whose usage it is, so that no customer is billed for it
 CANDIDATES_MAX = 32
@@ -30,7 +31,8 @@ def tune(
     seconds: Annotated[float, typer.Option(min=1, max=3_600, help="length of the load on each candidate")] = 20.0,
     prompt_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="words of each prompt")] = 64,
     output_tokens: Annotated[int, typer.Option(min=2, max=100_000, help="tokens of each answer")] = 64,
-    save: Annotated[Path | None, typer.Option(help="write the winner and the curve to this JSON file")] = None,
+    save: Annotated[Path | None, typer.Option(help="write a profile with the winner's curve to this TOML file")] = None,
+    accelerator: Annotated[str, typer.Option(help="what the advisor calls the accelerator it runs on, e.g. h100")] = "",
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
@@ -73,8 +75,8 @@ def tune(
         "winner": winner,
         "curve": curve,
     }
-    if save is not None:
-        save.write_text(json.dumps(report, indent=2) + "\n")
+    if save is not None and winner is not None:
+        save.write_text(profiles.written(_profile(report, wanted, accelerator)))
     show(report if output is Format.JSON else [_row(point, winner) for point in curve], output, COLUMNS, endpoint)
     if winner is None:
         raise Problem(f"nothing that was tried keeps {endpoint} within its SLO ({wanted['slo']})")
@@ -141,6 +143,26 @@ def _judged(seen: Seen, slo: dict[str, int]) -> dict[str, Any]:
         "failed": seen.failed,
         "within_slo": kept,
     }
+
+
+def _profile(report: dict[str, Any], wanted: dict[str, Any], accelerator: str) -> profiles.Profile:
+    """The winner's engine arguments, and how fast they were with how many requests at once."""
+    same = [p for p in report["curve"] if "refused" not in p and p["engine_args"] == report["winner"]["engine_args"]]
+    fast = [p for p in same if p["requests"] and not p["failed"] and p["tokens_per_s"] > 0]
+    day = datetime.datetime.fromtimestamp(report["measured_ms"] / 1000, datetime.UTC).date()
+    return profiles.Profile(
+        engine=report["engine"],
+        source=f"measured by tidegate tune on {day}, {report['seconds']:g} s each, load average "
+        f"{report['load_average']:.1f}",
+        model=report["model"],
+        accelerator=accelerator,
+        accelerators_per_replica=wanted["accelerators_per_replica"],
+        prompt_tokens=report["prompt_tokens"],
+        output_tokens=report["output_tokens"],
+        percentile=report["slo"]["percentile"],
+        engine_args=report["winner"]["engine_args"],
+        curve=[profiles.Point(p["slots"], p["tokens_per_s"], p["ttft_ms"], p["tpot_ms"]) for p in fast],
+    )
 
 
 def _words(candidate: dict[str, Any]) -> str:

@@ -141,7 +141,7 @@ class CapacityConfig(Section):
 class WeightsConfig(Section):
     """Where weights come from. Secrets not given here are looked for where each library's users keep them.
 
-    `cache_dir`: the disk cache; nodes of one machine share it. Without it, ``weights`` in the platform's data directory.
+    `cache_dir`: the disk cache, which nodes of one machine share; else ``weights`` in the platform's data directory.
     """
 
     cache_dir: Path | None = None
@@ -266,6 +266,7 @@ class EndpointConfig(Section):
     max_replicas: int = Field(default=1, ge=1)
     engine: str = "builtin"
     engine_args: dict[str, str] = Field(default_factory=dict)
+    profile: str = ""
     slots: int | None = Field(default=None, ge=1, le=1024)
     context_tokens: int | None = Field(default=None, ge=16)
     accelerator_memory: Size | None = None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from tidegate.control import remotes
+from tidegate.control import remotes, tuning
 from tidegate.control.engines import ADAPTER_ROOM, EngineTraits
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Scaling, ScheduleEntry, Slo
@@ -49,6 +49,7 @@ def deployment(
 ) -> Deployment:
     """The first generation of `endpoint` as `body` asks. Raises Refusal invalid_configuration naming the field."""
     tenant, _ = split_name(endpoint)
+    body = tuning.filled(body, model, settings.profiles)
     traits = _engine(body, model, settings)
     if traits.remote:
         _check_price_plan(body, facts)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidegate.control.engines import BUILTIN, EngineTraits
+from tidegate.control.tuning import Profiles, shipped
 from tidegate.domain.units import MIB
 from tidegate.wire.internal import RemoteTarget
 
@@ -15,8 +16,8 @@ class ControlSettings:
     `workspace_bytes` is reserved on each accelerator beyond weights and KV. Until measured, a start is estimated as
     `start_ms_base` + weights ÷ `load_bytes_per_s` (a cold disk's); it must fit in `start_ms_max`, and a hold
     (`hold_ms_max`, 0 = never hold) must outlast it. An eviction undone within `thrash_ms` counts as thrash.
-    `runner_digest` is the hex SHA-256 of the batch runner's key. `relay_address` (``tls:HOST:PORT/ROLE/NAME``) is where
-    gateways on other machines reach engines of this one.
+    `profiles` reads the tuning profiles there are. `runner_digest` is the hex SHA-256 of the batch runner's key.
+    `relay_address` (``tls:HOST:PORT/ROLE/NAME``) is where gateways on other machines reach engines of this one.
     """
 
     region: str = "local"
@@ -32,4 +33,5 @@ class ControlSettings:
     queued_max: int = 512
     thrash_ms: int = 60_000
     runner_digest: str = ""
+    profiles: Profiles = shipped
     relay_address: str = ""

@@ -112,8 +112,9 @@ class EndpointApply(Request, frozen=True):
 
     `model` is a directory in Hugging Face layout (a path or ``file://`` URL). `accelerator_memory` overrides the
     footprint computed from the model (bytes, or text such as ``"512MiB"``). `regions` is the ordered allow-list, home
-    first. With `base` the endpoint is a LoRA adapter (`model`, in PEFT's layout) that the replicas of that endpoint
-    carry: capacity is then the base's, and only `slo` and `price_plan` may be given beside.
+    first. `profile` names a tuning profile that fills in what of `slots` and `engine_args` is left out. With `base` the
+    endpoint is a LoRA adapter (`model`, in PEFT's layout) that the replicas of that endpoint carry: capacity is then
+    the base's, and only `slo` and `price_plan` may be given beside.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4_096)]
@@ -129,6 +130,7 @@ class EndpointApply(Request, frozen=True):
     regions: Annotated[list[Name], Meta(min_length=1, max_length=64)] | None = None
     engine: str = "builtin"
     engine_args: dict[str, str] = {}
+    profile: Annotated[str, Meta(max_length=64)] = ""
     price_plan: Name = "default"
     paused: bool = False
     overflow: OverflowBody | None = None
