@@ -26,10 +26,16 @@ def find_pg_ctl() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`socket` is the directory of its Unix socket; `crash` kills all its processes (SIGKILL) and lets it recover."""
+    """`socket` is the directory of its Unix socket; `kill` ends all its processes at once (SIGKILL)."""
 
     socket: Path
-    crash: Callable[[], None]
+    kill: Callable[[], None]
+    start: Callable[[], None]
+
+    def crash(self) -> None:
+        """Dies and recovers."""
+        self.kill()
+        self.start()
 
 
 @contextmanager
@@ -53,11 +59,10 @@ def server(pg_ctl: Path, *, fsync: bool = False) -> Iterator[Server]:
         run(*control, "start")
         try:
 
-            def crash() -> None:
+            def kill() -> None:
                 _kill(int((data / "postmaster.pid").read_text().split()[0]))
-                run(*control, "start")
 
-            yield Server(home, crash)
+            yield Server(home, kill, lambda: run(*control, "start"))
         finally:
             run(*control, "stop")
     finally:

@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 
+from tests import postgres
 from tests.billing.world import CHAT, GOLD, NODE, World
 from tests.loop import on_loop
 from tests.money import HOUR_MS, NOVEMBER_MS, price, usage
@@ -231,6 +232,35 @@ class _Away(SqlLedger):
         if self.away:
             raise StoreFault("the ledger cannot be written")
         return super().post(page)
+
+
+@on_loop
+async def test_a_database_server_that_was_dead_for_an_hour_gets_all_of_it(tmp_path: Path) -> None:
+    """A real one, killed and started again; the hour is the clock's, and its records are in the journal meanwhile."""
+    pg_ctl = postgres.find_pg_ctl()
+    if pg_ctl is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres.server(pg_ctl) as server:
+        world = World(tmp_path, postgres.new_database(server))
+        gateway = world.gateway()
+        await gateway.append(usage("before"))
+        await world.billing.drain()
+        server.kill()
+        for minute in range(60):
+            world.clock.at_ms += HOUR_MS // 60
+            at_ms = world.clock.at_ms
+            await asyncio.gather(*(gateway.append(usage(f"r{minute}-{n}", arrived_ms=at_ms)) for n in range(50)))
+        with pytest.raises(StoreFault):
+            await world.billing.drain()
+        assert world.metric("tidegate_ledger_lag_seconds") == 3_600
+        assert gateway.healthy, "it serves on"
+        server.start()
+        assert await world.billing.drain() == 3_000
+        assert world.metric("tidegate_ledger_lag_seconds") == 0
+        assert _owed(world) == 3_001 * 6_000
+        assert world.ledger.sums(0, 10**14, hourly=True) == world.ledger.fold(0, 10**14)
+        gateway.close()
+        world.ledger._engine.dispose()
 
 
 @on_loop

@@ -30,11 +30,11 @@ NODE = Node("n1", "local", (Accelerator("gpu-0", "h200", 100), Accelerator("gpu-
 
 class World:
     """`facts` is what the control plane would say; change it, move the clock, append records, then drain. Another World
-    on the same directory is the same one after a restart.
+    on the same directory is the same one after a restart. `url` is its database, a file in `directory` without it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        engine = open_database(f"sqlite:///{directory / 'tidegate.db'}")
+    def __init__(self, directory: Path, url: str = "") -> None:
+        engine = open_database(url or f"sqlite:///{directory / 'tidegate.db'}")
         migrate(engine)
         self.journals = directory / "journal"
         self.clock = StillClock(NOVEMBER_MS + 10 * HOUR_MS)
