@@ -51,7 +51,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_without_a_platform_one_line_says_so(tmp_path: Path) -> None:
     done = tidegate("endpoints", "list", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "tidegate up" in done.stderr
@@ -80,7 +80,7 @@ def test_a_platform_that_does_not_answer_is_named(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     done = tidegate("nodes", cwd=tmp_path, TIDEGATE_URL=url, TIDEGATE_ADMIN_KEY="x")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert url in done.stderr
 
 
@@ -88,6 +88,9 @@ WRONG_USAGE = [
     ["nothing"],
     ["endpoints", "create", "acme/x"],
     ["endpoints", "create", "acme", "--model", "m"],
+    ["endpoints", "get", "acme"],
+    ["endpoints", "wake", "/tides"],
+    ["usage"],  # nobody answers there
     ["simulate", "--trace", "t.csv", "--policy", "guess"],
     ["up", "--port", "many"],
     ["up", "--port", "99999"],

@@ -77,7 +77,8 @@ class Api:
             response = self._client.request(method, path, json=body, params=asked)
         except self._httpx.TransportError as error:
             raise Problem(
-                f"no platform answers at {self.url} ({type(error).__name__}); is `tidegate up` running?"
+                f"no platform answers at {self.url} ({type(error).__name__}); is `tidegate up` running?",
+                exit_code=2 if isinstance(error, self._httpx.ConnectError) else 1,
             ) from error
         if response.status_code >= 400:
             raise refused(response)
@@ -97,7 +98,8 @@ def read_ready() -> dict[str, Any]:
     except FileNotFoundError:
         raise Problem(
             "no platform was started here; run `tidegate up`, or name one with --url and --key "
-            "(TIDEGATE_URL and TIDEGATE_ADMIN_KEY)"
+            "(TIDEGATE_URL and TIDEGATE_ADMIN_KEY)",
+            exit_code=2,
         ) from None
     except (OSError, ValueError) as error:
         raise Problem(f"the ready file in the data directory cannot be read ({type(error).__name__})") from error
@@ -118,9 +120,10 @@ def data_dir() -> Path:
 
 
 def refused(response: Any) -> Problem:
-    """What the platform refused, in its own words."""
+    """What the platform refused, in its own words: the caller's mistake below 500, but for limits that pass (429)."""
+    exit_code = 2 if response.status_code < 500 and response.status_code != 429 else 1
     try:
         error = response.json()["error"]
-        return Problem(f"{error['message']} ({error.get('code') or error.get('type')})")
+        return Problem(f"{error['message']} ({error.get('code') or error.get('type')})", exit_code)
     except (ValueError, KeyError, TypeError):
-        return Problem(f"the platform answered {response.status_code}")
+        return Problem(f"the platform answered {response.status_code}", exit_code)

@@ -14,8 +14,17 @@ from tidegate.cli.output import Format, Output, Problem, cell, show, size
 
 app = typer.Typer(help="Create, change, watch and wake endpoints.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="TENANT/NAME")]
+
+def _whole(name: str | None) -> str | None:
+    """Refused here: a bare name would be another path of the API, and the answer to that explains nothing."""
+    if name is not None and not all(name.partition("/")):
+        raise typer.BadParameter(f"{name[:80]!r} is not TENANT/NAME, e.g. demo/tides")
+    return name
+
+
+Name = Annotated[str, typer.Argument(metavar="TENANT/NAME", callback=_whole)]
 COLUMNS = ("name", "state", "tier", "mode", "queued", "in_flight", "replicas", "memory", "activation_ms_last", "reason")
+SPARE = ("memory", "activation_ms_last", "tier", "queued", "in_flight", "mode")
 WAIT_POLL_S = 0.3
 WAIT_S_MAX = 600.0
 SETTLED = {"ready", "idle", "asleep", "paused"}
@@ -25,7 +34,7 @@ SETTLED = {"ready", "idle", "asleep", "paused"}
 def list_(output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
     """All endpoints this key may see."""
     rows = Api(url, key).get("endpoints")["data"]
-    show(rows if output is Format.JSON else [_row(row) for row in rows], output, COLUMNS, "endpoints")
+    show(rows if output is Format.JSON else [_row(row) for row in rows], output, COLUMNS, "endpoints", SPARE)
 
 
 @app.command()
@@ -56,7 +65,6 @@ def create(
     key: Key = None,
 ) -> None:
     """Create an endpoint; refused where one of that name exists (`apply` changes it)."""
-    _tenant(name)
     given = {
         "model": _model(model),
         "mode": mode,
@@ -133,7 +141,7 @@ def sleep(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key =
 def logs(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
     """Lifecycle lines of an endpoint's replicas, newest first. Never text of requests."""
     rows = Api(url, key).get(f"endpoints/{escaped(name)}/logs")["data"]
-    show(rows, output, ("at_ms", "actor", "kind", "subject", "reason"), "lines")
+    show(rows, output, ("at_ms", "actor", "kind", "reason"), "lines", ("actor",))
 
 
 @app.command()
@@ -144,7 +152,7 @@ def rollback(name: Name, output: Output = Format.TABLE, url: Url = None, key: Ke
 
 @app.command()
 def watch(
-    name: Annotated[str | None, typer.Argument(metavar="TENANT/NAME")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="TENANT/NAME", callback=_whole)] = None,
     events: Annotated[bool, typer.Option("--events", help="capacity decisions with their reasons instead")] = False,
     output: Output = Format.TABLE,
     url: Url = None,
@@ -201,12 +209,12 @@ def _apply(api: Api, name: str, body: dict[str, Any], wait: bool, output: Format
 def _ensure_tenant(api: Api, name: str) -> None:
     tenant = _tenant(name)
     if tenant not in {known["id"] for known in api.get("tenants")["data"]}:
-        raise Problem(f"there is no tenant {tenant!r}; `tidegate tenants create {tenant}` makes it")
+        raise Problem(f"there is no tenant {tenant!r}; `tidegate tenants create {tenant}` makes it", exit_code=2)
 
 
 def _tenant(name: str) -> str:
     tenant, slash, _ = name.partition("/")
-    if not slash:
+    if not slash:  # of a file; arguments were looked at before
         raise Problem(f"{name!r} is not TENANT/NAME", exit_code=2)
     return tenant
 

@@ -42,7 +42,7 @@ def list_(
     key: Key = None,
 ) -> None:
     """Every version of every plan."""
-    show(Api(url, key).get("prices", plan=plan)["data"], output, COLUMNS, "prices")
+    show(Api(url, key).get("prices", plan=plan)["data"], output, COLUMNS, "prices", ("ends", "minimum_usd"))
 
 
 @app.command("set")
