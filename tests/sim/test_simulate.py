@@ -53,6 +53,17 @@ def test_plan_is_between_the_bound_and_dedicated(tmp_path: Path) -> None:
     lowest = result["lower_bound"]["accelerators"]
     assert result["lower_bound"]["name"] == bound.NAME
     assert lowest <= result["policies"]["tidegate"] <= result["policies"]["dedicated"]
+    said: list[str] = []
+    again = plan(
+        trace,
+        attainment=0.9,
+        slo_ttft_ms=5_000.0,
+        policies=("tidegate", "dedicated"),
+        jobs=2,
+        progress=lambda policy, *_: said.append(policy),
+    )
+    assert again == result, "searched in two processes"
+    assert {name.partition(":")[0] for name in said} == {"tidegate", "dedicated"}
 
 
 def engine() -> Engine:

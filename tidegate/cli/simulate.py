@@ -62,6 +62,7 @@ def plan(
     slo_ttft_ms: Slo = 2_000,
     each_endpoint: Annotated[bool, typer.Option(help="ask it of every endpoint with 100 requests or more")] = False,
     policy: Annotated[list[str] | None, typer.Option(help="only this policy (repeatable)")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="policies searched at once, one process each")] = 1,
     output: Output = Format.TABLE,
 ) -> None:
     """The fewest accelerators that meet a target, by policy, beside a lower bound."""
@@ -77,6 +78,7 @@ def plan(
             slo_ttft_ms=slo_ttft_ms,
             each_endpoint=each_endpoint,
             policies=tuple(policy) if policy else POLICIES,
+            jobs=jobs,
             progress=lambda name, tried, done, total: tell(f"{name} on {tried}", done, total),
         )
     if output is Format.JSON:
@@ -103,16 +105,21 @@ def _bar(output: Format) -> Iterator[Tell]:
         yield lambda what, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading the trace", total=None)
+        reading = progress.add_task("reading the trace", total=None)
+        tasks: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, total: int) -> None:
+            policy = what.partition(" on ")[0]
+            if policy not in tasks:
+                progress.update(reading, visible=False)
+                tasks[policy] = progress.add_task(what, total=total)
             if not done:
-                progress.reset(task)
-            progress.update(task, description=what, completed=done, total=total)
+                progress.reset(tasks[policy])
+            progress.update(tasks[policy], description=what, completed=done, total=total)
 
         yield tell
 

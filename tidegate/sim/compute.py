@@ -26,7 +26,9 @@ CHUNK_MS = 64.0  # with a decode step beside it, a round still stays under a TPO
 CHUNK_TOKENS_MAX = 2_048  # what vLLM's guide to tuning advises for chunked prefill where the time between tokens counts
 NEVER = float("inf")
 TOKENS_SHORT = 1e-3  # after days an instant is known to 1e-7 ms, in which a fast engine does more than 1e-6 of a token
-# Measured scaling of tensor parallelism over NVLink: Megatron-LM (Shoeybi et al., arXiv 1909.08053), model parallel.
+# Weak scaling of tensor parallelism over NVSwitch: Megatron-LM (Shoeybi et al., arXiv 1909.08053), figure 5, 2, 4 and 8
+# V100, the model growing along. A fixed model scales the worse the smaller it is (their table 8, 1.2B: 1.64, 2.34 and
+# 2.98 times); those simulated are 7 to 60 times that size.
 GANG_EFFICIENCY = {1: 1.0, 2: 0.95, 4: 0.82, 8: 0.77}
 
 

@@ -1,13 +1,17 @@
 """`plan`: by policy, the fewest accelerators that meet a target, beside a lower bound.
 
 Found by galloping upwards from the bound (steps of 1, 2, 4, …) and then halving, so a policy that needs 30
-accelerators costs about ten runs. A run ends as soon as it has missed too often, which the small fleets do early. Both
-steps take more accelerators to be no worse; near the threshold runs may differ from that by a few requests.
+accelerators costs about ten runs. A run ends as soon as it has missed more than the target allows of the whole trace,
+which the small fleets do early. Both steps take more accelerators to be no worse; near the threshold runs may differ
+from that by a few requests. Policies are searched beside each other in `jobs` processes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from tidegate.domain.endpoint import Deployment
@@ -19,6 +23,7 @@ from tidegate.sim.meter import ENDPOINT_REQUESTS_MIN, Meter
 from tidegate.sim.profile import FleetProfile, load
 
 ACCELERATORS_MAX = 64
+PROGRESS_S = 0.2
 DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
 
 Progress = Callable[[str, int | None, int, int], None]
@@ -107,6 +112,7 @@ def plan(
     slo_ttft_ms: float = 2_000.0,
     each_endpoint: bool = False,
     policies: Sequence[str] = baselines.POLICIES,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """By policy the fewest accelerators that serve a share `attainment` of the requests within the SLO, and a bound.
@@ -125,7 +131,35 @@ def plan(
         "attainment": attainment,
         "slo_ttft_ms": slo_ttft_ms,
         "each_endpoint": each_endpoint,
-        "policies": {policy: search.fewest(policy) for policy in policies},
+        "policies": _in_processes(search, policies, jobs) if jobs > 1 else {p: search.fewest(p) for p in policies},
         "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
         "keep_alive": clairvoyant.report(path, fleet=fleet),
     }
+
+
+_said: Any = None  # in a worker: where its progress goes
+
+
+def _hear(said: Any) -> None:
+    global _said
+    _said = said
+
+
+def _fewest(search: _Search, policy: str) -> int | None:
+    return replace(search, progress=lambda *what: _said.put(what)).fewest(policy)
+
+
+def _in_processes(search: _Search, policies: Sequence[str], jobs: int) -> dict[str, int | None]:
+    """One search a process, `jobs` at once. What they say of their progress is passed on while they run."""
+    context = get_context("spawn")
+    said, silent = context.Queue(), replace(search, progress=None)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_hear, initargs=(said,)) as pool:
+        runs = {policy: pool.submit(_fewest, silent, policy) for policy in policies}
+        while wait(runs.values(), timeout=0.0).not_done:
+            try:
+                what = said.get(timeout=PROGRESS_S)
+            except Empty:
+                continue
+            if search.progress is not None:
+                search.progress(*what)
+        return {policy: run.result() for policy, run in runs.items()}
