@@ -36,11 +36,31 @@ class Accelerator:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A curve measured on one replica of `spread` accelerators, with prompts and answers of so many tokens.
+
+    Lists are by point, ascending in `slots` (requests at once): output tokens a second together, TTFT and TPOT in ms.
+    """
+
+    accelerator: str
+    spread: int
+    prompt_tokens: int
+    output_tokens: int
+    slots: tuple[int, ...]
+    tokens_per_s: tuple[float, ...]
+    ttft_ms: tuple[float, ...]
+    tpot_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
+    """`measured` takes the place of the roofline on its accelerator."""
+
     name: str
     weights_gb: float
     params: float
     kv_gb_per_token: float
+    measured: Measured | None = None
 
     def flop_factor(self, accelerator: Accelerator) -> float:
         return 2.0 if accelerator.fp8 and self.weights_gb * GB <= 1.2 * self.params else 1.0
@@ -105,6 +125,8 @@ class Curve:
 
 def fitting(model: Model, accelerator: Accelerator, spread_max: int) -> int | None:
     """The fewest accelerators a replica needs so that weights fit and as much again as a tenth is left for KV."""
+    if model.measured is not None and model.measured.accelerator == accelerator.name:
+        return model.measured.spread if model.measured.spread <= spread_max else None
     for spread in sorted(GANG_EFFICIENCY):
         if spread <= spread_max and _room_gb(model, accelerator, spread) >= 0.1 * model.weights_gb:
             return spread
@@ -117,6 +139,9 @@ def curve(
     """None where not even one request alone keeps within `tpot_ms`."""
     if traffic.fixed_time:
         return _fixed(traffic, accelerator, slots_max)
+    found = model.measured
+    if found is not None and (found.accelerator, found.spread) == (accelerator.name, spread):
+        return _as_measured(traffic, found, tpot_ms, slots_max)
     worth = spread * GANG_EFFICIENCY[spread]
     flop_ms = 2.0 * model.params / (accelerator.flop_per_ms * model.flop_factor(accelerator) * worth)
     prefill = (traffic.inputs - traffic.cached) * flop_ms
@@ -143,6 +168,34 @@ def curve(
         token_ms=token_ms[: slots + 1],
         stretch=[1.0, 1.0] + [1.0 + step[n] / CHUNK_MS for n in range(2, slots + 1)],
         work_ms=prefill + outputs * step[slots] / slots,
+    )
+
+
+def _as_measured(traffic: Traffic, found: Measured, tpot_ms: float, slots_max: int) -> Curve | None:
+    """The time of one full replica goes to prefill and to output tokens in the shares they had in the measurement, each
+    of them in proportion to the tokens of a request. Between two points TPOT is taken as straight, before the first as
+    the first's.
+    """
+    most = max(1, min(slots_max, found.slots[-1]))
+    token_ms = np.interp(np.arange(most + 1), found.slots, found.tpot_ms)
+    slots = max((n for n in range(1, most + 1) if token_ms[n] <= tpot_ms), default=0)
+    if not slots:
+        return None
+    prefill_ms = found.ttft_ms[0] / found.slots[0]
+    tokens_per_ms = float(np.interp(slots, found.slots, found.tokens_per_s)) / 1e3
+    decode_ms = max(found.output_tokens / tokens_per_ms - prefill_ms, 0.0)
+    prefill = (traffic.inputs - traffic.cached) * (prefill_ms / found.prompt_tokens)
+    outputs = traffic.outputs.astype(np.float64)
+    stretch = np.interp(np.arange(slots + 1), found.slots, found.ttft_ms) / found.ttft_ms[0]
+    return Curve(
+        accelerator=found.accelerator,
+        spread=found.spread,
+        slots=slots,
+        prefill_ms=prefill.tolist(),
+        tokens=outputs.tolist(),
+        token_ms=token_ms[: slots + 1].tolist(),
+        stretch=stretch.tolist(),
+        work_ms=prefill + outputs * (decode_ms / found.output_tokens),
     )
 
 

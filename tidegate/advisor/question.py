@@ -9,7 +9,7 @@ import numpy as np
 from tidegate.advisor.advise import Question
 from tidegate.advisor.columns import refuse
 from tidegate.advisor.costs import Need
-from tidegate.advisor.hardware import model_named
+from tidegate.advisor.hardware import Measured, model_named
 from tidegate.advisor.traffic import Traffic
 
 ENDPOINTS_SHOWN = 8
@@ -17,7 +17,10 @@ ENDPOINTS_SHOWN = 8
 
 def build(options: Mapping[str, Any]) -> Question:
     """Options left out have the defaults of Need and Question. Raises Refusal naming the option."""
-    plain = Need(model=model_named(str(options.get("model", "llama-8b"))))
+    measured = options.get("profile")
+    if measured is not None and not isinstance(measured, Measured):  # the REST API passes on what it was sent
+        raise refuse("profile: a measured curve is a file of `tidegate advise`")
+    plain = Need(model=replace(model_named(str(options.get("model", "llama-8b"))), measured=measured))
     need = replace(
         plain,
         slo_ttft_ms=_above_zero(options, "slo_ttft_ms", plain.slo_ttft_ms),

@@ -38,6 +38,9 @@ def advise(
     ] = None,
     side_by_side: Annotated[int, typer.Option(min=1, help="such requests a replica takes at once")] = 1,
     model: Annotated[str, typer.Option(help="model whose size and speed counts")] = "llama-8b",
+    profile: Annotated[
+        Path | None, typer.Option(help="measured curve (`tidegate tune --save`) of the model on an accelerator")
+    ] = None,
     slo_ttft_ms: Annotated[float, typer.Option("--slo-ttft-ms", min=1, help="target for the p99 of TTFT")] = 2_000,
     tpot_ms: Annotated[float, typer.Option("--tpot-ms", min=1, help="most that an output token may take")] = 100,
     private: Annotated[bool, typer.Option("--private", help="off-catalog model or isolation is needed")] = False,
@@ -77,6 +80,8 @@ def _act(given: dict[str, Any]) -> None:
         _claims(output)
         return
     needed = {name: given[name] for name in NEEDED} | {"provider": given["provider"] or []}
+    if given["profile"] is not None:
+        needed["profile"] = _measured(given["profile"], given)
     if given["watch"]:
         from tidegate.cli.advise_watch import watch as keep_watching
 
@@ -100,6 +105,18 @@ def _act(given: dict[str, Any]) -> None:
     from tidegate.cli.advise_view import print_advice
 
     print_advice(answer)
+
+
+def _measured(path: Path, given: dict[str, Any]) -> object:
+    from tidegate.advisor.measured import read
+    from tidegate.domain.errors import Refusal
+
+    if given["watch"] or (given["trace"] is None and given["shape"] is None):
+        raise Problem("--profile goes with --trace or --shape; the platform's own ledger was measured", exit_code=2)
+    try:
+        return read(path)
+    except Refusal as refusal:
+        raise Problem(refusal.message, exit_code=2) from None
 
 
 def _answer(
