@@ -142,12 +142,27 @@ def running(directory: Path, *arguments: str, config: str = "", port: int | None
             platform.stop()
 
 
+def joined(platform: Platform, *arguments: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """`tidegate join …` on the platform's machine, as a process of its own."""
+    return joining(platform, *arguments, "--join", str(platform.directory / "data"))
+
+
+def join_token(platform: Platform, role: str, name: str, region: str) -> str:
+    """What `tidegate join token` prints."""
+    command = [sys.executable, "-m", "tidegate", "join", "token", role, name, "--region", region]
+    where = ["--join", str(platform.directory / "data"), "-o", "json"]
+    printed = subprocess.run([*command, *where], check=True, capture_output=True, env=_environment(), timeout=60)
+    return str(json.loads(printed.stdout)["token"])
+
+
 @contextlib.contextmanager
-def joined(platform: Platform, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`tidegate join …` as a process of its own."""
+def joining(platform: Platform, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`tidegate join …` as a process of its own; what it prints goes to `join.log`."""
     log = (platform.directory / "join.log").open("ab")
-    command = [sys.executable, "-m", "tidegate", "join", *arguments, "--join", str(platform.directory / "data")]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=platform.directory)
+    command = [sys.executable, "-m", "tidegate", "join", *arguments]
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, cwd=platform.directory, env=_environment()
+    )
     try:
         yield process
     finally:

@@ -23,7 +23,7 @@ from tidegate.transports.relay import Relay
 from tidegate.transports.secure import SecureListener, SharedClock, connector
 from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, Credentials, Dialer, parse, prepare
 
-FOLDER = "pki"
+FOLDER, ADDRESS_FILE = "pki", "address"
 LOCAL_GATEWAY = "platform"  # the certificate with which the platform's own gateway reaches nodes elsewhere
 RENEW_S = 6 * 3_600.0
 PATHS = frozenset(path.encode() for path in APIS)
@@ -41,6 +41,7 @@ class PlatformLinks:
     links: SecureListener
     journals: SecureListener
     receiver: Receiver
+    mirror: JournalMirror
     listener: socket.socket
     control: Credentials
     gateway: Credentials
@@ -101,7 +102,7 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
     listener = prepare(listen_tcp(host.strip("[]"), int(port)))
     address = config.links.address or f"{host}:{listener.getsockname()[1]}"
     own = {identity.role: authority.own(identity, folder / name) for identity, name in own_parts(config.region).items()}
-    (folder / "address").write_text(address)
+    (folder / ADDRESS_FILE).write_text(address)
 
     def admitted(peer: Peer) -> bool:
         return authority.admitted(peer.identity, peer.serial)
@@ -113,11 +114,47 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
         links=SecureListener(admitted),
         journals=journals,
         receiver=Receiver(journals, mirror, clock),
+        mirror=mirror,
         listener=listener,
         control=own[CONTROL],
         gateway=own[GATEWAY],
         region=config.region,
     )
+
+
+# --- what an operator asks of it, whether or not the platform runs ----------------------------------------------------
+
+
+def give_token(config: Config, role: str, name: str, region: str, valid_ms: int) -> str:
+    """A join token for one part on another machine. Raises StartError, LinkFault."""
+    if role not in (NODE, GATEWAY):
+        raise StartError(f"role {role!r} is not one that joins; accepted: {NODE}, {GATEWAY}")
+    return _authority(config).token(
+        Identity(role, name, region), (config.data_dir / FOLDER / ADDRESS_FILE).read_text(), valid_ms
+    )
+
+
+def members(config: Config) -> list[Identity]:
+    """Parts on other machines that may come in. Raises StartError, LinkFault."""
+    own = own_parts(config.region)
+    return [one for one in _authority(config).members() if one not in own]
+
+
+def send_away(config: Config, role: str, name: str) -> None:
+    """Raises StartError for a part that never joined."""
+    if not _authority(config).remove(role, name):
+        known = ", ".join(f"{one.role} {one.name}" for one in members(config)) or "none"
+        raise StartError(f"no {role} {name!r} has joined; there are: {known}")
+
+
+def _authority(config: Config) -> Authority:
+    folder = config.data_dir / FOLDER
+    if not (folder / ADDRESS_FILE).exists():
+        raise StartError(
+            f"the platform of {config.data_dir} lets no other machine in: set links.listen, e.g. [links] "
+            'listen = "0.0.0.0:7443" and address = "10.0.0.5:7443", and start it'
+        )
+    return open_authority(folder, config.links.ca_file, config.links.ca_key_file)
 
 
 # --- the side of whoever joins ----------------------------------------------------------------------------------------
@@ -140,6 +177,11 @@ class Membership:
             except LinkFault as fault:
                 log.warning("no new certificate: %s", fault.reason)
             await asyncio.sleep(RENEW_S)
+
+
+def has_joined(config: Config) -> bool:
+    """Whether this data directory has joined a platform on another machine. Raises LinkFault."""
+    return joined(config.data_dir / FOLDER) is not None
 
 
 async def member(data: Path, role: str, name: str, region: str, token: str) -> Membership:

@@ -15,6 +15,7 @@ from tidegate.assemble.billing import billing_service
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
+from tidegate.assemble.links import PlatformLinks, platform_links
 from tidegate.assemble.machine import Machine
 from tidegate.assemble.server import Server
 from tidegate.assemble.settings import (
@@ -62,6 +63,7 @@ class Services:
     admin: Server
     admin_path: Path
     gateway: Child
+    links: PlatformLinks | None
     logs: LogRing
     tasks: dict[str, asyncio.Task[None]]
 
@@ -75,6 +77,8 @@ class Services:
             "admin server": self.admin.run(),
             "gateway": self.gateway.run(),
         }
+        if self.links is not None:
+            parts["links"] = self.links.run(self.control.loop.address, self.admin_path)
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
 
@@ -86,6 +90,7 @@ class Services:
     async def close(self) -> None:
         """No new requests, then no engines, then the last records into the ledger. Each step is bounded."""
         await self._end("batch")
+        await self._end("links")
         await self._step("gateway", self.gateway.stop())
         await self._step("node", self.agent.close())
         self.admin.stop()
@@ -98,6 +103,8 @@ class Services:
         for name in ("admin server", "node", "gateway"):
             await self._end(name, wait_s=ADMIN_DRAIN_S_MAX + 1)
         self.admin_path.unlink(missing_ok=True)
+        if self.links is not None:
+            self.links.mirror.close()  # not before the ledger is done: it would take gateways elsewhere for gone
         self.logs.close()
 
     async def _step(self, name: str, ending: Awaitable[object]) -> None:
@@ -117,14 +124,14 @@ class Services:
         await asyncio.wait({task})
 
 
-async def build(
-    config: Config, ground: Ground, machine: Machine, listener: socket.socket, clock: Clock
-) -> Services:
+async def build(config: Config, ground: Ground, machine: Machine, listener: socket.socket, clock: Clock) -> Services:
     """Everything plugged together and listening, nothing running yet. Raises StartError, LinkFault."""
     accelerators, lifeline, threads = machine.accelerators, machine.lifeline, machine.threads
     node, limits = node_of(config, accelerators), node_limits(config)
     secret, gateway_logs = runner_secret(), LogRing(ground.logs / "gateway.log")
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
+    links = await asyncio.to_thread(platform_links, config, ground.data, ground.journal, clock)
+    relay = links.relay_address if links is not None else ""
     control = Control(
         store=ground.state,
         inspector=inspector(config, ground.data),
@@ -132,12 +139,13 @@ async def build(
         core=FleetCore(core_settings(config, limits, accelerators)),
         listener=await listen(control_address),
         clock=clock,
-        settings=replace(control_settings(config, accelerators), runner_digest=digest(secret)),
+        settings=replace(control_settings(config, accelerators), runner_digest=digest(secret), relay_address=relay),
         price_plans=lambda: {version.plan for version in ground.prices.versions()} - {""},
         time_marks=await asyncio.to_thread(ground.ledger.time_marks),
         spent=lambda: billing.spent,
         contracts=lambda: billing.refusing,
         prices=ground.prices.versions,
+        distant=links.links if links is not None else None,
     )
     billing = billing_service(config, ground, control, clock)
     foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=machine.logs)
@@ -158,6 +166,7 @@ async def build(
         admin_address=f"unix:{admin_path}",
         journal_dir=str(ground.journal),
         limits=gateway_limits(config),
+        credentials=str(links.gateway.folder) if links is not None else "",
     )
     server = Server(_admin_app(control, billing, batch), listen_unix(admin_path), drain_s_max=ADMIN_DRAIN_S_MAX)
     return Services(
@@ -169,6 +178,7 @@ async def build(
         admin=server,
         admin_path=admin_path,
         gateway=_child(gateway, gateway_logs),
+        links=links,
         logs=gateway_logs,
         tasks={},
     )

@@ -160,6 +160,15 @@ class Authority:
         known = self._member(identity)
         return known is not None and known.region == identity.region and f"{serial:x}" in known.serials
 
+    def members(self) -> list[Identity]:
+        """All parts that may come in, by role and name."""
+        found = []
+        for file in sorted((self.folder / "members").glob("[!.]*")):
+            role, _, name = file.name.partition(".")
+            if (known := self._member(Identity(role, name, ""))) is not None:
+                found.append(Identity(role, name, known.region))
+        return found
+
     def remove(self, role: str, name: str) -> bool:
         """From now on its certificates are refused here. False when there is no such part."""
         file = self._member_file(Identity(role, name, ""))
