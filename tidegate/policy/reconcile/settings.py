@@ -31,7 +31,7 @@ class CoreSettings:
     sleep_ms_max: int = 60_000
     stop_ms_max: int = 60_000
     backoff_ms_first: int = 1_000
-    backoff_ms_max: int = 60_000
+    backoff_ms_max: int = 30_000
     failures_max: int = 3
     failure_forget_ms: int = 60_000
     nodes_examined_max: int = 4
