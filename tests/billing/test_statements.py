@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tests.billing.world import CHAT, GOLD, World
 from tests.loop import on_loop
 from tests.money import DECEMBER_MS, HOUR_MS, NOVEMBER_MS, page, price, usage
+from tidegate.billing.invoice_csv import as_csv
+from tidegate.billing.invoice_page import as_html
 from tidegate.billing.periods import Period, iso, parse_instant, parse_period
-from tidegate.billing.render import as_csv, as_html
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
 from tidegate.domain.ports import Cursor
@@ -189,8 +190,17 @@ async def test_csv_and_page_show_every_line_exactly_and_the_same_bytes_each_time
     assert "<b>" not in page
     assert page.count("<section>") == len(invoices) == 2
     assert not re.search(r"(src|href)=|@import|url\(", page), "self-contained"
+    for invoice in invoices:
+        shown = re.sub(r"</?i( class=z)?>", "", page)
+        assert all(usd_text(line.usd) in shown for line in invoice.lines), "exact to the last digit"
     again = world.billing.statements.invoices(NOVEMBER, NOVEMBER_MS + 10 * HOUR_MS)
     assert (as_csv(again), as_html(again)) == (text, page)
+
+
+def usd_text(usd: str) -> str:
+    """``0.001234500`` → ``0.0012345``: what of it a page must show."""
+    whole, _, fraction = usd.partition(".")
+    return f"{int(whole):,}.{fraction.rstrip('0').ljust(2, '0')}"
 
 
 _SOME = st.builds(

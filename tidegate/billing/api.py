@@ -14,9 +14,10 @@ from starlette.routing import Route
 from tidegate.billing.contract_api import contract_routes
 from tidegate.billing.exports import MEDIA_TYPES, ExportFormat, export
 from tidegate.billing.http import Authorize, Guarded, answer, choice, guard, known
+from tidegate.billing.invoice_csv import as_csv
+from tidegate.billing.invoice_page import as_html
 from tidegate.billing.periods import Period, parse_instant, parse_period
 from tidegate.billing.price_api import price_routes
-from tidegate.billing.render import as_csv, as_html
 from tidegate.billing.rerate_api import rerate_routes
 from tidegate.billing.service import Billing
 from tidegate.domain.errors import Refusal
