@@ -65,6 +65,61 @@ def test_memory_is_bounded() -> None:
     assert not kept._last
 
 
+moments = st.lists(
+    st.tuples(st.integers(1, 90_000_000), st.integers(0, 9), st.integers(0, 3), st.booleans()), min_size=1, max_size=40
+)
+
+
+@given(moments)
+def test_what_is_saved_at_any_moment_and_restored_is_what_was_counted(
+    moments: list[tuple[int, int, int, bool]],
+) -> None:
+    """One process that lives on beside others that take over from each other: the same windows at every moment."""
+    steady, mortal = Attainment(), Attainment()
+    stored: dict[tuple[object, ...], tuple[object, ...]] = {}
+    now_ms, served, failed = 1_800_000_000_000, 0, 0
+    for gap_ms, more, misses, dies in moments:
+        now_ms, served, failed = now_ms + gap_ms, served + more, failed + misses
+        steady.report(told("g1", served, served, failed), now_ms)
+        mortal.report(told("g1", served, served, failed), now_ms)
+        if dies:
+            rows, _ = mortal.unsaved()
+            mortal.unsaved_again(rows, ())  # once the store was away
+            rows, _ = mortal.unsaved()
+            stored.update({row[:3]: row for row in rows})
+            mortal = Attainment()
+            mortal.restore(list(stored.values()), now_ms)  # type: ignore[arg-type]
+            mortal.report(told("g1", served, served, failed, baseline=True), now_ms)
+        assert mortal.kept(E, now_ms) == steady.kept(E, now_ms)
+
+
+def test_a_removed_endpoint_is_removed_from_the_store_too() -> None:
+    kept = Attainment()
+    kept.report(told("g1", 4, 4, 0), 1_000)
+    kept.forget(E)
+    assert kept.unsaved() == ([], {E})
+    kept.unsaved_again([], {E})
+    kept.report(told("g1", 1, 1, 0), 2_000)
+    rows, gone = kept.unsaved()
+    assert (len(rows), gone) == (4, {E}), "removed first, then counted anew"
+
+
+@on_loop
+async def test_service_levels_outlive_the_control_plane(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+        await world.node()
+        await world.apply(E)
+        gateway = await world.gateway()
+        await gateway.link.send(told("g1", 8, 7, 2))
+        await until(lambda: world.control.meters.attainment.kept(E, world.clock.now_ms())["5m"].requests, "the report")
+        before = await world.endpoint(E)
+    async with running(tmp_path) as world:
+        after = await world.endpoint(E)
+        assert after["slo_status"] == before["slo_status"]
+        assert after["slo_status"]["30d"]["requests"] == 10
+        assert after["slo_since_ms"] <= before["slo_since_ms"]
+
+
 def test_the_error_budget_is_what_is_left_of_the_allowed_misses() -> None:
     assert Kept(1_000, 995, 0).budget_left(99) == 0.5
     assert Kept(990, 980, 10).budget_left(99) == -1.0

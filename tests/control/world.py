@@ -22,6 +22,7 @@ from tidegate.domain.replica import ReplicaState
 from tidegate.domain.units import MIB
 from tidegate.policy.reconcile import CoreSettings, FleetCore
 from tidegate.stores.database import migrate, open_database
+from tidegate.stores.service_counts import SqlServiceCounts
 from tidegate.stores.state import SqlStateStore
 from tidegate.transports.local import LocalListener
 from tidegate.wire.internal import BudgetLeases, Catalog, GatewayHello, Gateways, PriceList
@@ -236,7 +237,7 @@ async def running(
     """A control plane serving its app in process, with an administrator's key, and no node or gateway yet."""
     engine = open_database(f"sqlite:///{directory}/control.sqlite")
     migrate(engine)
-    clock, listener, store = Clock(), LocalListener(), SqlStateStore(engine)
+    clock, listener, store, counts = Clock(), LocalListener(), SqlStateStore(engine), SqlServiceCounts(engine)
     if not store.load().keys:
         key, _ = keys.new_key(None, 1, secret=ADMIN_SECRET)
         store.commit(store.load().version, Change(put=(key,)))
@@ -248,6 +249,8 @@ async def running(
         listener=listener,
         clock=clock,
         settings=settings or ControlSettings(),
+        load_counts=counts.load,
+        save_counts=counts.save,
     )
     transport = httpx.ASGITransport(app=build_app(control), raise_app_exceptions=False)
     headers = {"authorization": f"Bearer {ADMIN_SECRET}"}

@@ -13,6 +13,7 @@ from tidegate.stores.database import migrate, open_database
 from tidegate.stores.journal_reader import SegmentJournalReader
 from tidegate.stores.ledger import SqlLedger
 from tidegate.stores.prices import SqlPriceBook
+from tidegate.stores.service_counts import SqlServiceCounts
 from tidegate.stores.state import SqlStateStore
 
 DATABASE_FILE = "tidegate.db"
@@ -40,6 +41,7 @@ class Ground:
     contracts: SqlContracts
     journal_reader: SegmentJournalReader
     batches: SqlBatchStore
+    service_counts: SqlServiceCounts
 
 
 def prepare(config: Config, folders: Folders, stack: AsyncExitStack) -> Ground:
@@ -62,4 +64,5 @@ def prepare(config: Config, folders: Folders, stack: AsyncExitStack) -> Ground:
         contracts=SqlContracts(engine),
         journal_reader=SegmentJournalReader(journal),
         batches=SqlBatchStore(engine),
+        service_counts=SqlServiceCounts(engine),
     )

@@ -145,6 +145,8 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         spent=lambda: billing.spent,
         contracts=lambda: billing.refusing,
         prices=ground.prices.versions,
+        load_counts=ground.service_counts.load,
+        save_counts=ground.service_counts.save,
         distant=links.links if links is not None else None,
     )
     billing = billing_service(config, ground, control, clock)

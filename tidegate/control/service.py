@@ -8,6 +8,7 @@ import msgspec
 
 from tidegate.control import adapters, batch_lanes, canaries, elsewhere, http, keys, remotes
 from tidegate.control.activity import ActivityLog
+from tidegate.control.attainment import Keeping, Load, Save
 from tidegate.control.budgets import Budgets
 from tidegate.control.catalog import catalog, model_name
 from tidegate.control.deployments import Facts, deployment, rolled_back, split_name, succeed
@@ -35,8 +36,8 @@ class Control:
     `price_plans` names the plans an endpoint may have (read in a worker thread with each apply). `time_marks`: node →
     the instant up to which its accelerator time is in the ledger. `spent` is what the ledger has of each budget, None
     while it does not know; `prices` reads the price book (in a worker thread); `contracts` are those that refuse what
-    they do not cover. `distant` is where parts on other
-    machines come in.
+    they do not cover. `distant` is where parts on other machines come in. `load_counts` and `save_counts` keep the
+    counts of service levels (in a worker thread).
     """
 
     def __init__(
@@ -55,11 +56,14 @@ class Control:
         prices: Callable[[], Sequence[PriceVersion]] = tuple,
         contracts: Callable[[], Sequence[Contract]] = tuple,
         distant: Listener | None = None,
+        load_counts: Load = tuple,
+        save_counts: Save = lambda rows, gone: None,
     ) -> None:
         self.settings = settings
         self.clock = clock
         self.meters = Meters(settings.thrash_ms, AcceleratorTime(clock.now_ms(), time_marks))
         self.activity = ActivityLog(store, clock)
+        self._keeping = Keeping(self.meters.attainment, clock, load_counts, save_counts)
         self.loop = FleetLoop(core, self.activity, self.meters, clock, settings.relay_address)
         self.desired = DesiredState(store, self._changed)
         self.budgets = Budgets(self.desired, self.loop, clock, spent, prices, contracts)
@@ -76,12 +80,14 @@ class Control:
 
     async def run(self) -> None:
         """Loads desired state, then feeds the core and serves links for ever. Raises StoreFault at the start only."""
+        await self._keeping.load()
         state = await self.desired.load()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.loop.run())  # first: with many endpoints the inbox fills before all are told
                 group.create_task(self.activity.run())
                 group.create_task(self.budgets.run())
+                group.create_task(self._keeping.run())
                 await self._changed(State(0), state)
                 self._loaded.set()
                 for listener in self._listeners:

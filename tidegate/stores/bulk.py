@@ -2,6 +2,8 @@
 name costs more than the insert itself. Rows are tuples in the order of the table's columns.
 """
 
+from collections.abc import Callable, Sequence
+
 from sqlalchemy import Connection, Dialect, Table
 
 Row = tuple[object, ...]
@@ -14,13 +16,21 @@ def insert_rows(connection: Connection, table: Table, rows: list[Row]) -> None:
 
 def add_rows(connection: Connection, table: Table, rows: list[Row]) -> None:
     """Adds to rows found by their primary key, making those that are missing."""
+    _merge(connection, table, rows, lambda name: f"{name} = {table.name}.{name} + excluded.{name}")
+
+
+def put_rows(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Replaces rows found by their primary key, making those that are missing."""
+    _merge(connection, table, list(rows), lambda name: f"{name} = excluded.{name}")
+
+
+def _merge(connection: Connection, table: Table, rows: list[Row], change: Callable[[str], str]) -> None:
     if not rows:
         return
     quote = connection.dialect.identifier_preparer.quote
     keys = ", ".join(quote(column.name) for column in table.primary_key)
-    names = [quote(column.name) for column in table.columns if not column.primary_key]
-    sums = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in names)
-    merge = f"{insert_sql(table, connection.dialect)} ON CONFLICT ({keys}) DO UPDATE SET {sums}"
+    changes = ", ".join(change(quote(column.name)) for column in table.columns if not column.primary_key)
+    merge = f"{insert_sql(table, connection.dialect)} ON CONFLICT ({keys}) DO UPDATE SET {changes}"
     connection.exec_driver_sql(merge, rows)
 
 

@@ -68,3 +68,16 @@ activity = Table(
     Column("reason", Text, nullable=False),
     Index("ix_activity_subject", "subject", "id"),
 )
+
+# What each endpoint served within and without its SLO: a place of a window's ring holds one bucket of it.
+service_counts = Table(
+    "service_counts",
+    metadata,
+    Column("endpoint", String(160), primary_key=True),
+    Column("period", String(8), primary_key=True),
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    Column("bucket", BigInteger, nullable=False),
+    Column("served", BigInteger, nullable=False),
+    Column("attained", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+)
