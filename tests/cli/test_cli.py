@@ -89,6 +89,8 @@ WRONG_USAGE = [
     ["endpoints", "create", "acme/x"],
     ["endpoints", "create", "acme", "--model", "m"],
     ["endpoints", "get", "acme"],
+    ["tune", "acme"],
+    ["prices", "end"],  # would end the plan everybody is on
     ["endpoints", "wake", "/tides"],
     ["usage"],  # nobody answers there
     ["simulate", "--trace", "t.csv", "--policy", "guess"],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tidegate.cli.output import console, table
+from tidegate.cli.output import console, table, usd
 
 OFFERS_SHOWN = 30
 
@@ -23,7 +23,10 @@ def print_advice(answer: dict[str, Any]) -> None:
     rows = [_mode(row, answer["recommended"]) for row in answer["modes"]]
     printer.print(
         table(
-            rows, ("", "mode", "USD a month", "90 % range", "p99 TTFT", "cold", "meets", "why", "offer"), _title(answer)
+            rows,
+            ("", "mode", "USD a month", "90 % range", "p99 TTFT", "cold", "meets", "why", "offer"),
+            _title(answer),
+            ("90 % range", "cold", "offer"),
         )
     )
     _print_even(printer, answer["break_even"])
@@ -40,14 +43,16 @@ def print_advice(answer: dict[str, Any]) -> None:
     shown = [_offer(o) for o in offers[:OFFERS_SHOWN]]
     printer.print()
     columns = ("offer", "mode", "on", "USD a month", "p99 TTFT", "cold", "meets", "why", "facts")
-    printer.print(table(shown, columns, "every offer, replayed"))
+    printer.print(table(shown, columns, "every offer, replayed", ("facts", "cold", "mode", "on")))
 
 
 def print_bill(bill: dict[str, Any]) -> None:
     """What the ledger says was charged in the period, to the cent of its invoices."""
     printer = console()
     printer.print(table(bill["lines"], ("endpoint", "mode", "item", "quantity", "usd"), "what the ledger charged"))
-    printer.print(f"total {bill['total_usd']} USD; dedicated would have cost {bill['dedicated_total_usd']} USD")
+    printer.print(
+        f"total {usd(bill['total_usd'])} USD; dedicated would have cost {usd(bill['dedicated_total_usd'])} USD"
+    )
 
 
 def print_claims(found: list[dict[str, Any]]) -> None:

@@ -73,7 +73,13 @@ def list_(
     key: Key = None,
 ) -> None:
     """All contracts."""
-    show(Api(url, key).get("contracts", tenant=tenant)["data"], output, COLUMNS, "contracts")
+    show(
+        Api(url, key).get("contracts", tenant=tenant)["data"],
+        output,
+        COLUMNS,
+        "contracts",
+        ("percent_used", "used_tokens", "state"),
+    )
 
 
 @app.command()

@@ -15,14 +15,14 @@ from tidegate.cli.output import Format, Output, Problem, cell, show, size
 app = typer.Typer(help="Create, change, watch and wake endpoints.", no_args_is_help=True)
 
 
-def _whole(name: str | None) -> str | None:
+def whole(name: str | None) -> str | None:
     """Refused here: a bare name would be another path of the API, and the answer to that explains nothing."""
     if name is not None and not all(name.partition("/")):
         raise typer.BadParameter(f"{name[:80]!r} is not TENANT/NAME, e.g. demo/tides")
     return name
 
 
-Name = Annotated[str, typer.Argument(metavar="TENANT/NAME", callback=_whole)]
+Name = Annotated[str, typer.Argument(metavar="TENANT/NAME", callback=whole)]
 COLUMNS = ("name", "state", "tier", "mode", "queued", "in_flight", "replicas", "memory", "activation_ms_last", "reason")
 SPARE = ("memory", "activation_ms_last", "tier", "queued", "in_flight", "mode")
 WAIT_POLL_S = 0.3
@@ -126,7 +126,7 @@ def wake(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = 
     """Bring an endpoint to ready without waiting for a request."""
     api = Api(url, key)
     api.post(f"endpoints/{escaped(name)}/wake")
-    show(api.get(f"endpoints/{escaped(name)}"), output, title=name)
+    _brief(api.get(f"endpoints/{escaped(name)}"), output)
 
 
 @app.command()
@@ -134,7 +134,7 @@ def sleep(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key =
     """Give an endpoint's accelerator memory back now; its next request wakes it."""
     api = Api(url, key)
     api.post(f"endpoints/{escaped(name)}/sleep")
-    show(api.get(f"endpoints/{escaped(name)}"), output, title=name)
+    _brief(api.get(f"endpoints/{escaped(name)}"), output)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def rollback(name: Name, output: Output = Format.TABLE, url: Url = None, key: Ke
 
 @app.command()
 def watch(
-    name: Annotated[str | None, typer.Argument(metavar="TENANT/NAME", callback=_whole)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="TENANT/NAME", callback=whole)] = None,
     events: Annotated[bool, typer.Option("--events", help="capacity decisions with their reasons instead")] = False,
     output: Output = Format.TABLE,
     url: Url = None,
@@ -203,7 +203,12 @@ def _apply(api: Api, name: str, body: dict[str, Any], wait: bool, output: Format
             raise Problem(f"{name} is still {endpoint['state']} after {WAIT_S_MAX:.0f} s: {endpoint['reason']}")
         time.sleep(WAIT_POLL_S)
         endpoint = api.get(f"endpoints/{escaped(name)}")
-    show(endpoint, output, title=name)
+    _brief(endpoint, output)
+
+
+def _brief(endpoint: dict[str, Any], output: Format) -> None:
+    """After an act: its line of the list; `get` shows the whole."""
+    show(endpoint if output is Format.JSON else [_row(endpoint)], output, COLUMNS, "", SPARE)
 
 
 def _ensure_tenant(api: Api, name: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.client import Api, Key, Url, escaped
-from tidegate.cli.output import Format, Output, console, table
+from tidegate.cli.output import Format, Output, console, table, usd
 from tidegate.cli.output import show as print_
 from tidegate.cli.usage import Since, Until, period, save
 
@@ -49,10 +49,10 @@ def _print(invoice: dict[str, Any]) -> None:
         columns = ("called", "endpoint", "reason", "requests", "usd")
         printer.print(table(invoice["overflow"], columns, "served by another endpoint (in the lines above)"))
     until = "" if invoice["finished"] else " so far"
-    printer.print(f"total{until}: [bold]{invoice['total_usd']} USD[/]")
+    printer.print(f"total{until}: [bold]{usd(invoice['total_usd'])} USD[/]")
     printer.print(
-        f"what dedicated would have cost{until}: {invoice['dedicated_total_usd']} USD, "
-        f"a difference of {invoice['saved_usd']} USD"
+        f"what dedicated would have cost{until}: {usd(invoice['dedicated_total_usd'])} USD, "
+        f"a difference of {usd(invoice['saved_usd'])} USD"
     )
-    same = ", ".join(f"{line['mode']} {line['usd']} USD" for line in invoice["same_traffic_totals"])
+    same = ", ".join(f"{line['mode']} {usd(line['usd'])} USD" for line in invoice["same_traffic_totals"])
     printer.print(f"the same traffic in other modes{until}: {same}\n")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.client import Api, Key, Url
-from tidegate.cli.output import Format, Output, show
+from tidegate.cli.output import Format, Output, show, usd
 
 app = typer.Typer(help="Rates, concurrency and budgets of keys, tenants and endpoints.", no_args_is_help=True)
 COLUMNS = ("scope", "subject", "requests_per_minute", "tokens_per_minute", "concurrency", "budgets")
@@ -68,5 +68,7 @@ def remove(scope: What, subject: Subject, output: Output = Format.TABLE, url: Ur
 
 
 def _row(limits: dict[str, Any]) -> dict[str, Any]:
-    budgets = [f"{b['left_usd'] or '?'} of {b['usd']} USD left {_SPAN[b['window']]}" for b in limits["budgets"]]
+    budgets = [
+        f"{usd(b['left_usd'] or '?')} of {usd(b['usd'])} USD left {_SPAN[b['window']]}" for b in limits["budgets"]
+    ]
     return limits | {"budgets": budgets}

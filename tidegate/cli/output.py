@@ -13,8 +13,9 @@ import typer
 PIPED_COLUMNS = 200
 PROSE_COLUMNS = 24  # cells longer than this, with spaces in them, may be wrapped
 PROSE_COLUMNS_MIN = 16
+INSTANTS = ("created_ms", "expires_ms", "revoked_ms", "since_ms", "at_ms")  # also where there is none
 INSTANT_MS_MIN = 10**12  # a `_ms` above it is an instant (2001 and later), below it a duration
-ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(\.\d+)?(Z|\+00:00)")
+ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(Z|\+00:00)")
 MONEY = re.compile(r"-?\d+\.\d{2,}")
 
 
@@ -142,7 +143,7 @@ class _Fitted:
 def heading(name: str, values: Sequence[Any] = ()) -> str:
     """A key as people read it; the unit goes where the value is shown in another way."""
     said = name.replace("_", " ")
-    if name.endswith("_ms") and any(_instant(value) for value in values):
+    if name in INSTANTS or (name.endswith("_ms") and any(_instant(value) for value in values)):
         return said.removesuffix(" ms")
     return said.removesuffix(" bytes") if name.endswith("_bytes") else said
 
@@ -178,10 +179,15 @@ def _text(text: str, name: str) -> str:
     if found := ISO.fullmatch(text):
         day, minute, second = found[1], found[2], found[3] or ""
         return f"{day} {minute}{'' if second == ':00' else second}"
-    if "usd" in name and MONEY.fullmatch(text):
-        whole, _, parts = text.partition(".")
-        return f"{whole}.{parts[:2]}{parts[2:].rstrip('0')}"
-    return text
+    return usd(text) if "usd" in name else text
+
+
+def usd(text: str) -> str:
+    """An exact amount without the zeros nobody needs: ``2.500000000`` → ``2.50``."""
+    if not MONEY.fullmatch(text):
+        return text
+    whole, _, parts = text.partition(".")
+    return f"{whole}.{parts[:2]}{parts[2:].rstrip('0')}"
 
 
 def _one(value: Mapping[str, Any], title: str) -> Any:
@@ -192,6 +198,10 @@ def _one(value: Mapping[str, Any], title: str) -> Any:
     drawn.add_column(style="bold")
     drawn.add_column(overflow="fold")
     for key, item in value.items():
+        if key.replace("nano_usd", "usd") != key and key.replace("nano_usd", "usd") in value:
+            continue  # said in USD beside it
+        if key.endswith("_ms") and key.removesuffix("_ms") in value:
+            continue  # said as a time beside it
         drawn.add_row(heading(key, [item]), Text(_lines(item, key)))
     return drawn
 

@@ -94,7 +94,9 @@ def end(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """From an instant on, these terms price nothing: the next ones in precedence do."""
+    """From an instant on, these terms price nothing: the next ones in precedence do. `--plan default` ends the last."""
+    if not any((plan, tenant, endpoint, model, mode)):
+        raise Problem("say which terms end: --plan, --tenant, --endpoint, --model or --mode", exit_code=2)
     body = {**_terms(plan, tenant, endpoint, model, mode, effective), "ends": True}
     show(Api(url, key).post("prices", {k: v for k, v in body.items() if v is not None}), output, title="price")
 

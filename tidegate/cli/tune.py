@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.endpoints import Name
 from tidegate.cli.load import Seen, offer
 from tidegate.cli.output import Format, Output, Problem, show
 from tidegate.wire import profiles
@@ -23,7 +24,7 @@ COLUMNS = ("slots", "engine_args", "tokens_per_s", "ttft_ms", "tpot_ms", "reques
 
 
 def tune(
-    endpoint: Annotated[str, typer.Argument(metavar="TENANT/NAME")],
+    endpoint: Name,
     slots: Annotated[str, typer.Option(help="requests at once to try, comma-separated")] = "1,2,4,8,16",
     engine_arg: Annotated[
         list[str] | None, typer.Option(help="NAME=V1,V2: values of an engine argument to try; may be repeated")
