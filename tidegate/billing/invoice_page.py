@@ -42,8 +42,9 @@ table{border-collapse:collapse;width:100%}thead{display:table-header-group}tr{br
 th,td{padding:.2rem .5rem;text-align:left;vertical-align:top}th{font-weight:600;border-bottom:1px solid #111}
 tr.first td{border-top:1px solid #ccc}tbody tr.first:first-child td{border-top:0}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-tr.sum td{font-weight:600;border-top:1px solid #111}td.e{overflow-wrap:anywhere}
-.quiet{color:#555;font-size:.9rem}i{color:#767676;font-style:normal;font-size:.85em}i.z{visibility:hidden}
+tr.sum{break-before:avoid}tr.sum td{font-weight:600;border-top:1px solid #111}td.e{overflow-wrap:anywhere}
+.quiet{color:#555;font-size:.9em}i{color:#767676;font-style:normal;font-size:.85em}i.z{visibility:hidden}
+@media(max-width:40rem){body{font-size:12px;margin:1rem auto}th,td{padding:.2rem .25rem}}
 @media print{body{margin:0;max-width:none;padding:0;font-size:10pt}}@page{margin:16mm}
 """
 
