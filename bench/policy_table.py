@@ -5,6 +5,9 @@ Every finished run is a line of JSON in `--out` (default: bench/results/policy_t
 it ran on; what is there is not run again, so the script may be stopped and started at will. ``--renew`` runs rows of
 other code again. `--render` replaces the table between the two marks of that page.
 
+With ``--batch FILE`` (a batch job's lines as a trace) some rows are run a second time with that job behind the traffic;
+the page then also says what of the idle time it used and what that did to real-time requests (`tidegate.sim.harvest`).
+
 Composite runs are on `--fleet`; every other trace has one 14B model behind each endpoint, on the built-in fleet. Speed
 is the processor time of the run alone (the accelerators of the trace are simulated), so other load matters little.
 """
@@ -18,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +46,21 @@ CODE = ("tidegate/sim", "tidegate/policy", "tidegate/dispatch", "tidegate/domain
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `accelerators` 0: as many as the policy provisions (`dedicated`)."""
+    """One run. `accelerators` 0: as many as the policy provisions (`dedicated`); `batch`: with the job behind it."""
 
     trace: str
     policy: str
     accelerators: int
     slo_ms: int
+    batch: bool = False
 
-    @property
-    def key(self) -> tuple[str, str, int, int]:
-        return self.trace, self.policy, self.accelerators, self.slo_ms
+    def __str__(self) -> str:
+        name = f"{self.trace}/{self.policy}/{self.accelerators}/{self.slo_ms}"
+        return f"{name}/batch" if self.batch else name
+
+
+Lines = dict[Row, dict[str, Any]]
+"""What was measured, by row."""
 
 
 def wanted() -> Iterator[Row]:
@@ -66,6 +74,12 @@ def wanted() -> Iterator[Row]:
         yield Row(trace, "dedicated", 0, 2_000)
 
 
+def harvests() -> Iterator[Row]:
+    """Those with the job; each has its like without among `wanted`."""
+    yield from (Row(COMPOSITE, "tidegate", accelerators, 2_000, batch=True) for accelerators in (8, 10))
+    yield from (Row(trace, "tidegate", counts[-1], 2_000, batch=True) for trace, counts in OTHERS.items())
+
+
 def code_digest() -> str:
     """Of every file that decides a result."""
     digest = hashlib.sha256()
@@ -76,7 +90,7 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def run_one(row: Row, traces: Path, fleet: Path) -> dict[str, Any]:
+def run_one(row: Row, traces: Path, fleet: Path, batch: Path | None) -> dict[str, Any]:
     """In a process of its own, so that `rss_mb` is this run's."""
     found = next(path for path in sorted(traces.glob(f"{row.trace}.*")) if ".endpoints" not in path.name)
     began = time.process_time()
@@ -86,6 +100,7 @@ def run_one(row: Row, traces: Path, fleet: Path) -> dict[str, Any]:
         fleet=fleet if row.trace == COMPOSITE else None,
         accelerators=row.accelerators or None,
         slo_ttft_ms=float(row.slo_ms),
+        batch_trace=batch if row.batch else None,
     )
     cpu_s = time.process_time() - began
     rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -93,26 +108,27 @@ def run_one(row: Row, traces: Path, fleet: Path) -> dict[str, Any]:
     return {"row": asdict(row), "code": code_digest(), **measured, "result": result}
 
 
-def load(out: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
+def load(out: Path) -> Lines:
     """The newest of each row."""
     if not out.exists():
         return {}
     found = (json.loads(line) for line in out.read_text().splitlines())
-    return {Row(**line["row"]).key: line for line in found}
+    return {Row(**line["row"]): line for line in found}
 
 
 def measure(options: argparse.Namespace) -> None:
     code, done = code_digest(), load(options.out)
-    rows = [row for row in wanted() if options.only in "/".join(map(str, row.key))]
-    rows = [row for row in rows if row.key not in done or (options.renew and done[row.key]["code"] != code)]
+    rows = [*wanted(), *(harvests() if options.batch is not None else ())]
+    rows = [row for row in rows if options.only in str(row)]
+    rows = [row for row in rows if row not in done or (options.renew and done[row]["code"] != code)]
     with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool, options.out.open("a") as file:
-        runs = [pool.submit(run_one, row, options.traces, options.fleet) for row in rows]
+        runs = [pool.submit(run_one, row, options.traces, options.fleet, options.batch) for row in rows]
         for number, run in enumerate(as_completed(runs), start=1):
             line = run.result()
             file.write(json.dumps(line) + "\n")
             file.flush()
             share = line["result"]["slo_attainment"]
-            print(f"{number} of {len(rows)}: {line['row']} {share:.2%} in {line['cpu_s']} s", file=sys.stderr)
+            print(f"{number} of {len(rows)}: {Row(**line['row'])} {share:.2%} in {line['cpu_s']} s", file=sys.stderr)
 
 
 HEAD = (
@@ -121,11 +137,11 @@ HEAD = (
 )
 
 
-def table(lines: dict[tuple[str, str, int, int], dict[str, Any]]) -> str:
+def table(lines: Lines) -> str:
     """Markdown, in the order of `wanted`, with what is missing left out."""
     body = []
     for row in wanted():
-        line = lines.get(row.key)
+        line = lines.get(row)
         if line is None:
             continue
         result = line["result"]
@@ -138,11 +154,30 @@ def table(lines: dict[tuple[str, str, int, int], dict[str, Any]]) -> str:
     return "\n".join([HEAD, *body])
 
 
-def speeds(lines: dict[tuple[str, str, int, int], dict[str, Any]]) -> str:
+def harvest_table(lines: Lines) -> str:
+    """Batch behind the traffic: what it got, and TTFT with it and without."""
+    body = []
+    for row in harvests():
+        line, without = lines.get(row), lines.get(replace(row, batch=False))
+        if line is None or without is None:
+            continue
+        result, before = line["result"], without["result"]["ttft_ms"]["p99"]
+        share, after = result["harvest_share"], result["ttft_ms"]["p99"]
+        body.append(
+            f"| {row.trace} | {row.accelerators} | {result['idle_accelerator_hours']:.1f} h "
+            f"| {result['batch_accelerator_hours']:.1f} h | {'–' if share is None else f'{share:.0%}'} "
+            f"| {result['batch_lines']:,} of {result['batch_lines'] + result['batch_lines_left']:,} "
+            f"| {result['batch_preempted']:,} | {before:,.0f} → {after:,.0f} ms | {line['code']} |"
+        )
+    head = "| trace | accelerators | idle | batch ran | harvest | lines done | asked again | p99 TTFT | code |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|---|", *body])
+
+
+def speeds(lines: Lines) -> str:
     """Requests a second of processor time and memory, of tidegate's runs."""
     body = []
     for row in wanted():
-        line = lines.get(row.key)
+        line = lines.get(row)
         if line is not None and row.policy == "tidegate" and line["cpu_s"]:
             per_s, load = line["result"]["requests"] / line["cpu_s"], line["load_average"]
             cells = row.trace, str(row.accelerators), f"{row.slo_ms / 1000:g} s", f"{per_s:,.0f}"
@@ -155,13 +190,21 @@ def render(page: Path, out: Path) -> None:
     lines, text = load(out), page.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(lines)}\n\nSpeed of the simulator:\n\n{speeds(lines)}\n{END}{after}")
+    parts = [
+        table(lines),
+        "Batch behind the traffic (`tidegate` at 2 s; harvest as defined below):",
+        harvest_table(lines),
+        "Speed of the simulator:",
+        speeds(lines),
+    ]
+    page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=Path, help="folder with the traces")
     parser.add_argument("--fleet", type=Path, help="fleet of composite60_24h")
+    parser.add_argument("--batch", type=Path, help="a batch job's lines, as a trace")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", default="", help="rows whose trace/policy/accelerators/SLO contain this")
