@@ -75,6 +75,33 @@ def test_contradictions_are_refused_by_name(tmp_path: Path, body: dict[str, Any]
 
 
 @on_loop
+async def test_a_mode_stands_for_an_endpoint_of_that_mode_with_the_same_model(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+        for tenant in ("acme", "house", "other"):
+            await world.http.post("/api/v1/tenants", json={"id": tenant})
+        await world.apply("acme/a-stars", "/models/stars")
+        await world.apply("acme/b-short", context_tokens=128)
+        await world.apply("house/common", mode="serverless")
+        await world.apply("other/private")
+        asked = {"mode": "dedicated", "overflow": {"to": "serverless", "above_concurrency": 4}}
+        shown = await world.apply("acme/base", **asked)
+        assert (shown["overflow"]["to"], shown["fallback"]) == ("house/common", {"to": "house/common"})
+        assert (await world.apply("acme/base", **asked))["generation"] == shown["generation"], "nothing has changed"
+        both = asked | {"fallback": {"to": "dedicated_serverless"}}
+        status, error = await _refused(world, "acme/base", **both)
+        assert (status, error["param"]) == (400, "fallback.to")
+        assert "acme/b-short is one, but its context is 128 tokens" in error["message"]
+        await world.apply("acme/pool")
+        shown = await world.apply("acme/base", **both)
+        assert (shown["overflow"]["to"], shown["fallback"]["to"]) == ("house/common", "acme/pool")
+        status, error = await _refused(world, "acme/pool", overflow={"to": "dedicated_serverless", "above_queue_ms": 1})
+        assert "acme/b-short is one, but its context" in error["message"]
+        await world.http.delete("/api/v1/endpoints/acme/b-short")
+        status, error = await _refused(world, "acme/pool", overflow={"to": "dedicated_serverless", "above_queue_ms": 1})
+        assert "none of that mode serves this model" in error["message"]
+
+
+@on_loop
 async def test_circles_are_refused_with_the_way(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
         await world.http.post("/api/v1/tenants", json={"id": "acme"})

@@ -1,9 +1,40 @@
 """Where an endpoint may send what it does not serve itself: `overflow` and `fallback`, checked against all others."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import Refusal
+
+MODES = (Mode.SERVERLESS, Mode.DEDICATED_SERVERLESS)
+
+
+def resolved(wanted: Deployment, others: Mapping[str, Deployment]) -> Deployment:
+    """`wanted` with an endpoint wherever a mode was named: the first, by name, of that mode that serves the same model
+    and may take its requests. Raises Refusal invalid_configuration when there is none.
+    """
+    named = {to: _of_mode(param, Mode(to), wanted, others) for param, to in _edges(wanted) if to in MODES}
+    if not named:
+        return wanted
+    over = wanted.overflow
+    return replace(
+        wanted,
+        overflow=replace(over, to=named.get(over.to, over.to)) if over is not None else None,
+        fallback=named.get(wanted.fallback, wanted.fallback),
+    )
+
+
+def _of_mode(param: str, mode: Mode, wanted: Deployment, others: Mapping[str, Deployment]) -> str:
+    every, why_not = {**others, wanted.endpoint: wanted}, "none of that mode serves this model"
+    for target in sorted(others.values(), key=lambda other: other.endpoint):
+        ours = target.tenant == wanted.tenant or target.mode is Mode.SERVERLESS
+        if target.mode is not mode or not ours or target.model.digest != wanted.model.digest:
+            continue
+        if (mismatch := _mismatch(wanted, target)) is None and not _way_back(target.endpoint, wanted.endpoint, every):
+            return target.endpoint
+        why_not = f"{target.endpoint} is one, but " + (mismatch[1] if mismatch else "it leads back here")
+    accepted = f"a mode that another endpoint with this model has, or an endpoint tenant/name ({why_not})"
+    raise _wrong(param, mode.value, accepted)
 
 
 def check(wanted: Deployment, others: Mapping[str, Deployment]) -> None:

@@ -194,7 +194,7 @@ class Control:
                 asked = msgspec.structs.replace(body, model=body.canary.model)
                 made = deployment(endpoint, asked, canary, facts, self.settings, self.clock.now_ms())
                 wanted = canaries.beside(wanted, made, body.canary.weight)
-            wanted = succeed(previous, wanted)
+            wanted = succeed(previous, elsewhere.resolved(wanted, others))
             elsewhere.check(wanted, others)
             adapters.check(wanted, others)
             return None if wanted is previous else Change(put=(wanted,))

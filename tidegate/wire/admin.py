@@ -65,7 +65,7 @@ class SloBody(Request, frozen=True):
 
 
 class OverflowBody(Request, frozen=True):
-    """Where requests go that find this endpoint busy; exactly one threshold. `to` is an endpoint, ``tenant/name``."""
+    """Where requests go that find this endpoint busy; one threshold. `to`: an endpoint, or a mode (the first of it)."""
 
     to: Annotated[str, Meta(min_length=3, max_length=130)]
     above_concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -74,7 +74,7 @@ class OverflowBody(Request, frozen=True):
 
 
 class FallbackBody(Request, frozen=True):
-    """The endpoint that serves what this one fails to; where left out, the one of `overflow` does."""
+    """The endpoint (or mode, as in `overflow`) that serves what this one fails to; left out, the one of `overflow`."""
 
     to: Annotated[str, Meta(min_length=3, max_length=130)]
 
