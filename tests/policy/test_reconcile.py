@@ -361,6 +361,24 @@ def test_batch_gives_way_at_once_and_takes_only_what_was_long_idle() -> None:
     assert kinds(scene, "bulk")[:3] == ["Start", "Drain", "Stop"]
 
 
+def test_batch_on_its_way_gives_way_at_once_too() -> None:
+    for gb in (4, 8):  # in its owner's place, and beside it
+        scene = world("a", gb=gb)
+        scene.ask("a")
+        scene.run(300)
+        scene.apply(deployment("bulk", mode=Mode.BATCH))
+        scene.ask("bulk", service_ms=60_000)
+        while "Start" not in kinds(scene, "bulk"):
+            scene.run(10)
+        asked = len(scene.waits["a"])
+        scene.ask("a", service_ms=500)
+        scene.run(200)  # its start takes 400
+        assert kinds(scene, "bulk")[:2] == ["Start", "Stop"]
+        assert len(scene.waits["a"]) == asked + 1, "served before batch would have been ready"
+        scene.run(20_000)
+        assert seen(scene, "bulk").tier is Tier.ACCELERATOR, "and comes back once the owner is quiet"
+
+
 def test_batch_computes_beside_nobody_who_works() -> None:
     """Two fit: memory is not what the owner misses, its accelerator's time is."""
     scene = world("a", gb=8)

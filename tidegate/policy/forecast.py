@@ -36,14 +36,16 @@ class ArrivalHistory:
     in the mean (a burst begins with a request after a quiet second).
     """
 
-    __slots__ = ("_bins", "_burst", "_burst_ms", "_count", "_hour", "_hours", "_pace", "_since", "_tails", "arrivals",
-                 "burst", "last_ms")  # fmt: skip
+    __slots__ = ("_active", "_asked", "_bins", "_burst", "_burst_ms", "_count", "_hour", "_hours", "_pace", "_since",
+                 "_tails", "arrivals", "burst", "last_ms")  # fmt: skip
 
     def __init__(self) -> None:
         self._bins = [0.0] * BINS
         self._count = 0.0
         self._tails: list[float] | None = None
         self._hours = [0.0] * HOURS_A_WEEK
+        self._active = [0.0] * HOURS_A_WEEK
+        self._asked = (-1, 0.0)
         self._hour = self._since = -1
         self._pace = 1.0
         self._burst, self._burst_ms = 0, 0
@@ -82,6 +84,8 @@ class ArrivalHistory:
         hours = self._hours
         for passed in range(max(self._hour + 1, hour - HOURS_A_WEEK + 1), hour + 1):
             hours[passed % HOURS_A_WEEK] *= 0.5
+            self._active[passed % HOURS_A_WEEK] *= 0.5
+        self._active[hour % HOURS_A_WEEK] += 1.0
         self._hour = hour
         days, total = (hour - self._since) / 24, sum(hours)
         if days < 1.0 or not total:
@@ -100,12 +104,30 @@ class ArrivalHistory:
     def needed_within(self, now_ms: int, horizon_ms: int) -> float:
         """P(an arrival in the next `horizon_ms`), given how long it has been quiet. In [0, 1]."""
         age = self.quiet_ms(now_ms)
-        return 0.0 if age is None else self._within(age, self._mass_above(age * self._pace), horizon_ms)
+        if age is None:
+            return 0.0
+        return self._within(age, self._mass_above(age * self._pace), self._this_hour(now_ms), horizon_ms)
 
-    def _within(self, age: int, tail: float, horizon_ms: int) -> float:
+    def _within(self, age: int, tail: float, this_hour: float, horizon_ms: int) -> float:
         beyond = self._mass_above((age + horizon_ms) * self._pace)
         lindy = horizon_ms / (age + horizon_ms) if horizon_ms else 0.0
-        return (tail - beyond + PRIOR_WEIGHT * lindy) / (tail + PRIOR_WEIGHT)
+        by_gaps = (tail - beyond + PRIOR_WEIGHT * lindy) / (tail + PRIOR_WEIGHT)
+        return max(by_gaps, this_hour * min(horizon_ms / HOUR_MS, 1.0))
+
+    def _this_hour(self, now_ms: int) -> float:
+        """P(a request in this hour), by the share of days (of weeks after two) on which it had one; what lies further
+        back counts less. One day more without than were seen keeps it honest; 0 before the first is over.
+        """
+        hour = now_ms // HOUR_MS
+        if hour != self._asked[0]:
+            days = (hour - self._since) / 24
+            weight = 2.0 - 2.0 ** (1.0 - max(1.0, days / 7.0))
+            if days < 14.0:
+                here, weight = sum(self._active[hour % 24 :: 24]), weight * min(days, 7.0)
+            else:
+                here = self._active[hour % HOURS_A_WEEK]
+            self._asked = (hour, min(here / (weight + 1.0), 1.0) if days >= 1.0 else 0.0)
+        return self._asked[1]
 
     def needed_soon(self, now_ms: int, shortest_ms: int, longest_ms: int) -> float:
         """How soon it is needed, in [0, 1]: mean of `needed_within` over horizons from `shortest_ms` to `longest_ms`,
@@ -117,10 +139,10 @@ class ArrivalHistory:
         age = self.quiet_ms(now_ms)
         if age is None:
             return 0.0
-        tail = self._mass_above(age * self._pace)
+        tail, this_hour = self._mass_above(age * self._pace), self._this_hour(now_ms)
         total, weights, weight, horizon = 0.0, 0.0, 1.0, max(1, shortest_ms)
         while not weights or horizon <= longest_ms:
-            total += weight * self._within(age, tail, horizon)
+            total += weight * self._within(age, tail, this_hour, horizon)
             weights += weight
             weight /= HORIZON_STEP
             horizon *= HORIZON_STEP

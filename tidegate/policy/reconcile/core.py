@@ -11,7 +11,7 @@ from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Command, DemandReported, Event, ReplicaStatus
 from tidegate.domain.replica import ReplicaState
-from tidegate.policy.reconcile import lifecycle, regret, routes, serving, steering
+from tidegate.policy.reconcile import lifecycle, prewarm, regret, routes, serving, steering
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica, runtime_key
 from tidegate.policy.reconcile.settings import CoreSettings
 from tidegate.policy.scaling import PeakWindow
@@ -277,7 +277,10 @@ class FleetCore:
             if kind == "replica":
                 lifecycle.overdue(fleet, key, stamp, now_ms)
             elif (endpoint := fleet.endpoints.get(key)) is not None:
-                endpoint.timer_ms = None
+                if kind == "ahead":
+                    prewarm.look(fleet, endpoint, now_ms)
+                else:
+                    endpoint.timer_ms = None
                 fleet.touch(key)
 
     def _settle(self, now_ms: int) -> None:

@@ -19,6 +19,7 @@ from tidegate.policy.reconcile.settings import CoreSettings
 S = ReplicaState
 
 # Order of claims when several endpoints wait, and the weight of their waiting.
+ABORTABLE = (S.READY, S.STARTING)  # batch in one of these makes room at once
 CLASS_RANK = {Mode.DEDICATED: 0, Mode.DEDICATED_SERVERLESS: 1, Mode.SERVERLESS: 2, Mode.BATCH: 3}
 
 
@@ -99,6 +100,7 @@ class Endpoint:
     failed_reason: str = ""
     retry_ms: int = 0
     timer_ms: int | None = None
+    ahead_ms: int = 0  # when it is looked at next to be brought up ahead of demand
     over_since_ms: int | None = None  # since when more replicas are wanted than there are
     calm_ready: int = 0
     stranded: bool = False
@@ -146,6 +148,14 @@ class Endpoint:
         rate = self.service.served_per_s if self.queued else None
         ready = self.ready_count() if rate is not None else 0
         return scaling.pressing(self.queued, self.in_flight, ready, rate, self.deployment.slo.ttft_ms)
+
+    @property
+    def withdrawn(self) -> bool:
+        """It must have no replica, whoever asks."""
+        return self.removed or self.deployment.paused or self.slept_by_hand
+
+    def coming(self) -> bool:
+        return bool(self.activations) or any(r.state in COMING for r in self.replicas.values())
 
     def ready_count(self) -> int:
         ready = 0
@@ -214,6 +224,7 @@ class Fleet:
         self.waiting: list[tuple[int, int, str]] = []
         self.first_loads: dict[str, None] = {}
         self.room_nodes: dict[str, None] = {}
+        self.ahead: list[str] = []  # endpoints that come up ahead of demand
         self.dirty: dict[str, None] = {}
         self.unrouted: dict[str, None] = {}
         # Remote models: on whose disk they are whole, by node; and which node was told to fetch one, by digest.
@@ -287,11 +298,12 @@ class Fleet:
     def count_idle(self, endpoint: Endpoint) -> None:
         """Keep `idle_bytes` true after a change of the endpoint's demand or replicas."""
         mode = endpoint.deployment.mode
-        ready = endpoint.ready_count()
-        spare = mode is Mode.BATCH or (ready > endpoint.floor and (not endpoint.busy or ready > endpoint.required))
+        count = endpoint.ready_count()
+        spare = mode is Mode.BATCH or (count > endpoint.floor and (not endpoint.busy or count > endpoint.required))
         for replica in endpoint.replicas.values():
             outdated = replica.deployment is not endpoint.deployment
-            self._count(replica, replica.state is S.READY and (spare or outdated))
+            ready = replica.state in ABORTABLE if mode is Mode.BATCH else replica.state is S.READY
+            self._count(replica, ready and (spare or outdated))
 
     def _count(self, replica: Replica, idle: bool) -> None:
         if replica.counted is not idle:

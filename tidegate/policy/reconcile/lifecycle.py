@@ -97,6 +97,9 @@ def drain(
     sticky: bool = False,
 ) -> None:
     """No new requests; once every live gateway has fenced it off, it sleeps (`keep`) or stops."""
+    if replica.state is S.STARTING:  # batch on its way: no gateway knows of it
+        stop(fleet, replica, now_ms, rule, inputs)
+        return
     assert replica.state is S.READY, f"drain of {replica.id} in {replica.state}"
     replica.fence += 1
     replica.fences = dict.fromkeys(fleet.gateways)

@@ -36,6 +36,12 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
     return share * _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
 
 
+def of_absence(fleet: Fleet, owner: Endpoint, node: str, tier: Tier, now_ms: int) -> float:
+    """Of staying on `tier` of `node` until the next request: what bringing it up ahead of that one saves."""
+    back_ms = _return_ms(fleet, owner, node, tier)
+    return _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
+
+
 def late_requests(owner: Endpoint, back_ms: float) -> float:
     """How many requests a return of `back_ms` makes late: the one that asks for it, and of what its burst brings
     meanwhile the more, the nearer the return comes to the SLO. Far from it, waiting together costs no more than one.

@@ -9,7 +9,7 @@ from tidegate.policy import placement
 from tidegate.policy.book import Place
 from tidegate.policy.eviction import Candidate
 from tidegate.policy.reconcile import lifecycle, regret
-from tidegate.policy.reconcile.fleet import CLASS_RANK, Activation, Endpoint, Fleet, Replica
+from tidegate.policy.reconcile.fleet import ABORTABLE, CLASS_RANK, Activation, Endpoint, Fleet, Replica
 
 S = ReplicaState
 
@@ -17,23 +17,32 @@ S = ReplicaState
 SPARE_REGRET_SHARE = 0.1
 # Regret is what is missed in about a second; one more replica stays for a stable window at least.
 SPARE_STAYS_S = 60
+# A swap ahead of demand must save this many times what its victims will be missed: both are only expected.
+AHEAD_WORTH = 2.0
 # Every busy neighbour on an accelerator takes its turn in each round of compute.
 CROWD_MS = 100
 
 
 class Press(Enum):
     """How hard room is looked for: where nothing is lost, from replicas hardly missed, from idle ones, or busy ones
-    too.
+    too; or ahead of demand, from those missed far less.
     """
 
     GENTLE = auto()
     SPARE = auto()
     NORMAL = auto()
     FORCE = auto()
+    AHEAD = auto()
 
 
 def activate(
-    fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Press, nodes: dict[str, None] | None
+    fleet: Fleet,
+    endpoint: Endpoint,
+    now_ms: int,
+    rule: str,
+    press: Press,
+    nodes: dict[str, None] | None,
+    seen: lifecycle.Inputs = (),
 ) -> bool:
     """Plan one more replica of `endpoint`: wake the one that comes up soonest, else start a new one. False: no room
     now.
@@ -41,8 +50,8 @@ def activate(
     FORCE lets busy replicas drain for it (their requests finish first).
     """
     option = _best_wake(fleet, endpoint, now_ms, press, nodes)
-    if option is None and endpoint.falling_asleep():
-        return False  # its report is a moment away, and a wake after it far sooner than a start
+    if option is None and (endpoint.falling_asleep() or (press is Press.AHEAD and endpoint.replicas)):
+        return False  # a wake, now or in a moment, is far sooner than a start
     if option is None:
         option = _best_start(fleet, endpoint, now_ms, press, nodes)
     if option is None:
@@ -56,6 +65,7 @@ def activate(
             return False
     node = chosen.places[0][0]
     inputs = (
+        *seen,
         ("queued", endpoint.queued),
         ("in_flight", endpoint.in_flight),
         ("required", endpoint.required),
@@ -170,6 +180,9 @@ def _on_node(
         wake_ms = fleet.costs.activation_ms(deployment.model.digest, node, Tier.HOST, deployment.model.weight_bytes)
         worth_ms = SPARE_REGRET_SHARE * wake_ms + _rescued(endpoint, chosen.ready_ms) * regret.SLO_TTFT_MS
         return chosen if chosen.regret_ms * SPARE_STAYS_S <= worth_ms else None
+    if press is Press.AHEAD and chosen is not None:
+        worth_ms = regret.of_absence(fleet, endpoint, node, tier, now_ms) / AHEAD_WORTH
+        return chosen if chosen.regret_ms <= worth_ms else None
     return chosen
 
 
@@ -224,14 +237,14 @@ def _candidates(
 
 def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica, now_ms: int, press: Press) -> bool:
     """Never: what is not READY (loading, draining), within the `floor`, or in its minimum residency.
-    Busy ones only where FORCE says so and the owner's class is not above the taker's. Batch always; and batch
-    itself takes only what was idle for so long that lending it is worth the way back.
+    Busy ones only where FORCE says so and the owner's class is not above the taker's. Batch always, ready or on its
+    way; and batch itself takes only what was idle for so long that lending it is worth the way back.
     """
     mode = owner.deployment.mode
+    if mode is Mode.BATCH:
+        return replica.state in ABORTABLE and taker.deployment.mode is not Mode.BATCH
     if replica.state is not S.READY:
         return False
-    if mode is Mode.BATCH:
-        return taker.deployment.mode is not Mode.BATCH
     if not owner.current(replica):  # an outdated replica makes room for its own successor only
         return owner is taker
     if owner is taker or owner.ready_count() <= owner.floor:
@@ -240,9 +253,10 @@ def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica,
     if settled_ms > now_ms:
         fleet.look_again(taker, settled_ms)
         return False
-    if taker.deployment.mode is Mode.BATCH:
-        return _lent(fleet, taker, replica, now_ms)
-    if owner.ready_count() > owner.required:
+    spare = owner.ready_count() > owner.required
+    if taker.deployment.mode is Mode.BATCH:  # what its owner must have would be called back at once, for ever
+        return spare and _lent(fleet, taker, replica, now_ms)
+    if spare:
         return True
     return press is Press.FORCE and CLASS_RANK[mode] >= CLASS_RANK[taker.deployment.mode]
 

@@ -16,7 +16,7 @@ class CoreSettings:
     `return_home_ms`: how often an endpoint that borrows in another region looks for room at home.
     `drain_ms`: what drain, fence and sleep of an idle replica are expected to take.
     `victim_order`: "regret" (the policy), "lru" or "none" (nobody is evicted for another): baselines to compare with.
-    `horizon_ms`: how far ahead regret looks.
+    `horizon_ms`: how far ahead regret looks. `prewarm`: endpoints may come up ahead of demand (by regret only).
     """
 
     wait_ms_max: int = 10_000
@@ -24,6 +24,7 @@ class CoreSettings:
     idle_ms_max: int = 600_000
     stable_window_ms: int = 60_000
     horizon_ms: int = 300_000
+    prewarm: bool = True
     drain_ms: int = 100
     drain_ms_max: int = 900_000
     start_ms_max: int = 900_000

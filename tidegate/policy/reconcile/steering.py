@@ -3,8 +3,8 @@
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy import scaling, schedule
-from tidegate.policy.reconcile import lifecycle
-from tidegate.policy.reconcile.fleet import Endpoint, Fleet
+from tidegate.policy.reconcile import lifecycle, prewarm
+from tidegate.policy.reconcile.fleet import ABORTABLE, Endpoint, Fleet
 from tidegate.policy.reconcile.room import Press, activate
 from tidegate.policy.reconcile.waiting import leave_queue, queue_up
 
@@ -15,7 +15,7 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     """Bring one endpoint nearer to its desired state; what lacks room is queued in `fleet.waiting`."""
     fleet.unrouted[endpoint.name] = None
     deployment = endpoint.deployment
-    if endpoint.removed or deployment.paused or endpoint.slept_by_hand:
+    if endpoint.withdrawn:
         endpoint.required = 0
         _withdraw(fleet, endpoint, now_ms)
         return
@@ -29,7 +29,7 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     planned = len(endpoint.activations)
     if live + planned > want.required:
         for activation in list(endpoint.activations.values())[: live + planned - want.required]:
-            if activation.rule not in ("first_load", "return_home"):
+            if activation.rule not in ("first_load", "return_home", "prewarm"):
                 lifecycle.cancel(fleet, activation)
     if live >= want.required:
         endpoint.waiting_since_ms = None
@@ -43,6 +43,8 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     _give_back(fleet, endpoint, want, now_ms)
     if endpoint.retry_ms > now_ms:
         fleet.look_again(endpoint, endpoint.retry_ms)
+    if not (live or endpoint.busy or endpoint.activations):
+        prewarm.watch(fleet, endpoint, now_ms)
     endpoint.calm_ready = _calm_ready(endpoint)
     fleet.count_idle(endpoint)
 
@@ -169,7 +171,7 @@ def _leave_workers_alone(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     for replica in list(endpoint.replicas.values()):
         owners = (fleet.endpoints.get(r.endpoint) for r in fleet.neighbours(replica) if r.state is S.READY)
         working = next((o for o in owners if o is not None and o.busy and o.deployment.mode is not Mode.BATCH), None)
-        if replica.state is S.READY and working is not None:
+        if replica.state in ABORTABLE and working is not None:
             lifecycle.drain(fleet, replica, now_ms, "neighbour_works", (("for", working.name),), keep=False)
 
 
