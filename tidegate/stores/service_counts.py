@@ -2,16 +2,22 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, and_, bindparam, delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tidegate.domain.errors import StoreFault
 from tidegate.stores import database
-from tidegate.stores.bulk import put_rows
 from tidegate.stores.schema import service_counts
 
 Row = tuple[str, str, int, int, int, int, int]
 """(endpoint, window, place, number of the bucket, served, attained, failed)"""
+
+
+_NAMES = [column.name for column in service_counts.columns]
+# Delete and insert rather than an upsert, whose syntax differs between databases.
+_PLACE = delete(service_counts).where(
+    and_(*(column == bindparam(f"at_{column.name}") for column in service_counts.primary_key))
+)
 
 
 class SqlServiceCounts:
@@ -33,6 +39,9 @@ class SqlServiceCounts:
             with database.write(self._engine) as connection:
                 for endpoint in gone:
                     connection.execute(delete(service_counts).where(service_counts.c.endpoint == endpoint))
-                put_rows(connection, service_counts, list(rows))
+                if rows:
+                    named = [dict(zip(_NAMES, row, strict=True)) for row in rows]
+                    connection.execute(_PLACE, [{f"at_{name}": row[name] for name in _NAMES[:3]} for row in named])
+                    connection.execute(insert(service_counts), named)
         except SQLAlchemyError as error:
             raise StoreFault("service levels cannot be written") from error
