@@ -1,7 +1,7 @@
 """Batch work on accelerators nobody else wants: what a killed process costs, how soon real-time traffic has its
 accelerator back, and how much of the idle time is used.
 
-Run: ``python -m bench.batch [--lines N] [--rounds N] [--seconds S] [--only PART]``. The platform is real: its gateway,
+Run: ``python -m bench.batch [--lines N] [--rounds N] [--seconds S] [--memory M] [--only PART]``. The platform is real: its gateway,
 engines and itself are processes, asked over HTTP. The end-to-end tests run a short round of `kills`.
 
 `kills`: one batch; while it runs an engine, the gateway and the platform itself get SIGKILL, one after the other. Each
@@ -37,13 +37,20 @@ demo = false
 [accelerators]
 kind = "cpu"
 count = {accelerators}
-memory = "60MiB"
+memory = "{memory}"
 [engine]
 threads = 1
 [capacity]
 residency_ms_min = 200
 wait_ms_max = 3000
 """
+
+
+TIGHT = "60MiB"  # for one replica; 120MiB is for both
+
+
+def _config(accelerators: int, memory: str = TIGHT) -> str:
+    return CONFIG.format(accelerators=accelerators, memory=memory)
 
 
 def _apply(platform: Platform, *names: str, slots: int = 4) -> str:
@@ -105,7 +112,7 @@ def _done(batch: dict[str, Any]) -> int:
 
 def kills(lines: int, directory: Path, seed: int = 1, tokens: int = 8) -> dict[str, Any]:
     """An engine dies after a fifth of the lines, the gateway after two fifths, all of the platform after three."""
-    config, port, killed = CONFIG.format(accelerators=2), free_port(), []
+    config, port, killed = _config(2), free_port(), []
     started = time.monotonic()
     with contextlib.suppress(ProcessLookupError), running(directory, config=config, port=port) as platform:
         key = _apply(platform, "bulk", slots=16)
@@ -175,7 +182,7 @@ def _billed(platform: Platform) -> list[dict[str, Any]]:
 
 def reclaim(rounds: int, directory: Path) -> dict[str, Any]:
     """Milliseconds to the first token of `acme/live`, on the one accelerator."""
-    with running(directory, config=CONFIG.format(accelerators=1)) as platform:
+    with running(directory, config=_config(1)) as platform:
         key = _apply(platform, "live", "bulk")
         with _client(platform, key) as client:
             _ttft_ms(client)
@@ -236,11 +243,12 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 # --- harvest ----------------------------------------------------------------------------------------------------------
 
 
-def harvest(seconds: float, directory: Path, seed: int = 1) -> dict[str, Any]:
-    """The same real-time bursts on one accelerator without and with a batch behind them. The first request of a burst
-    finds the accelerator lent and pays for the way back; `rest` are those behind it.
+def harvest(seconds: float, directory: Path, seed: int = 1, memory: str = TIGHT) -> dict[str, Any]:
+    """The same real-time bursts on one accelerator without and with a batch behind them. With memory for one replica
+    the first request of a burst finds the accelerator lent and pays for the way back; with memory for both, batch only
+    stops computing. `rest` are the requests behind the first of a burst.
     """
-    with running(directory, config=CONFIG.format(accelerators=1)) as platform:
+    with running(directory, config=_config(1, memory)) as platform:
         key = _apply(platform, "live", "bulk")
         with _client(platform, key) as client:
             _ttft_ms(client)
@@ -255,6 +263,7 @@ def harvest(seconds: float, directory: Path, seed: int = 1) -> dict[str, Any]:
     before, after = _percentiles(without.all), _percentiles(with_batch.all)
     return {
         "seconds": seconds,
+        "accelerator_memory": memory,
         "bursts": len(with_batch.first),
         "requests": len(with_batch.all),
         "real_time_share": round(with_batch.busy_s / seconds, 3),
@@ -297,13 +306,18 @@ class _Bursts:
 
 
 def run(
-    lines: int = 2_000, rounds: int = 30, seconds: float = 120.0, only: str = "", tokens: int = 8
+    lines: int = 2_000,
+    rounds: int = 30,
+    seconds: float = 120.0,
+    only: str = "",
+    tokens: int = 8,
+    memory: str = TIGHT,
 ) -> dict[str, Any]:
     """All three, or `only` one of them, each on a platform of its own."""
     parts = {
         "kills": lambda folder: kills(lines, folder, tokens=tokens),
         "reclaim": lambda folder: reclaim(rounds, folder),
-        "harvest": lambda folder: harvest(seconds, folder),
+        "harvest": lambda folder: harvest(seconds, folder, memory=memory),
     }
     figures = {}
     for name, part in parts.items():
@@ -319,6 +333,8 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=8, help="of each answer, in kills")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--memory", default=TIGHT, help="of the accelerator, in harvest")
     parser.add_argument("--only", choices=("kills", "reclaim", "harvest"), default="")
     options = parser.parse_args()
-    print(json.dumps(run(options.lines, options.rounds, options.seconds, options.only, options.tokens), indent=2))
+    figures = run(options.lines, options.rounds, options.seconds, options.only, options.tokens, options.memory)
+    print(json.dumps(figures, indent=2))
