@@ -1,8 +1,9 @@
 """Batch work on accelerators nobody else wants: what a killed process costs, how soon real-time traffic has its
 accelerator back, and how much of the idle time is used.
 
-Run: ``python -m bench.batch [--lines N] [--rounds N] [--seconds S] [--memory M] [--only PART]``. The platform is real: its gateway,
-engines and itself are processes, asked over HTTP. The end-to-end tests run a short round of `kills`.
+Run: ``python -m bench.batch [--lines N] [--rounds N] [--seconds S] [--memory M] [--only PART]``. The
+platform is real: its gateway, engines and itself are processes, asked over HTTP. The end-to-end tests run a short round
+of `kills`.
 
 `kills`: one batch; while it runs an engine, the gateway and the platform itself get SIGKILL, one after the other. Each
 custom_id must be in the output or the error file once, and the ledger must hold each line once, with the file's tokens.
