@@ -59,7 +59,10 @@ GOOD = (Path(api.__file__).parent / "fleets" / "h200-qwen-14b.toml").read_text()
     ("text", "says"),
     [
         ("x = [", "Invalid value"),
-        ("[accelerator.h]\n", "model is missing"),
+        ("accelerator = 3\n", "accelerator must be a table"),
+        ("[node]\naccelerator = 'h900'\n", "node.accelerator is 'h900'; described or known are t4, l4"),
+        ("[model.m]\nweights_gb = 1\n", "node.accelerator is ''"),
+        ("default_model = 'gpt-9'\n[node]\naccelerator = 'l4'\n", "names model 'gpt-9', which is not in [model]"),
         (GOOD.replace("memory_gb = 141.0", 'memory_gb = "x"'), "accelerator.h200.memory_gb must be a number above 0"),
         (
             GOOD.replace("weights_gb = 29.5", "weights_gb = -1"),
@@ -83,6 +86,33 @@ def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
         api.simulate(write(tmp_path / "t.csv", HEADER + "0,a,1,1\n"), policy="magic")
 
 
+@pytest.mark.parametrize("accelerator", ["t4", "l4", "a10g", "l40s", "a100", "h100", "h200"])
+def test_known_accelerators_serve_known_models_that_fit(tmp_path: Path, accelerator: str) -> None:
+    trace_path = write(tmp_path / "t.csv", HEADER + "".join(f"{at},a,500,50\n" for at in range(20)))
+
+    def ttft_ms(model: str) -> float:
+        text = f"default_model = '{model}'\n[node]\naccelerator = '{accelerator}'\n"
+        result = api.simulate(trace_path, fleet=write(tmp_path / "fleet.toml", text), accelerators=8)
+        return float(result["ttft_ms"]["p50"])
+
+    assert ttft_ms("llama-3_2-1b-bf16") < ttft_ms("llama-3_1-8b-fp8")
+    if accelerator in ("t4", "l4", "a10g"):
+        with pytest.raises(Refusal, match=r"no node can hold 2\d\d\.\d GB"):
+            ttft_ms("qwen3-235b-a22b-fp8")
+    else:
+        assert ttft_ms("qwen3-235b-a22b-fp8") > 0
+
+
 def test_fp8_computes_at_twice_the_rate() -> None:
     assert profile.ModelSpec("m", 70_600_000_000, 70.6e9, 1).flop_rate_factor == 2.0
     assert profile.ModelSpec("m", 29_500_000_000, 14.8e9, 1).flop_rate_factor == 1.0
+
+
+def test_fp8_needs_hardware_that_has_it_and_a_token_goes_through_active_parameters_only(tmp_path: Path) -> None:
+    def of(accelerator: str) -> profile.ModelSpec:
+        text = f"default_model = 'qwen3-235b-a22b-fp8'\n[node]\naccelerator = '{accelerator}'\n"
+        return profile.load(write(tmp_path / "fleet.toml", text)).model_of("any")
+
+    assert of("h100").flop_rate_factor == 2.0
+    assert of("a100").flop_rate_factor == 1.0
+    assert of("h100").params == 22e9

@@ -1,5 +1,5 @@
 """Hardware and models of a simulated fleet, read from TOML (shape: `fleets/*.toml`); every number carries its source
-there.
+there. A fleet may name the accelerators and models of `fleets/hardware.toml` without describing them.
 
 From it follow the durations of everything a node does: bytes ÷ bandwidth for each tier, prefill at 45 % of the dense
 matrix rate, decode at weight and KV bytes ÷ memory bandwidth.
@@ -7,6 +7,7 @@ matrix rate, decode at weight and KV bytes ÷ memory bandwidth.
 
 import tomllib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from tidegate.domain.errors import Refusal
 
 PREFILL_EFFICIENCY = 0.45
 WORKSPACE_BYTES = 1_000_000_000  # on each accelerator of a replica: activations of one chunk, and the process itself
+FP8_BYTES_MAX = 1.2  # a parameter
 GB = 1e9
+FLEETS = Path(__file__).parent / "fleets"
 # Accelerators whose nodes link all of them (NVLink and NVSwitch, from the vendor's data sheets), unless a fleet says.
 LINKED = {"a100": 8, "h100": 8, "h200": 8, "b200": 8}
 
@@ -44,15 +47,21 @@ class NodeProfile:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
+    """`params` are those a token goes through: of a mixture of experts, the active ones. `fp8`: whether it computes in
+    it; None: told by its bytes a parameter.
+    """
+
     name: str
     weight_bytes: int
     params: float
     kv_bytes_per_token: int
+    fp8: bool | None = None
 
     @property
     def flop_rate_factor(self) -> float:
         """One byte a parameter is fp8, whose dense matrix rate is twice that of bf16 on hardware that has it."""
-        return 2.0 if self.weight_bytes <= 1.2 * self.params else 1.0
+        fp8 = self.weight_bytes <= FP8_BYTES_MAX * self.params if self.fp8 is None else self.fp8
+        return 2.0 if fp8 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class FleetProfile:
 def load(path: Path | None) -> FleetProfile:
     """The fleet of a file, or the built-in one (one model for every endpoint). Raises Refusal naming the key."""
     if path is None:
-        path = Path(__file__).parent / "fleets" / "h200-qwen-14b.toml"
+        path = FLEETS / "h200-qwen-14b.toml"
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
@@ -84,18 +93,26 @@ def load(path: Path | None) -> FleetProfile:
     return _Reader(path.name).fleet(table)
 
 
+@cache
+def _known() -> dict[str, Any]:
+    with (FLEETS / "hardware.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
 class _Reader:
     def __init__(self, name: str) -> None:
         self._name = name
 
     def fleet(self, table: dict[str, Any]) -> FleetProfile:
-        kinds = self._table(table, "accelerator")
-        kind = table.get("node", {}).get("accelerator", next(iter(kinds), ""))
+        own = self._table(table, "accelerator")
+        kinds = {**_known()["accelerator"], **own}
+        kind = table.get("node", {}).get("accelerator", next(iter(own), ""))
         if kind not in kinds:
-            raise self._bad(f"accelerator.{kind or '?'}", "is missing")
-        models = {name: self._model(name, spec) for name, spec in self._table(table, "model").items()}
-        if not models:
-            raise self._bad("model", "has no model in it")
+            known = ", ".join(kinds)
+            raise self._bad("node.accelerator", f"is {kind!r}; described or known are {known}")
+        fp8 = bool(kinds[kind].get("fp8", True)) if isinstance(kinds[kind], dict) else True
+        specs = {**_known()["model"], **self._table(table, "model")}
+        models = {name: self._model(name, spec, fp8) for name, spec in specs.items()}
         endpoints = table.get("endpoints", {})
         default = table.get("default_model", "")
         for key, model in [*endpoints.items(), *([("default_model", default)] if default else [])]:
@@ -134,19 +151,21 @@ class _Reader:
             sleep_fixed_ms=self._number(spec, "node", "sleep_fixed_s", 0.05) * 1e3,
         )
 
-    def _model(self, name: str, spec: dict[str, Any]) -> ModelSpec:
+    def _model(self, name: str, spec: dict[str, Any], fp8: bool) -> ModelSpec:
         key = f"model.{name}"
+        weights, params = self._number(spec, key, "weights_gb") * GB, self._number(spec, key, "params_b") * 1e9
         return ModelSpec(
             name=name,
-            weight_bytes=int(self._number(spec, key, "weights_gb") * GB),
-            params=self._number(spec, key, "params_b") * 1e9,
+            weight_bytes=int(weights),
+            params=self._number(spec, key, "active_b", params / 1e9) * 1e9,
             kv_bytes_per_token=int(self._number(spec, key, "kv_bytes_per_token")),
+            fp8=fp8 and weights <= FP8_BYTES_MAX * params,
         )
 
     def _table(self, table: dict[str, Any], key: str) -> dict[str, Any]:
-        found = table.get(key)
+        found = table.get(key, {})
         if not isinstance(found, dict):
-            raise self._bad(key, "is missing")
+            raise self._bad(key, "must be a table")
         return found
 
     def _number(self, spec: Any, key: str, name: str, default: float | None = None) -> float:
