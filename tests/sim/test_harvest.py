@@ -23,21 +23,21 @@ def job(path: Path, lines: int = 2_000) -> Path:
 def test_an_idle_fleet_is_harvested(tmp_path: Path) -> None:
     trace = tmp_path / "t.csv"
     trace.write_text(FEW)
-    result = api.simulate(trace, accelerators=2, batch_trace=job(tmp_path / "j.csv", 20_000))
-    assert result["batch_lines"] == 20_000
+    result = api.simulate(trace, accelerators=2, batch_trace=job(tmp_path / "j.csv", 6_000))
+    assert result["batch_lines"] == 6_000
     assert result["batch_lines_left"] == 0
-    assert result["batch_tokens"] == sum(1_050 + n % 7 * 300 + n % 11 * 40 for n in range(20_000))
+    assert result["batch_tokens"] == sum(1_050 + n % 7 * 300 + n % 11 * 40 for n in range(6_000))
     assert result["harvest_share"] > 0.9
     assert result["slo_attainment"] == 1.0
 
 
 def test_lines_give_way_and_none_is_lost(tmp_path: Path) -> None:
-    trace = small_trace(tmp_path / "t.csv", endpoints=6, minutes=30.0, per_second=0.02)
+    trace = small_trace(tmp_path / "t.csv", endpoints=6, minutes=12.0, per_second=0.03)
     without = api.simulate(trace, accelerators=3)
-    result = api.simulate(trace, accelerators=3, batch_trace=job(tmp_path / "j.csv", 40_000))
+    result = api.simulate(trace, accelerators=3, batch_trace=job(tmp_path / "j.csv", 15_000))
     assert result["batch_preempted"] > 0
-    assert 0 < result["batch_lines"] < 40_000
-    assert result["batch_lines"] + result["batch_lines_left"] == 40_000
+    assert 0 < result["batch_lines"] < 15_000
+    assert result["batch_lines"] + result["batch_lines_left"] == 15_000
     assert result["requests"] == without["requests"]
     assert result["refused"] == 0
     assert result["batch_accelerator_hours"] <= result["idle_accelerator_hours"]
@@ -81,7 +81,7 @@ def test_a_line_ends_once() -> None:
     [
         (HEADER + "\n", None, "no line in it"),
         (HEADER + "\n0,a,1,1\n0,b,1,1\n", None, "a batch has one endpoint"),
-        (HEADER + "\n0,a,1,1\n", "gpt-9", "batch model 'gpt-9' is not in the fleet (qwen-14b-bf16)"),
+        (HEADER + "\n0,a,1,1\n", "gpt-9", "batch model 'gpt-9' is not in the fleet (llama"),
         (HEADER + "\n0,a,9000000,1\n", None, "does not fit on a node"),
     ],
 )
