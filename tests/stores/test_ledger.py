@@ -210,7 +210,7 @@ def test_a_database_that_fails_is_a_store_fault_and_changes_nothing(sql_engine: 
     before = _everything(sql_engine)
 
     def away(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "INSERT INTO entries" in statement:
+        if "INSERT INTO balances" in statement:  # when records and entries are in
             raise OperationalError(statement, {}, OSError("connection reset"))
 
     event.listen(sql_engine, "before_cursor_execute", away)
