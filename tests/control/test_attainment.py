@@ -1,6 +1,8 @@
 """Attainment, availability and the error budget, folded from what gateways count; activation bounds as published."""
 
 import random
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from tests.control.world import running, until
 from tests.loop import on_loop
 from tidegate.control.attainment import WINDOWS, Attainment, Kept
-from tidegate.control.promises import bound
+from tidegate.control.meters import Meters
+from tidegate.control.promises import bound, bounds_by_size
+from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile
 from tidegate.wire.internal import ServiceReported
 
 E = "acme/a"
@@ -127,6 +131,18 @@ def test_the_error_budget_is_what_is_left_of_the_allowed_misses() -> None:
     assert Kept(0, 0, 0).attainment is None
 
 
+def test_bounds_by_size_join_endpoints_of_one_size_and_leave_out_sizes_without_any() -> None:
+    meters = Meters(1_000)
+    for name, took_ms in (("a/small", 10), ("a/little", 30), ("a/large", 500)):
+        meters.activation_ms[name] = {"host": deque([took_ms])}
+    sizes = {"a/small": 1, "a/little": 1 << 30, "a/large": (1 << 30) + 1, "a/quiet": 1 << 40}
+    model = ModelProfile("/m", "d", ModelKind.GENERATIVE, 0, 0, 1)
+    wanted = [Deployment(n, "a", replace(model, weight_bytes=b), Mode.SERVERLESS) for n, b in sizes.items()]
+    small, large = bounds_by_size(wanted, meters)
+    assert (small.size, small.tiers["host"].count, small.tiers["host"].p50_ms) == ("up to 1 GiB", 2, 10)
+    assert (large.size, large.tiers["host"].p99_ms) == ("up to 4 GiB", 500)
+
+
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=200))
 def test_bounds_are_times_that_were_measured_and_in_order(times: list[int]) -> None:
     made = bound(times)
@@ -155,11 +171,15 @@ async def test_an_endpoint_shows_its_limits_bounds_and_attainment(tmp_path: Path
         assert shown["slo_status"]["1h"] == {
             "requests": 10, "attainment": 0.7, "availability": 0.8, "error_budget": 1 - 3 / 0.1
         }  # fmt: skip
+        (group,) = (await world.http.get("/api/v1/activation-bounds")).json()["data"]
+        assert (group["size"], group["weight_bytes_max"]) == ("up to 1 GiB", 1 << 30)
+        assert group["tiers"]["disk"] == shown["activation_bounds"]["disk"]
         metrics = (await world.http.get("/metrics")).text
         for line in (
             'tidegate_endpoint_concurrency{endpoint="acme/a",limit="full"} 12.0',
             'tidegate_slo_attainment{endpoint="acme/a",window="5m"} 0.7',
             'tidegate_availability{endpoint="acme/a",window="30d"} 0.8',
             'tidegate_activation_bound_seconds{endpoint="acme/a",from_tier="disk",quantile="0.99"}',
+            'tidegate_size_activation_bound_seconds{from_tier="disk",quantile="0.5",size="up to 1 GiB"}',
         ):
             assert line in metrics, line

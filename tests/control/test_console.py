@@ -14,7 +14,7 @@ from tidegate.control import console
 from tidegate.control.limits import LIMIT_OPERATIONS
 from tidegate.control.operations import OPERATIONS
 from tidegate.domain.units import usd
-from tidegate.wire import accelerator_time, admin, billing, contracts, limits
+from tidegate.wire import accelerator_time, admin, billing, contracts, limits, promises
 
 STATIC = Path(console.__file__).parent / "static"
 SCRIPTS = {path.name: path.read_text() for path in sorted(STATIC.glob("*.js"))}
@@ -43,6 +43,7 @@ READS: dict[str, dict[str, tuple[type[msgspec.Struct], ...]]] = {
         "e": (admin.EndpointView,),
         "c": (admin.CanaryView,),
         "b": (admin.BoundView, limits.BudgetView),
+        "g": (promises.SizeBounds,),
         "o": (admin.OverflowBody,),
         "r": (admin.ReplicaView,),
         "s": (admin.ScheduleBody,),
@@ -120,11 +121,12 @@ def test_a_field_that_no_answer_has_is_found() -> None:
 
 @on_loop
 async def test_the_paths_and_windows_that_the_page_asks_for_are_answered(tmp_path: Path) -> None:
-    asked = set(re.findall(r'(?:api|read)\(["`]([a-z/]+)', SCRIPTS["console.js"]))
-    assert asked == {"nodes", "endpoints", "activity", "activity/stream", "limits", "usage", "usage/time", "contracts"}
+    asked = set(re.findall(r'(?:api|read)\(["`]([a-z/-]+)', SCRIPTS["console.js"]))
+    here = {"nodes", "endpoints", "activity", "limits", "activation-bounds"}
+    assert asked == here | {"activity/stream", "usage", "usage/time", "contracts"}
     async with running(tmp_path) as world:
         ours = {operation.path for operation in (*OPERATIONS, *LIMIT_OPERATIONS)}
-        assert {path for path in asked if f"/api/v1/{path}" in ours} == {"nodes", "endpoints", "activity", "limits"}
+        assert {path for path in asked if f"/api/v1/{path}" in ours} == here
         await world.http.post("/api/v1/tenants", json={"id": "acme"})
         made = await world.http.put("/api/v1/endpoints/acme/tides", json={"model": "/models/tides"})
         shown = re.search(r"WINDOWS = \[(.+?)\]", SCRIPTS["details.js"])

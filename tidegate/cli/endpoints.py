@@ -24,6 +24,7 @@ def whole(name: str | None) -> str | None:
 
 Name = Annotated[str, typer.Argument(metavar="TENANT/NAME", callback=whole)]
 COLUMNS = ("name", "state", "tier", "mode", "queued", "in_flight", "replicas", "memory", "activation_ms_last", "reason")
+BOUNDS = ("size", "from", "count", "p50_ms", "p95_ms", "p99_ms")
 SPARE = ("memory", "activation_ms_last", "tier", "queued", "in_flight", "mode")
 WAIT_POLL_S = 0.3
 WAIT_S_MAX = 600.0
@@ -35,6 +36,14 @@ def list_(output: Output = Format.TABLE, url: Url = None, key: Key = None) -> No
     """All endpoints this key may see."""
     rows = Api(url, key).get("endpoints")["data"]
     show(rows if output is Format.JSON else [_row(row) for row in rows], output, COLUMNS, "endpoints", SPARE)
+
+
+@app.command()
+def bounds(output: Output = Format.TABLE, url: Url = None, key: Key = None) -> None:
+    """What activations take on this fleet, by model size and by the tier they came from; measured."""
+    found = Api(url, key).get("activation-bounds")["data"]
+    rows = [{"size": group["size"], "from": tier, **took} for group in found for tier, took in group["tiers"].items()]
+    show(found if output is Format.JSON else rows, output, BOUNDS, "activation bounds")
 
 
 @app.command()

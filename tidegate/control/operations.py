@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import msgspec
 from starlette.requests import Request
 
-from tidegate.control import views
+from tidegate.control import promises, views
 from tidegate.control.deployments import split_name
 from tidegate.control.service import Control, no_endpoint
 from tidegate.domain.endpoint import Deployment
 from tidegate.domain.errors import Refusal
 from tidegate.wire import admin
 from tidegate.wire.admin import Identity, Listing
+from tidegate.wire.promises import SizeBounds
 
 ACTIVITY_LINES_MAX = 1_000
 ACTIVITY_LINES = 100
@@ -177,6 +178,12 @@ async def endpoint_logs(call: Call) -> object:
 # --- fleet --------------------------------------------------------------------------------------------------------
 
 
+async def activation_bounds(call: Call) -> object:
+    """What activations took on this fleet, by model size and by the tier they came from: p50, p95, p99, measured."""
+    control = call.control
+    return Listing(promises.bounds_by_size(control.desired.state.deployments, control.meters))
+
+
 async def list_nodes(call: Call) -> object:
     """Nodes, their accelerators, and what is resident on them."""
     fleet = call.control.loop.view()
@@ -223,6 +230,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", ENDPOINT + "/sleep", sleep_endpoint, admin.EndpointView, status=202),
     Operation("POST", ENDPOINT + "/rollback", rollback_endpoint, admin.EndpointView),
     Operation("GET", ENDPOINT + "/logs", endpoint_logs, Listing[admin.ActivityView], query=(LIMIT,), admin=False),
+    Operation("GET", "/api/v1/activation-bounds", activation_bounds, Listing[SizeBounds], admin=False),
     Operation("GET", "/api/v1/nodes", list_nodes, Listing[admin.NodeView]),
     Operation("GET", "/api/v1/activity", list_activity, Listing[admin.ActivityView],
               query=(LIMIT, Query("subject", "string", "Only about this endpoint, node or tenant.")), admin=False),

@@ -7,8 +7,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from tidegate.control.meters import Meters
 from tidegate.domain.endpoint import Deployment
 from tidegate.domain.replica import ReplicaState
+from tidegate.domain.units import GIB
 from tidegate.policy.view import EndpointView, FleetView
 from tidegate.wire import admin
+from tidegate.wire.promises import SizeBounds
 
 
 def concurrency(wanted: Deployment, seen: EndpointView | None) -> admin.ConcurrencyView:
@@ -21,6 +23,24 @@ def bound(times: Collection[int]) -> admin.BoundView:
     ordered = sorted(times)
     p50, p95, p99 = (ordered[-(-len(ordered) * percent // 100) - 1] for percent in (50, 95, 99))
     return admin.BoundView(len(ordered), p50, p95, p99)
+
+
+SIZES = (("up to 1 GiB", GIB), ("up to 4 GiB", 4 * GIB), ("up to 16 GiB", 16 * GIB), ("up to 64 GiB", 64 * GIB),
+         ("above 64 GiB", None))  # fmt: skip
+
+
+def bounds_by_size(deployments: Sequence[Deployment], meters: Meters) -> list[SizeBounds]:
+    """What activations took lately, over all endpoints with models of a size; sizes without any are left out."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for wanted in deployments:
+        size = next(name for name, most in SIZES if most is None or wanted.model.weight_bytes <= most)
+        for tier, times in meters.activation_ms.get(wanted.endpoint, {}).items():
+            found.setdefault(size, {}).setdefault(tier, []).extend(times)
+    return [
+        SizeBounds(name, most, {tier: bound(times) for tier, times in found[name].items()})
+        for name, most in SIZES
+        if name in found
+    ]
 
 
 def slo_status(wanted: Deployment, meters: Meters, now_ms: int) -> dict[str, admin.SloView]:
@@ -55,11 +75,20 @@ def endpoint_metrics(
         limits.add_metric([name, "current"], now.current)
         limits.add_metric([name, "full"], now.full)
         for tier, times in meters.activation_ms.get(name, {}).items():
-            took = bound(times)
-            for quantile, ms in (("0.5", took.p50_ms), ("0.95", took.p95_ms), ("0.99", took.p99_ms)):
-                bounds.add_metric([name, tier, quantile], ms / 1_000)
+            _quantiles(bounds, [name, tier], bound(times))
         for window, slo in slo_status(wanted, meters, now_ms).items():
             for family, share in zip(kept, (slo.attainment, slo.availability, slo.error_budget), strict=True):
                 if share is not None:
                     family.add_metric([name, window], share)
-    yield from (limits, bounds, *kept)
+    sizes = GaugeMetricFamily(
+        "tidegate_size_activation_bound_seconds", "Measured activations", labels=["size", "from_tier", "quantile"]
+    )
+    for group in bounds_by_size(deployments, meters):
+        for tier, took in group.tiers.items():
+            _quantiles(sizes, [group.size, tier], took)
+    yield from (limits, bounds, sizes, *kept)
+
+
+def _quantiles(family: GaugeMetricFamily, labels: list[str], took: admin.BoundView) -> None:
+    for quantile, ms in (("0.5", took.p50_ms), ("0.95", took.p95_ms), ("0.99", took.p99_ms)):
+        family.add_metric([*labels, quantile], ms / 1_000)

@@ -2,6 +2,7 @@
 
 import { $, TONES, dollars, lasting, make, several, share } from "./parts.js";
 import { concern, listen, showEndpoints } from "./endpoints.js";
+import { showBounds } from "./details.js";
 import { showMoney, today } from "./money.js";
 import { showNodes } from "./fleet.js";
 
@@ -75,8 +76,9 @@ async function accounts() {
   try {
     const since = `from=${today()}`;
     const none = (error) => { if (error.status === 404) return { data: [] }; throw error; }; // a platform without contracts
-    const [limited, usage, time, contracts] = await Promise.all([read("limits"), read(`usage?by=endpoint&${since}`), read(`usage/time?${since}`), read("contracts").catch(none)]);
+    const [bounds, limited, usage, time, contracts] = await Promise.all([read("activation-bounds"), read("limits"), read(`usage?by=endpoint&${since}`), read(`usage/time?${since}`), read("contracts").catch(none)]);
     limits = limited.data;
+    showBounds(bounds.data);
     const total = showMoney(usage, time, contracts.data);
     glance("g-money", dollars(total.charged + total.drawn), `today; dedicated ${dollars(total.dedicated)}`);
     glance("g-lent", lasting(total.lent_ms), "accelerator time lent today");

@@ -1,6 +1,6 @@
 // All there is to know of one endpoint, below its row.
 
-import { NOTHING, budgetWords, dollars, grouped, lasting, make, milliseconds, nano, plain, several, share, size, state } from "./parts.js";
+import { $, NOTHING, budgetWords, dollars, grouped, lasting, make, milliseconds, nano, plain, several, share, size, state } from "./parts.js";
 
 const WINDOWS = ["5m", "1h", "24h", "30d"];
 // Year, month, day and time in this order everywhere, in the reader's time zone.
@@ -37,6 +37,13 @@ function activations(e) {
   const rows = Object.entries(e.activation_bounds).map(([tier, b]) => [`from ${tier}`, String(b.count), milliseconds(b.p50_ms), milliseconds(b.p95_ms), milliseconds(b.p99_ms)]);
   return block("Activation bounds", rows.length ? table(["Tier", "Count", "p50", "p95", "p99"], rows) : make("p", { class: "soft" }, e.base ? "An adapter is activated with its base." : "None measured yet."),
     rows.length ? make("p", { class: "soft" }, `${several(e.activations, "activation")}, the last in ${milliseconds(e.activation_ms_last)}.`) : null);
+}
+
+// Over all endpoints: what waking or loading a model of a size takes here.
+export function showBounds(groups) {
+  const rows = groups.flatMap((g) => Object.entries(g.tiers).map(([tier, b]) => [g.size, tier, String(b.count), milliseconds(b.p50_ms), milliseconds(b.p95_ms), milliseconds(b.p99_ms)]));
+  $("bounds-part").hidden = !rows.length;
+  $("bounds").replaceChildren(table(["Model", "From", "Count", "p50", "p95", "p99"], rows));
 }
 
 function replicas(e) {
