@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.platform import Platform, joined, running, wait_until
+from tests.e2e.platform import Platform, free_port, join_token, joined, joining, running, wait_until
 from tests.engines import hub_server
 
 pytest.importorskip("torch")
@@ -168,3 +168,31 @@ def test_of_several_nodes_one_fetches_and_all_serve(tmp_path: Path) -> None:
             assert len(list(shared.iterdir())) == 1, "nodes of one machine share one cache"
             size = sum(path.stat().st_size for path in model.iterdir())
             assert hub.bytes_read - inspected < 1.1 * size, "and it was fetched once"
+
+
+def test_of_several_machines_one_fetches_and_the_others_copy_from_it(tmp_path: Path) -> None:
+    """The platform and a node of another machine: own disks, mutual TLS between them, one reading of the Hub."""
+    port, model = free_port(), demo_models.path(demo_models.NAMES[0])
+    links = f'[links]\nlisten = "127.0.0.1:{port}"\naddress = "127.0.0.1:{port}"\n'
+    config = 'region = "hub"\n[accelerators]\ncount = 1\nmemory = "96MiB"\n' + CONFIG + links
+    with hub_server.serving() as hub:
+        hub.token, hub.slow_s = TOKEN, 0.02
+        hub.put("acme/tide", model)
+        other = tmp_path / "other.toml"
+        other.write_text(f'[weights]\nhub_url = "{hub.url}"\nhub_token = "{TOKEN}"\n')
+        with running(tmp_path, config=config.format(url=hub.url, token=TOKEN)) as platform, platform.admin() as admin:
+            token = join_token(platform, "node", "far-1", "far")
+            data, shape = tmp_path / "far-1", ("--accelerators", "1", "--accelerator-memory", "96MiB")
+            where = ("--listen", f"127.0.0.1:{free_port()}", "--config", str(other), "--data-dir", str(data))
+            with joining(platform, "node", "far-1", "--region", "far", *where, *shape, "--token", token):
+                wait_until(lambda: len(admin.get("/api/v1/nodes").json()["data"]) == 2, "the node of the other machine")
+                for name, region in (("one", "hub"), ("two", "far")):
+                    body = {"model": "hf://acme/tide", "regions": [region], "accelerator_memory": "64MiB"}
+                    applied = admin.put(f"/api/v1/endpoints/acme/{name}", json=body)
+                    assert applied.status_code == 200, applied.text
+                assert ask(platform, "one")
+                assert ask(platform, "two")
+        for folder in (tmp_path / "data", data):
+            assert len(list((folder / "weights" / "models").iterdir())) == 1, f"{folder} has a copy of its own"
+        whole = ("model.safetensors", 0, (model / "model.safetensors").stat().st_size)
+        assert hub.ranges.count(whole) == 1, "but the Hub was read once"

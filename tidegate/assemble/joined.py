@@ -23,9 +23,10 @@ from tidegate.assemble.links import NodeLinks, member
 from tidegate.assemble.machine import machine_of
 from tidegate.assemble.settings import gateway_limits, node_limits, node_of
 from tidegate.assemble.sockets import StartError, listen_tcp, public_url
-from tidegate.assemble.weights import node_weights
+from tidegate.assemble.weights import cache_folder, node_weights
 from tidegate.config import Config
 from tidegate.engines.process import Lifeline
+from tidegate.engines.weights.sharing import Sharing
 from tidegate.node.agent import NodeAgent
 from tidegate.transports.identity import GATEWAY, NODE
 from tidegate.transports.socket import connector
@@ -66,6 +67,7 @@ async def run_node(
         links = None
         if platform is None:
             links = NodeLinks(config, await member(folders.data, NODE, name, config.region, token))
+        data = platform.journal.parent if platform else folders.data
         machine = machine_of(config, folders.run, folders.logs)
         stack.callback(machine.logs.close)
         stack.callback(machine.lifeline.close)
@@ -78,15 +80,13 @@ async def run_node(
             connect=links.connect if links is not None else connector(platform.control_address if platform else ""),
             clock=links.clock if links is not None else WallClock(),
             limits=node_limits(config),
-            weights=await asyncio.to_thread(
-                node_weights, config, platform.journal.parent if platform else folders.data
-            ),
+            weights=await asyncio.to_thread(node_weights, config, data, links.peers if links is not None else None),
             public=links.public if links is not None else lambda status: status.address,
         )
         machine.driver.open()
         parts = {asyncio.create_task(agent.run())}
         if links is not None:
-            parts.add(asyncio.create_task(links.run(agent.address)))
+            parts.add(asyncio.create_task(links.run(agent.address, Sharing(cache_folder(config, data)))))
         stopping = asyncio.create_task(stop.wait())
         on_ready(f"node {name} of region {config.region} joins with {len(machine.accelerators)} accelerators")
         try:

@@ -13,6 +13,8 @@ from tidegate.config import Config
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.plan import ReplicaStatus
 from tidegate.domain.ports import Clock
+from tidegate.engines.weights.peers import Peers
+from tidegate.engines.weights.sharing import Sharing
 from tidegate.gateway.app import APIS
 from tidegate.stores.journal_mirror import JournalMirror
 from tidegate.transports.authority import Authority, open_authority
@@ -21,7 +23,7 @@ from tidegate.transports.enrolment import Joined, Registrar, join, joined, renew
 from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
 from tidegate.transports.relay import Relay
 from tidegate.transports.secure import SecureListener, SharedClock, connector
-from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, Credentials, Dialer, parse, prepare
+from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, WEIGHTS, Credentials, Dialer, parse, prepare
 
 FOLDER, ADDRESS_FILE = "pki", "address"
 LOCAL_GATEWAY = "platform"  # the certificate with which the platform's own gateway reaches nodes elsewhere
@@ -51,7 +53,13 @@ class PlatformLinks:
     def relay_address(self) -> str:
         return f"tls:{self.address}/{CONTROL}/{CONTROL}"
 
-    async def run(self, resolve: Callable[[str], str | None], admin: Path) -> None:
+    @property
+    def peers(self) -> Peers:
+        """Nodes of other machines, as this machine's node fetches from them. Turns are given out here."""
+        dialer = Dialer(self.control)
+        return Peers(lambda address: dialer.blocking(address, WEIGHTS), self.relay_address, self.relay_address)
+
+    async def run(self, resolve: Callable[[str], str | None], admin: Path, shared: Sharing) -> None:
         """Serves until it is cancelled. `resolve` says where an engine of this machine listens."""
         gateways, anybody = frozenset((GATEWAY,)), frozenset((GATEWAY, NODE))
         services = {
@@ -59,6 +67,7 @@ class PlatformLinks:
             JOURNAL: Service(gateways, self.journals.serve),
             RELAY: Service(gateways, Relay(resolve, PATHS, str(admin)).serve),
             JOIN: Service(frozenset(), Registrar(self.authority).serve),
+            WEIGHTS: Service(frozenset((NODE, CONTROL)), shared.serve),
         }
         door = Door(self.control, services, self.admitted)
         await door.listen(self.listener)
@@ -214,10 +223,19 @@ class NodeLinks:
     def public(self, status: ReplicaStatus) -> str:
         return f"tls:{self.address}/{NODE}/{self._membership.known.name}/replica:{status.replica}"
 
-    async def run(self, resolve: Callable[[str], str | None]) -> None:
+    @property
+    def peers(self) -> Peers:
+        """Nodes of other machines, and the platform's own, which gives out turns."""
+        dial, own = self._membership.dialer.blocking, f"tls:{self.address}/{NODE}/{self._membership.known.name}"
+        return Peers(lambda address: dial(address, WEIGHTS), self._membership.known.control, own)
+
+    async def run(self, resolve: Callable[[str], str | None], shared: Sharing) -> None:
         """Serves the relay port until it is cancelled."""
-        gateways = Service(frozenset((GATEWAY,)), Relay(resolve, PATHS).serve)
-        door = Door(Credentials(self._membership.folder), {RELAY: gateways})
+        services = {
+            RELAY: Service(frozenset((GATEWAY,)), Relay(resolve, PATHS).serve),
+            WEIGHTS: Service(frozenset((NODE, CONTROL)), shared.serve),
+        }
+        door = Door(Credentials(self._membership.folder), services)
         await door.listen(self._listener)
         try:
             await self._membership.renew()

@@ -26,7 +26,7 @@ from tidegate.assemble.settings import (
     node_of,
 )
 from tidegate.assemble.sockets import listen_unix, public_url
-from tidegate.assemble.weights import inspector, node_weights
+from tidegate.assemble.weights import cache_folder, inspector, node_weights
 from tidegate.batch.api import routes as batch_routes
 from tidegate.batch.jobs import routes as job_routes
 from tidegate.batch.service import BatchService
@@ -41,6 +41,7 @@ from tidegate.domain.ports import Clock
 from tidegate.engines.adapters import AdapterFiles
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Restart
+from tidegate.engines.weights.sharing import Sharing
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
 from tidegate.transports.socket import connector, listen
@@ -64,6 +65,7 @@ class Services:
     admin_path: Path
     gateway: Child
     links: PlatformLinks | None
+    shared: Sharing
     logs: LogRing
     tasks: dict[str, asyncio.Task[None]]
 
@@ -78,7 +80,7 @@ class Services:
             "gateway": self.gateway.run(),
         }
         if self.links is not None:
-            parts["links"] = self.links.run(self.control.loop.address, self.admin_path)
+            parts["links"] = self.links.run(self.control.loop.address, self.admin_path, self.shared)
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
 
@@ -157,7 +159,7 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         connect=connector(control_address),
         clock=clock,
         limits=limits,
-        weights=await asyncio.to_thread(node_weights, config, ground.data),
+        weights=await asyncio.to_thread(node_weights, config, ground.data, links.peers if links is not None else None),
     )
     batch = await batch_service(config, ground, control, public_url(listener, config.host), secret, clock)
     gateway = GatewayProcess(
@@ -181,6 +183,7 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         admin_path=admin_path,
         gateway=_child(gateway, gateway_logs),
         links=links,
+        shared=Sharing(cache_folder(config, ground.data)),
         logs=gateway_logs,
         tasks={},
     )

@@ -9,6 +9,7 @@ from tidegate.engines.weights.cache import DiskCache
 from tidegate.engines.weights.download import DownloadLimits
 from tidegate.engines.weights.inspector import SourceInspector
 from tidegate.engines.weights.node_weights import NodeWeights
+from tidegate.engines.weights.peers import Peers
 from tidegate.engines.weights.s3 import S3Access
 
 FOLDER = "weights"
@@ -20,14 +21,19 @@ def inspector(config: Config, data: Path) -> SourceInspector:
     return SourceInspector(_access(config.weights), data / FOLDER / "scratch")
 
 
-def node_weights(config: Config, data: Path) -> NodeWeights:
+def cache_folder(config: Config, data: Path) -> Path:
+    return config.weights.cache_dir or data / FOLDER
+
+
+def node_weights(config: Config, data: Path, peers: Peers | None = None) -> NodeWeights:
     """The disk cache, within the budget `disk`. `data` is the platform's directory, also for nodes that joined it on
-    its machine: they share one cache, so that what one of them fetches all have. Raises StartError, OSError.
+    its machine: they share one cache, so that what one of them fetches all have. `peers` are nodes on other machines.
+    Raises StartError, OSError.
     """
     access = _access(config.weights)
     limits = DownloadLimits(connections=config.weights.connections)
-    folder = config.weights.cache_dir or data / FOLDER
-    return NodeWeights(DiskCache(folder, config.disk, lambda source: open_remote(source, access), limits))
+    folder = cache_folder(config, data)
+    return NodeWeights(DiskCache(folder, config.disk, lambda source: open_remote(source, access), limits, peers=peers))
 
 
 def _access(weights: WeightsConfig) -> Access:

@@ -19,6 +19,7 @@ from tidegate.transports.identity import peer_of
 CA_FILE = "ca.pem"
 IDENTITY_FILE = "identity.pem"  # key and certificate in one file, so that both are replaced at once
 LINK, JOURNAL, RELAY, JOIN = "tidegate-link", "tidegate-journal", "tidegate-relay", "tidegate-join"
+WEIGHTS = "tidegate-weights"
 HANDSHAKE_S_MAX = 5.0
 CONNECT_MS_MAX = 5_000
 # A peer whose cable was cut says nothing, not even that it is gone: probes find out in idle + interval × count.
@@ -37,7 +38,7 @@ class Credentials:
 
     def server(self) -> ssl.SSLContext:
         """Verifies certificates it is shown; whether one is needed is for what is asked (ALPN) to say."""
-        return self._context("", ssl.PROTOCOL_TLS_SERVER, [LINK, JOURNAL, RELAY, JOIN], ssl.CERT_OPTIONAL)
+        return self._context("", ssl.PROTOCOL_TLS_SERVER, [LINK, JOURNAL, RELAY, JOIN, WEIGHTS], ssl.CERT_OPTIONAL)
 
     def client(self, purpose: str) -> ssl.SSLContext:
         return self._context(purpose, ssl.PROTOCOL_TLS_CLIENT, [purpose], ssl.CERT_REQUIRED)
@@ -104,6 +105,22 @@ class Dialer:
         where = parse(address)
         transport, _ = await self.open(where, RELAY, protocol)
         transport.write(where.what.encode() + b"\n")
+
+    def blocking(self, address: str, purpose: str) -> ssl.SSLSocket:
+        """A connection for a thread of its own. Raises OSError (ssl.SSLError is one), LinkFault as `open`."""
+        where = parse(address)
+        self._credentials.refresh()
+        plain = prepare(socket.create_connection((where.host, where.port), CONNECT_MS_MAX / 1000))
+        try:
+            found = self._credentials.client(purpose).wrap_socket(plain)
+        except BaseException:
+            plain.close()
+            raise
+        peer = peer_of(found)
+        if peer is None or f"{peer.identity.role}/{peer.identity.name}" != where.part:
+            found.close()
+            raise LinkFault(f"{where.host}:{where.port} is not {where.part}")
+        return found
 
     async def open(self, where: Where, purpose: str, protocol: Callable[[], P]) -> tuple[asyncio.Transport, P]:
         """Raises OSError (ssl.SSLError is one), or LinkFault for a peer that is not the part it should be."""

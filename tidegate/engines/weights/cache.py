@@ -12,6 +12,7 @@ taken under ``locks/room``.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,12 +28,14 @@ from tidegate.engines.inspect import FileInspector
 from tidegate.engines.weights import eviction
 from tidegate.engines.weights.disk import disk_bytes, sha256, sync_folder, write_whole
 from tidegate.engines.weights.download import Download, DownloadLimits
-from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged
+from tidegate.engines.weights.faults import Corrupt, DiskFull, SourceChanged, SourceMissing, SourceUnavailable
 from tidegate.engines.weights.locks import FileLock
+from tidegate.engines.weights.peers import Peers
 from tidegate.engines.weights.source import RemoteModel, wanted
 
 RECORDS_MAX = 4_096
 FREE_BYTES_MIN = GIB // 2  # never taken from the disk: journals and databases live beside the cache
+log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -50,7 +53,9 @@ class Hold:
 
 
 class DiskCache:
-    """`open_model` lists a remote source. `budget_bytes` bounds everything under `root`."""
+    """`open_model` lists a remote source. `budget_bytes` bounds everything under `root`. `peers` are nodes on other
+    machines, which may have a model already.
+    """
 
     def __init__(
         self,
@@ -59,9 +64,10 @@ class DiskCache:
         open_model: Callable[[str], RemoteModel],
         limits: DownloadLimits = DownloadLimits(),
         free_bytes_min: int = FREE_BYTES_MIN,
+        peers: Peers | None = None,
     ) -> None:
         self._root, self._budget_bytes, self._open_model, self._limits = root, budget_bytes, open_model, limits
-        self._free_bytes_min = free_bytes_min
+        self._free_bytes_min, self._peers = free_bytes_min, peers
         for name in ("models", "partial", "records", "locks", "quarantine", "trash"):
             (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in (root / "trash").iterdir():  # a crash may have left something half deleted
@@ -124,8 +130,25 @@ class DiskCache:
     # --- fetching -------------------------------------------------------------------------------------------------
 
     def _fetch(self, model: ModelProfile, progress: Callable[[int], None], stop: threading.Event) -> None:
+        """From another node that has it, else from its source when it is this node's turn."""
+        if self._peers is None:
+            self._fetch_from(self._open_model(model.source), model, progress, stop)
+            return
+        with self._peers.turn(model.digest, stop) as turn:
+            for peer in turn.peers:
+                try:
+                    self._fetch_from(peer, model, progress, stop)
+                    break
+                except (SourceUnavailable, SourceMissing, SourceChanged, Corrupt) as fault:
+                    log.warning("%s of another node: %s", model.digest[:12], fault.reason)
+            else:
+                self._fetch_from(self._open_model(model.source), model, progress, stop)
+            turn.done()
+
+    def _fetch_from(
+        self, remote: RemoteModel, model: ModelProfile, progress: Callable[[int], None], stop: threading.Event
+    ) -> None:
         folder = self._root / "partial" / model.digest
-        remote = self._open_model(model.source)
         download = Download(folder, remote, wanted(remote), self._limits)
         download.prepare()
         began_s = time.monotonic()
