@@ -1,6 +1,7 @@
 """A load that fails is tried again within a stated bound, for as long as it fails, and says why all the while."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from tests.policy.test_reconcile import seen
 from tests.policy.world import World, deployment, node
@@ -25,7 +26,7 @@ def test_a_first_load_nobody_asked_for_is_tried_again_within_a_minute_for_as_lon
         view = seen(scene, "a")
         if len(starts) >= 2:
             assert "scripted fault" in view.reason or view.state is EndpointState.LOADING, view
-    gaps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(starts)]
     assert max(gaps) < BOUND_MS
     assert starts[-1] > began + 600_000 - BOUND_MS, "it never gives up"
     assert len(starts) < 60, "and it pauses"

@@ -27,7 +27,7 @@ def test_scaling_table(
     load: int, minimum: int, maximum: int, peak: int, warm: bool, required: int, retained: int
 ) -> None:
     reactive = replicas(load, deployment("a", slots=8, concurrency_target=8))
-    want = decide(reactive=reactive, minimum=minimum, maximum=maximum, recent_peak=peak, keep_warm=warm)
+    want = decide(reactive, minimum, maximum, recent_peak=peak, keep_warm=warm)
     assert (want.required, want.retained) == (required, retained)
 
 

@@ -17,10 +17,6 @@ class Candidate:
     regret_ms: float
 
 
-def regret_ms(p_needed: float, return_ms: int, slo_weight: float) -> float:
-    return p_needed * return_ms * slo_weight
-
-
 def choose(candidates: Sequence[Candidate], need_bytes: int) -> tuple[Candidate, ...] | None:
     """The victims to free `need_bytes`, least regret first; () when nothing is needed, None when all together do not
     do.

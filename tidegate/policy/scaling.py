@@ -64,7 +64,7 @@ def replicas(load: int, deployment: Deployment) -> int:
     return -(-(load + spare) // deployment.concurrency_target)
 
 
-def decide(*, reactive: int, minimum: int, maximum: int, recent_peak: int, keep_warm: bool) -> Want:
+def decide(reactive: int, minimum: int, maximum: int, recent_peak: int, keep_warm: bool) -> Want:
     """`reactive` is how many the load asks for; `recent_peak` the largest `required` of the down window; `keep_warm`
     whether an idle endpoint's zero window still runs.
     """

@@ -148,8 +148,7 @@ class FleetCore:
     def _weights_changed(self, node: str, digests: tuple[str, ...]) -> None:
         fleet = self._fleet
         first = node in fleet.nodes and node not in fleet.on_disk
-        for digest in [d for d, fetcher in fleet.fetching.items() if fetcher == node]:
-            del fleet.fetching[digest]  # it is there, or could not be had: a start will say why
+        fleet.ends_fetching(node)  # they are there, or could not be had: a start will say why
         if node in fleet.nodes:
             fleet.on_disk[node] = frozenset(digests)
         for endpoint in fleet.endpoints.values() if first else ():
@@ -193,18 +192,14 @@ class FleetCore:
             for activation in list(fleet.pending[node_id, accelerator.id].values()):
                 lifecycle.cancel(fleet, activation)
         for replica in list(fleet.node_replicas[node_id].values()):
-            endpoint = fleet.endpoints.get(replica.endpoint)
-            for activation in list(endpoint.activations.values()) if endpoint is not None else ():
-                if activation.wake is replica:
-                    lifecycle.cancel(fleet, activation)
+            lifecycle.drop_wake_plans(fleet, replica)
             fleet.forget(replica)
         for accelerator in node.accelerators:
             place = (node_id, accelerator.id)
             assert fleet.idle_bytes.pop(place) == 0, f"{place} lost with idle bytes counted"
             del fleet.pending[place], fleet.residents[place]
         fleet.on_disk.pop(node_id, None)
-        for digest in [d for d, fetcher in fleet.fetching.items() if fetcher == node_id]:
-            del fleet.fetching[digest]
+        fleet.ends_fetching(node_id)
         fleet.book.close(node)
         fleet.region_nodes[node.region].remove(node_id)
         del fleet.node_replicas[node_id], fleet.nodes[node_id]
@@ -240,19 +235,9 @@ class FleetCore:
             deployment = None
         known = {a.id for a in node.accelerators}
         places = tuple((node.id, a) for a in status.accelerators if a in known)
-        replica = Replica(
-            id=status.replica,
-            endpoint=status.endpoint,
-            node=node.id,
-            places=places,
-            deployment=deployment,
-            generation=status.generation,
-            state=status.state,
-            since_ms=now_ms,
-            ready_ms=now_ms,
-            address=status.address,
-            measured_bytes=status.accelerator_bytes,
-        )
+        name, generation = status.endpoint, status.generation
+        replica = Replica(status.replica, name, node.id, places, deployment, generation, status.state, now_ms)
+        replica.ready_ms, replica.address = now_ms, status.address
         fleet.add(replica)
         fleet.book.reserve_host(replica.id, node.id, status.host_bytes, found=True)
         asleep = status.state is S.ASLEEP and status.accelerator_bytes <= fleet.settings.slept_accelerator_bytes_max

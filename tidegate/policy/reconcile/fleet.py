@@ -41,7 +41,6 @@ class Replica:
     since_ms: int
     ready_ms: int = 0
     address: str = ""
-    measured_bytes: int = 0
     fence: int = 0
     fences: dict[str, None] = field(default_factory=dict)
     keep: bool = True
@@ -64,7 +63,6 @@ class Activation:
     wake: Replica | None
     rule: str
     inputs: tuple[tuple[str, str | int | float], ...]
-    planned_ms: int
 
 
 @dataclass(slots=True, eq=False)
@@ -267,6 +265,9 @@ class Fleet:
         """Where a start on any of `nodes` finds the weights. A fetch under way is shared, so its node counts as one."""
         near = (model.digest in self.on_disk.get(n, ()) or self.fetching.get(model.digest) == n for n in nodes)
         return Tier.DISK if not model.remote or any(near) else Tier.REMOTE
+
+    def ends_fetching(self, node: str) -> None:
+        self.fetching = {digest: fetcher for digest, fetcher in self.fetching.items() if fetcher != node}
 
     # --- replicas -------------------------------------------------------------------------------------------------
 

@@ -64,17 +64,9 @@ def _issue(fleet: Fleet, activation: Activation, now_ms: int) -> None:
         watch(fleet, replica, fleet.settings.wake_ms_max)
         return
     deployment = endpoint.deployment
-    replica = Replica(
-        id=activation.id,
-        endpoint=endpoint.name,
-        node=activation.node,
-        places=activation.places,
-        deployment=deployment,
-        generation=deployment.generation,
-        state=S.STARTING,
-        since_ms=now_ms,
-        cold=fleet.cold_tier(deployment.model, activation.node),
-    )
+    id, node, places = activation.id, activation.node, activation.places
+    replica = Replica(id, endpoint.name, node, places, deployment, deployment.generation, S.STARTING, now_ms)
+    replica.cold = fleet.cold_tier(deployment.model, node)
     fleet.add(replica)
     fleet.settle_on(replica, activation.places, activation.bytes_each)
     fleet.touch(endpoint.name)
@@ -87,14 +79,7 @@ def _issue(fleet: Fleet, activation: Activation, now_ms: int) -> None:
 
 
 def drain(
-    fleet: Fleet,
-    replica: Replica,
-    now_ms: int,
-    rule: str,
-    inputs: Inputs = (),
-    *,
-    keep: bool = True,
-    sticky: bool = False,
+    fleet: Fleet, replica: Replica, now_ms: int, rule: str, inputs: Inputs = (), keep: bool = True, sticky: bool = False
 ) -> None:
     """No new requests; once every live gateway has fenced it off, it sleeps (`keep`) or stops."""
     if replica.state is S.STARTING:  # batch on its way: no gateway knows of it
@@ -176,7 +161,7 @@ def keep_host_room(fleet: Fleet, node: str, now_ms: int) -> None:
 
 def stop(fleet: Fleet, replica: Replica, now_ms: int, rule: str, inputs: Inputs = ()) -> None:
     """End the process whatever it does. Its reservation stays until the node reports it gone."""
-    _drop_wake_plans(fleet, replica)
+    drop_wake_plans(fleet, replica)
     replica.fences = {}
     fleet.book.set_releasing(replica.id, True)
     fleet.enter(replica, S.STOPPING, now_ms)
@@ -184,7 +169,7 @@ def stop(fleet: Fleet, replica: Replica, now_ms: int, rule: str, inputs: Inputs 
     watch(fleet, replica, fleet.settings.stop_ms_max)
 
 
-def _drop_wake_plans(fleet: Fleet, replica: Replica) -> None:
+def drop_wake_plans(fleet: Fleet, replica: Replica) -> None:
     """A sleeping replica that is about to end cannot be woken any more."""
     endpoint = fleet.endpoints.get(replica.endpoint)
     if endpoint is not None:
@@ -252,7 +237,7 @@ def _is_ready(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int
     if replica.state not in (S.STARTING, S.WAKING):
         return
     tier = replica.cold if replica.state is S.STARTING else Tier.HOST
-    replica.address, replica.ready_ms, replica.measured_bytes = status.address, now_ms, status.accelerator_bytes
+    replica.address, replica.ready_ms = status.address, now_ms
     fetched = tier is Tier.REMOTE  # the node's figure leaves the fetch out
     took_ms = status.took_ms if status.took_ms and not fetched else now_ms - replica.since_ms
     fleet.book.reserve_host(replica.id, replica.node, status.host_bytes, found=True)
@@ -270,7 +255,6 @@ def _is_ready(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int
 def _is_asleep(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int) -> None:
     if replica.state is not S.SLEEPING:
         return
-    replica.measured_bytes = status.accelerator_bytes
     if status.accelerator_bytes > fleet.settings.slept_accelerator_bytes_max:
         # It says it sleeps and still holds memory: waking the next one on top of it would kill both.
         blame(fleet, replica, "memory was not freed by sleep", now_ms)
@@ -287,7 +271,7 @@ def _is_asleep(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: in
 def _is_gone(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int) -> None:
     if replica.state in (S.STARTING, S.WAKING, S.READY):
         blame(fleet, replica, status.reason or "engine ended", now_ms)
-    _drop_wake_plans(fleet, replica)
+    drop_wake_plans(fleet, replica)
     places = replica.places if fleet.book.holds(replica.id) else ()
     fleet.forget(replica)
     fleet.room_nodes[replica.node] = None

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.fleet import Tier
-from tidegate.policy.eviction import TierCost, descend_after_ms, regret_ms
+from tidegate.policy.eviction import TierCost, descend_after_ms
 from tidegate.policy.forecast import BURST_MS
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
 
@@ -101,4 +101,4 @@ def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:
 def _return_ms(fleet: Fleet, owner: Endpoint, node: str, tier: Tier) -> float:
     model = owner.deployment.model
     cost_ms = fleet.costs.activation_ms(model.digest, node, tier, model.weight_bytes)
-    return regret_ms(1.0, cost_ms, SLO_TTFT_MS / max(owner.deployment.slo.ttft_ms, 1))
+    return cost_ms * SLO_TTFT_MS / max(owner.deployment.slo.ttft_ms, 1)

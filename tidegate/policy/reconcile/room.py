@@ -35,14 +35,12 @@ class Press(Enum):
     AHEAD = auto()
 
 
+Nodes = dict[str, None] | None
+"""Where to look; None: everywhere."""
+
+
 def activate(
-    fleet: Fleet,
-    endpoint: Endpoint,
-    now_ms: int,
-    rule: str,
-    press: Press,
-    nodes: dict[str, None] | None,
-    seen: lifecycle.Inputs = (),
+    fleet: Fleet, endpoint: Endpoint, now_ms: int, rule: str, press: Press, nodes: Nodes, seen: lifecycle.Inputs = ()
 ) -> bool:
     """Plan one more replica of `endpoint`: wake the one that comes up soonest, else start a new one. False: no room
     now.
@@ -73,18 +71,9 @@ def activate(
         ("ready_ms", chosen.ready_ms),
         ("regret_ms", round(chosen.regret_ms, 1)),
     )
-    activation = Activation(
-        id=fleet.new_id(endpoint.name, now_ms),
-        endpoint=endpoint.name,
-        node=node,
-        places=chosen.places,
-        bytes_each=endpoint.deployment.accelerator_bytes,
-        wake=sleeper,
-        rule=rule,
-        inputs=inputs,
-        planned_ms=now_ms,
-    )
-    lifecycle.begin(fleet, activation, now_ms)
+    name, bytes_each = endpoint.name, endpoint.deployment.accelerator_bytes
+    plan = Activation(fleet.new_id(name, now_ms), name, node, chosen.places, bytes_each, sleeper, rule, inputs)
+    lifecycle.begin(fleet, plan, now_ms)
     for victim_id in chosen.victims:
         victim = fleet.replicas[victim_id]
         why = (("for", endpoint.name), ("regret_ms", round(chosen.regret_ms, 1)))
@@ -99,9 +88,7 @@ def activate(
 Option = tuple[placement.Placement, Replica | None]
 
 
-def _best_wake(
-    fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, nodes: dict[str, None] | None
-) -> Option | None:
+def _best_wake(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, nodes: Nodes) -> Option | None:
     planned = {a.wake.id for a in endpoint.activations.values() if a.wake is not None}
     best: Option | None = None
     for replica in endpoint.replicas.values():
@@ -118,9 +105,7 @@ def _best_wake(
     return best
 
 
-def _best_start(
-    fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, only: dict[str, None] | None
-) -> Option | None:
+def _best_start(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, only: Nodes) -> Option | None:
     """Nodes of the home region first; at most `nodes_examined_max` a call, beginning further on at each attempt."""
     left = fleet.settings.nodes_examined_max
     for region in endpoint.deployment.regions:
@@ -170,10 +155,8 @@ def _on_node(
         candidates = _candidates(fleet, endpoint, place, now_ms, press, known) if need > 0 else ()
         line_ms = _link_ms(fleet, place, now_ms)
         offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
-    settings = fleet.settings
-    chosen = placement.pick(
-        offers, deployment.accelerator_bytes, deployment.accelerators_per_replica, settings.drain_ms
-    )
+    count, bytes_each = deployment.accelerators_per_replica, deployment.accelerator_bytes
+    chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms)
     if press is Press.SPARE and chosen is not None:
         # One more replica for an endpoint that is served already is worth the requests it can still serve in time, and
         # no more: else one endpoint's storm empties the fleet of everybody else.

@@ -1,9 +1,10 @@
 """What gateways and people are told: the Route of an endpoint, and the view of the whole."""
 
 from tidegate.domain.endpoint import EndpointState
-from tidegate.domain.fleet import Tier
+from tidegate.domain.fleet import Node, Tier
 from tidegate.domain.plan import Route, Target
 from tidegate.domain.replica import COMING, ReplicaState
+from tidegate.policy.book import Account
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
 from tidegate.policy.view import AcceleratorView, EndpointView, FleetView, HostView, ReplicaView
 
@@ -28,16 +29,9 @@ def announce(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
 def _targets(fleet: Fleet, endpoint: Endpoint) -> tuple[Target, ...]:
     if endpoint.removed or endpoint.deployment.paused:
         return ()
-    return tuple(
-        Target(
-            replica.id,
-            replica.address,
-            (replica.deployment or endpoint.deployment).slots,
-            fleet.nodes[replica.node].region,
-        )
-        for replica in endpoint.replicas.values()
-        if replica.state is S.READY
-    )
+    ready = [r for r in endpoint.replicas.values() if r.state is S.READY]
+    slots = [(r.deployment or endpoint.deployment).slots for r in ready]
+    return tuple(Target(r.id, r.address, n, fleet.nodes[r.node].region) for r, n in zip(ready, slots, strict=True))
 
 
 def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tuple[EndpointState, str]:
@@ -130,30 +124,22 @@ def view(fleet: Fleet) -> FleetView:
     """A full pass over the fleet: for people and metrics, never for a decision."""
     return FleetView(
         endpoints=tuple(_endpoint_view(fleet, e) for e in fleet.endpoints.values()),
-        accelerators=tuple(
-            AcceleratorView(
-                node=place[0],
-                accelerator=place[1],
-                region=fleet.nodes[place[0]].region,
-                capacity_bytes=account.capacity,
-                reserved_bytes=account.reserved,
-                residents=tuple(fleet.residents[place]),
-            )
-            for place, account in fleet.book.accounts.items()
-        ),
-        hosts=tuple(
-            HostView(
-                n.id,
-                n.region,
-                n.host_memory_bytes,
-                n.host_memory_bytes - fleet.book.host_free(n.id),
-                tuple(sorted(fleet.on_disk.get(n.id, ()))),
-            )
-            for n in fleet.nodes.values()
-        ),
+        accelerators=tuple(_accelerator_view(fleet, account) for account in fleet.book.accounts.values()),
+        hosts=tuple(_host_view(fleet, node) for node in fleet.nodes.values()),
         gateways=tuple(fleet.gateways),
         waiting=tuple(name for _, _, name in fleet.waiting),
     )
+
+
+def _accelerator_view(fleet: Fleet, account: Account) -> AcceleratorView:
+    node, accelerator = account.place
+    residents, region = tuple(fleet.residents[account.place]), fleet.nodes[node].region
+    return AcceleratorView(node, accelerator, region, account.capacity, account.reserved, residents)
+
+
+def _host_view(fleet: Fleet, node: Node) -> HostView:
+    capacity, on_disk = node.host_memory_bytes, tuple(sorted(fleet.on_disk.get(node.id, ())))
+    return HostView(node.id, node.region, capacity, capacity - fleet.book.host_free(node.id), on_disk)
 
 
 def _endpoint_view(fleet: Fleet, endpoint: Endpoint) -> EndpointView:
@@ -187,14 +173,8 @@ def _tier(fleet: Fleet, endpoint: Endpoint) -> Tier:
 
 
 def _replica_view(fleet: Fleet, replica: Replica) -> ReplicaView:
-    holds = fleet.book.holds(replica.id)
-    return ReplicaView(
-        replica=replica.id,
-        node=replica.node,
-        accelerators=tuple(accelerator for _, accelerator in replica.places),
-        state=replica.state,
-        generation=replica.generation,
-        accelerator_bytes=fleet.book.bytes_each(replica.id) if holds else 0,
-        host_bytes=fleet.book.host_bytes(replica.id, replica.node),
-        since_ms=replica.since_ms,
-    )
+    id, node, book = replica.id, replica.node, fleet.book
+    accelerators = tuple(accelerator for _, accelerator in replica.places)
+    nbytes, host_bytes = book.bytes_each(id) if book.holds(id) else 0, book.host_bytes(id, node)
+    state, generation = replica.state, replica.generation
+    return ReplicaView(id, node, accelerators, state, generation, nbytes, host_bytes, replica.since_ms)

@@ -95,13 +95,8 @@ def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
         minimum = max(minimum, 1)
     zero_ms = deployment.scaling.zero_window_ms
     warm_until = endpoint.quiet_since_ms + (settings.idle_ms_max if zero_ms is None else zero_ms)
-    want = scaling.decide(
-        reactive=_reactive(fleet, endpoint, now_ms),
-        minimum=minimum,
-        maximum=max(maximum, minimum),
-        recent_peak=endpoint.window.peak(now_ms),
-        keep_warm=endpoint.busy or warm_until > now_ms,
-    )
+    reactive, peak = _reactive(fleet, endpoint, now_ms), endpoint.window.peak(now_ms)
+    want = scaling.decide(reactive, minimum, max(maximum, minimum), peak, endpoint.busy or warm_until > now_ms)
     endpoint.window.push(now_ms, want.required)
     if want.retained > want.required or (endpoint.live_count() and not endpoint.busy):
         again = now_ms + endpoint.window.bucket_ms if want.retained > 1 else warm_until

@@ -16,17 +16,13 @@ def queue_up(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     key = (CLASS_RANK[endpoint.deployment.mode] * 2 + extra, endpoint.waiting_since_ms, endpoint.name)
     if key == endpoint.wait_key:
         return
-    _remove(fleet, endpoint)
+    leave_queue(fleet, endpoint)
     insort(fleet.waiting, key)
     endpoint.wait_key = key
 
 
 def leave_queue(fleet: Fleet, endpoint: Endpoint) -> None:
     """A plan was made, or nothing is needed. The wait itself ends when the plan's command is issued."""
-    _remove(fleet, endpoint)
-
-
-def _remove(fleet: Fleet, endpoint: Endpoint) -> None:
     if endpoint.wait_key is not None:
         del fleet.waiting[bisect_left(fleet.waiting, endpoint.wait_key)]
         endpoint.wait_key = None
