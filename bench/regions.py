@@ -38,6 +38,7 @@ ONE_WAY_MS = {
     }.items()
 }  # fmt: skip
 PORT, LINKS_PORT = 8_000, 7_443
+FILLERS = ("filler-a", "filler-b")  # one for each accelerator of eu
 MODEL = str(demo_models.path("tides"))
 MEMORY = "160MiB"  # of the 256 MiB of an accelerator: two never fit
 CONFIG = """region = "hub"
@@ -222,12 +223,14 @@ def regions(world: World, seconds: float) -> dict[str, Any]:
 
         time.sleep(seconds)
         asking.phase = "home full"
-        world.apply("filler", ["eu"], mode="dedicated", min_replicas=2, max_replicas=2)
+        for filler in FILLERS:
+            world.apply(filler, ["eu"], mode="dedicated")
         result["home_full_borrowed_after_s"] = until(served_in("us"), "borrowed in us")
         time.sleep(seconds)
         asking.phase = "home has room again"
         with world.admin() as admin:
-            assert admin.delete("/api/v1/endpoints/acme/filler").status_code < 300
+            for filler in FILLERS:
+                assert admin.delete(f"/api/v1/endpoints/acme/{filler}").status_code < 300
         result["home_room_returned_after_s"] = until(served_in("eu"), "returned to eu")
         wait_until(lambda: ask(client, "bound") == (200, "eu"), "the bound one at home again")
         asking.phase = "home dead"

@@ -159,16 +159,32 @@ def test_a_node_that_is_cut_off_is_not_asked_and_not_started_twice(fleet: Fleet)
 
 
 def test_what_a_gateway_served_while_it_was_cut_off_arrives_when_it_is_back(fleet: Fleet) -> None:
-    assert ask(fleet.us, "acme/us").status_code == 200
-    before = fleet.usage("acme/us")["requests"]
-    wait_until(lambda: fleet.usage("acme/us")["requests"] >= before, "usage")
+    served = _settled_requests(fleet)
     fleet.to_hub.cut()
     assert ask(fleet.us, "acme/us").status_code == 200, "it needs no control plane to serve what is ready"
+    assert fleet.usage("acme/us")["requests"] == served
     fleet.to_hub.mend()
-    settled = wait_until(
-        lambda: (n := fleet.usage("acme/us")["requests"]) > before and n, "the record of meanwhile", 30
-    )
-    assert settled >= before + 1
+    wait_until(lambda: fleet.usage("acme/us")["requests"] == served + 1, "the record of meanwhile", 30)
+
+
+def test_a_platform_that_was_killed_finds_its_parts_again(fleet: Fleet) -> None:
+    served = _settled_requests(fleet)
+    fleet.platform.crash()
+    assert ask(fleet.us, "acme/us").status_code == 200, "the other machine serves on"
+    wait_until(lambda: _answers(fleet.hub), "the platform again")
+    wait_until(lambda: "us" in fleet.regions(), "the node comes back by itself", 30)
+    wait_until(lambda: ask(fleet.hub, "acme/us").status_code == 200, "served from the hub again", 30)
+    assert ask(fleet.us, "acme/us").status_code == 200
+    wait_until(lambda: fleet.usage("acme/us")["requests"] == served + 3, "each request once", 30)
+    assert len([line for line in fleet.node_log().splitlines() if "Start acme.us-" in line]) == 1
+
+
+def _settled_requests(fleet: Fleet) -> int:
+    """How many requests of `acme/us` the ledger has, the last one of the gateway there among them."""
+    before = fleet.usage("acme/us")["requests"]
+    assert ask(fleet.us, "acme/us").status_code == 200
+    wait_until(lambda: fleet.usage("acme/us")["requests"] == before + 1, "usage")
+    return int(before + 1)
 
 
 def test_a_part_that_was_sent_away_is_gone_and_stays_away(fleet: Fleet) -> None:

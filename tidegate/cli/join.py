@@ -1,6 +1,7 @@
 """`tidegate join`: one more node or gateway for a running platform, of any region, on its machine or on another."""
 
 from collections.abc import Callable, Coroutine
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,6 +23,16 @@ JoinToken = Annotated[
     str, typer.Option("--token", envvar="TIDEGATE_JOIN_TOKEN", help="from `tidegate join token`, for another machine")
 ]
 HERE = Path(".tidegate")
+
+
+class Kind(StrEnum):
+    """What may run on another machine."""
+
+    NODE = "node"
+    GATEWAY = "gateway"
+
+
+Role = Annotated[Kind, typer.Argument(help="what it is")]
 T = TypeVar("T")
 
 
@@ -81,7 +92,7 @@ def gateway(
 
 @app.command("token")
 def make_token(
-    role: Annotated[str, typer.Argument(help="node or gateway")],
+    role: Role,
     name: Annotated[str, typer.Argument(help="the name it will have")],
     region: Region,
     join: Join = None,
@@ -91,7 +102,7 @@ def make_token(
     """Let one part on another machine join, once. Run it where the platform runs; keep what it prints secret."""
     from tidegate.assemble.links import give_token
 
-    made = _said(lambda: give_token(_settings(None, {}, join or HERE), role, name, region, minutes * 60_000))
+    made = _said(lambda: give_token(_settings(None, {}, join or HERE), role, name, region, minutes * 60_000), 2)
     if output is Format.JSON:
         show({"token": made, "role": role, "name": name, "region": region, "minutes": minutes}, output)
     else:
@@ -100,7 +111,7 @@ def make_token(
 
 @app.command()
 def remove(
-    role: Annotated[str, typer.Argument(help="node or gateway")],
+    role: Role,
     name: Annotated[str, typer.Argument(help="its name")],
     join: Join = None,
     output: Output = Format.TABLE,
@@ -160,13 +171,13 @@ def _settings(file: Path | None, overrides: dict[str, Any], data_dir: Path | Non
         raise Problem(f"configuration is refused\n  {lines}", exit_code=2) from None
 
 
-def _said(act: Callable[[], T]) -> T:
+def _said(act: Callable[[], T], exit_code: int = 1) -> T:
     from tidegate.assemble.sockets import StartError
     from tidegate.domain.errors import Fault
 
     try:
         return act()
     except StartError as error:
-        raise Problem(str(error)) from None
+        raise Problem(str(error), exit_code) from None
     except Fault as fault:
-        raise Problem(fault.reason) from None
+        raise Problem(fault.reason, exit_code) from None
