@@ -197,6 +197,15 @@ def test_demand_is_told_once_until_it_is_read_and_urgently_when_nothing_is_there
     assert dispatch.handle(Ended("a"), 60) == [ReportDemand(E, urgent=False)]
 
 
+def test_an_endpoint_that_becomes_idle_says_so_at_once_while_something_waits_elsewhere() -> None:
+    """Its place may be what the other waits for: nobody waits the length of a gathering pause for that news."""
+    dispatch, _ = play((0, route(1, target("r"))), (0, arrived("a")), (0, arrived("b")))
+    assert dispatch.handle(Ended("b"), 5) == [], "it was said that something changed, and nothing waits"
+    elsewhere = Arrived("c", "acme/other", 1_000, 100)
+    assert dispatch.handle(elsewhere, 6) == [ReportDemand("acme/other", urgent=True)]
+    assert dispatch.handle(Ended("a"), 9) == [ReportDemand(E, urgent=True)]
+
+
 @given(st.integers(200, 400))
 @settings(max_examples=3)
 def test_deadlines_of_granted_requests_do_not_pile_up(count: int) -> None:

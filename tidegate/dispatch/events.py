@@ -93,7 +93,9 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class ReportDemand:
-    """`demand(endpoint)` has changed since it was read; `urgent` when something waits and nothing is there to serve."""
+    """`demand(endpoint)` has changed since it was read; `urgent` when something waits and nothing is there to serve, or
+    when the endpoint has become idle while something waits elsewhere, perhaps for its place.
+    """
 
     endpoint: str
     urgent: bool

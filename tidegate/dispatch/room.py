@@ -385,6 +385,8 @@ class Dispatch:
             self._deadlines.push(now_ms + SUSPECT_MS, request.id, request.lane.endpoint, now_ms)
 
     def _report(self, lane: Lane, effects: list[Effect]) -> None:
-        if lane.reported:
+        """At once where somebody may wait for the place of an endpoint that has just become idle."""
+        urgent = self._held > 0 and not lane.in_flight and not lane.waiting and bool(lane.seats)
+        if lane.reported or urgent:
             lane.reported = False
-            effects.append(ReportDemand(lane.endpoint, urgent=False))
+            effects.append(ReportDemand(lane.endpoint, urgent))
