@@ -38,6 +38,7 @@ ONE_WAY_MS = {
     }.items()
 }  # fmt: skip
 PORT, LINKS_PORT = 8_000, 7_443
+ANSWERED: Counter[str] = Counter()  # requests answered with 200, by endpoint
 FILLERS = ("filler-a", "filler-b")  # one for each accelerator of eu
 MODEL = str(demo_models.path("tides"))
 MEMORY = "160MiB"  # of the 256 MiB of an accelerator: two never fit
@@ -135,6 +136,9 @@ class World:
             rows = admin.get("/api/v1/usage?by=endpoint").json()["rows"]
         return {row["group"]: row for row in rows}
 
+    def requests(self, name: str) -> int:
+        return int(self.usage().get(f"acme/{name}", {"billed_requests": 0})["billed_requests"])
+
     def node_log(self, site: str) -> str:
         return (self.directory / site / "node" / "logs" / "node.log").read_text()
 
@@ -143,8 +147,10 @@ def ask(client: httpx.Client, name: str, tokens: int = 2) -> tuple[int, str]:
     """(status, region or refusal code)."""
     body = {"model": f"acme/{name}", "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
     reply = client.post("/v1/chat/completions", json=body)
-    found = reply.headers.get("x-tidegate-region") or reply.json().get("error", {}).get("code", "")
-    return reply.status_code, found
+    if reply.status_code != 200:
+        return reply.status_code, str(reply.json()["error"]["code"])
+    ANSWERED[name] += 1
+    return 200, reply.headers["x-tidegate-region"]
 
 
 class Asking(threading.Thread):
@@ -244,6 +250,11 @@ def regions(world: World, seconds: float) -> dict[str, Any]:
         result["home_back_returned_after_s"] = until(served_in("eu"), "returned to eu")
         time.sleep(seconds)
         asking.stop()
+    names = ("free", "bound")
+    with contextlib.suppress(AssertionError):  # told below
+        wait_until(lambda: [world.requests(name) for name in names] == [ANSWERED[name] for name in names], "usage", 30)
+    result["answered"] = {name: ANSWERED[name] for name in names}
+    result["in_the_ledger"] = {name: world.requests(name) for name in names}
     result["asked"] = {phase: dict(counts) for phase, counts in asking.seen.items()}
     result["slowest_ms"] = {phase: round(ms) for phase, ms in asking.slowest_ms.items()}
     result["us_log_names_bound"] = "acme.bound" in world.node_log("us") or "acme/bound" in world.node_log("us")
