@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -502,3 +503,18 @@ def test_a_bug_ends_the_session_and_says_so(tmp_path: Path, monkeypatch: pytest.
             assert closed.value.rcvd.code == 1011
 
     run(main())
+
+
+def test_nothing_a_client_says_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            await refused(r, "?model=chat&api_key=hunter2")
+            async with session(r) as connection:
+                await respond(connection, input=[HELLO])
+
+    caplog.set_level(logging.DEBUG)
+    run(main())
+    said = "\n".join(
+        record.getMessage() for record in caplog.records if record.name.startswith(("uvicorn", "tidegate"))
+    )
+    assert not any(word in said for word in ("hunter2", KEY, "hello", "t1 t2"))

@@ -4,11 +4,16 @@ Silent clients are found by its pings, oversized messages by its parser; what it
 none, and on a client that does not read what it is sent, whose session would keep its place on a replica for as long.
 """
 
+import logging
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tidegate.gateway.limits import GatewayLimits
+
+# uvicorn notes every handshake with its query, and `websockets` each header: where a client may have put its key.
+log = logging.getLogger(__name__)
+log.setLevel(logging.WARNING)
 
 
 class WebSocket(WebSocketsSansIOProtocol):
@@ -18,6 +23,8 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = log
+        self.conn.logger, self.conn.debug = log, False
         # Instants of the loop's clock in seconds; 0 when nothing is left unread.
         self._began = self.loop.time()
         self._stalled_since = 0.0
