@@ -16,44 +16,58 @@ from tidegate.engines.weights.faults import DiskFull
 
 HASH_BYTES = 1 << 20  # at a time: much more of it falls out of the processor caches between the copy and the hash
 ALIGN_BYTES = 4_096  # what O_DIRECT wants of an offset, a length and an address, on every common disk
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
 class Sink:
     """One file of known size, written in pieces by several threads. Closed once the last thread that may use it let go.
 
-    The first `open` makes it; its bytes are allocated by `allocate`.
+    One descriptor each, since a large model has hundreds of files.
     """
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._buffered, self._direct = os.open(path, flags, 0o600), -1
+        self._path, self._descriptor, self._direct = path, -1, True
         try:
-            self._direct = os.open(path, flags | os.O_DIRECT)
+            self._descriptor = os.open(path, _FLAGS | os.O_DIRECT, 0o600)
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: this file system has none, as tmpfs of older kernels
                 raise
+            self._direct, self._descriptor = False, os.open(path, _FLAGS, 0o600)
 
     def __del__(self) -> None:
-        for descriptor in (self._buffered, self._direct):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def allocate(self, size: int) -> None:
         """Takes its room from the disk. OSError when it is not there."""
-        if size and os.fstat(self._buffered).st_size != size:
-            os.posix_fallocate(self._buffered, 0, size)
+        if size and os.fstat(self._descriptor).st_size != size:
+            os.posix_fallocate(self._descriptor, 0, size)
 
     def write(self, body: memoryview, at: int) -> None:
         """`body` begins on a page boundary of memory (see `staging`)."""
-        whole = len(body) // ALIGN_BYTES * ALIGN_BYTES if self._direct >= 0 and at % ALIGN_BYTES == 0 else 0
-        _pwrite(self._direct, body[:whole], at)
-        _pwrite(self._buffered, body[whole:], at + whole)
+        whole = len(body) // ALIGN_BYTES * ALIGN_BYTES if self._direct and at % ALIGN_BYTES == 0 else 0
+        try:
+            _pwrite(self._descriptor, body[:whole], at)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: this disk wants larger pieces than ours to begin and end with
+                raise
+            whole = 0
+        if rest := body[whole:]:
+            with self.buffered() as descriptor:
+                _pwrite(descriptor, rest, at + whole)
 
-    def read(self, buffer: memoryview, at: int) -> int:
-        return os.preadv(self._buffered, [buffer], at)
+    @contextmanager
+    def buffered(self) -> Iterator[int]:
+        """A descriptor that goes through the page cache."""
+        descriptor = os.open(self._path, _FLAGS, 0o600)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def sync(self) -> None:
-        os.fdatasync(self._buffered)
+        """What was written, either way."""
+        os.fdatasync(self._descriptor)
 
 
 def staging(size: int) -> memoryview:

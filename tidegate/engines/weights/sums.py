@@ -92,12 +92,13 @@ class Sums:
 
     def _take(self, index: int, buffer: memoryview) -> None:
         at, end = self._hashed[index], self._there[index]
-        while at < end and not self._over:
-            count = self._sinks[index].read(buffer[: min(len(buffer), end - at)], at)
-            if not count:
-                raise OSError(0, "a file of the cache became shorter while it was downloaded")
-            self._hashes[index].update(buffer[:count])
-            at += count
+        with self._sinks[index].buffered() as descriptor:
+            while at < end and not self._over:
+                count = os.preadv(descriptor, [buffer[: min(len(buffer), end - at)]], at)
+                if not count:
+                    raise OSError(0, "a file of the cache became shorter while it was downloaded")
+                self._hashes[index].update(buffer[:count])
+                at += count
         self._hashed[index] = at
 
 
