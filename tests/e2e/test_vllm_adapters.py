@@ -37,7 +37,7 @@ id = "acme"
 api_key = "key-of-acme-0123456789"
 """
 BASE: dict[str, Any] = {
-    "model": str(models.llama(**SHAPE, context=2048, dtype="bfloat16")),
+    "model": str(models.llama(**(SHAPE | {"vocab": 504}), context=2048, dtype="bfloat16")),  # every token has a text
     "engine": "vllm",
     "slots": 4,
     "engine_args": {"enable_lora": "true", "max_loras": "4", "enforce_eager": "true"},
@@ -63,7 +63,7 @@ def apply(platform: Platform, name: str, wanted: dict[str, Any]) -> httpx.Respon
 
 
 def adapter(seed: int, rank: int = 4) -> dict[str, Any]:
-    return {"model": str(models.lora(Path(BASE["model"]), seed, rank, ("q_proj", "v_proj"))), "base": "acme/base"}
+    return {"model": str(models.lora(Path(BASE["model"]), seed, rank)), "base": "acme/base"}
 
 
 def ask(platform: Platform, name: str, **more: Any) -> httpx.Response:
