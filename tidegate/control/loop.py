@@ -306,9 +306,10 @@ class FleetLoop:
     def _note_route(self, route: Route) -> None:
         before = self._routes.get(route.endpoint)
         if before is None or (before.state, before.reason) != (route.state, route.reason):
-            was = before.state.value if before is not None else "new"
-            why = f": {route.reason}" if route.reason else ""
-            self._activity.note("core", "state", route.endpoint, f"{was} → {route.state.value}{why}")
+            was, now = before.state.value if before is not None else "new", route.state.value
+            why = "" if route.reason == now else route.reason.removeprefix(f"{now}: ")
+            step = now if was == now else f"{was} → {now}"
+            self._activity.note("core", "state", route.endpoint, f"{step}: {why}" if why else step)
 
 
 def _report(status: plan.ReplicaStatus) -> str:

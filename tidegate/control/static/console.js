@@ -93,7 +93,7 @@ async function accounts() {
 
 function line(activity) {
   const at = new Date(activity.at_ms);
-  const word = activity.kind === "state" ? activity.reason.split("→ ")[1]?.split(":")[0] : activity.kind;
+  const word = activity.kind === "state" ? activity.reason.split("→ ").pop().split(":")[0] : activity.kind;
   return make("li", {},
     make("time", { datetime: at.toISOString() }, at.toLocaleTimeString([], { hour12: false }) + "." + String(at.getMilliseconds()).padStart(3, "0")),
     make("span", { class: "kind", "data-tone": TONES[word] || "", title: activity.actor }, activity.kind),
