@@ -75,6 +75,8 @@ def test_a_name_that_fits_no_certificate_is_refused_by_name(tmp_path: Path) -> N
     code, said = refused("join", "token", "node", "US 1", "--region", "us")
     assert code == 2
     assert "name 'US 1' is refused; accepted" in said
+    code, said = refused("join", "token", "node", "node-0", "--region", "us")
+    assert (code, "choose another name" in said) == (2, True)
 
 
 def test_tokens_members_and_removal(tmp_path: Path) -> None:

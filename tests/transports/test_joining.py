@@ -15,9 +15,9 @@ from tidegate.domain.errors import LinkFault
 from tidegate.transports import authority, enrolment, secure
 from tidegate.transports.authority import open_authority, read_token
 from tidegate.transports.door import Door, Service
-from tidegate.transports.enrolment import join, joined, renew_when_due
-from tidegate.transports.identity import Identity, Peer
-from tidegate.transports.tls import LINK, Credentials, Dialer, parse
+from tidegate.transports.enrolment import Registrar, join, joined, renew_when_due
+from tidegate.transports.identity import Identity, Peer, peer_of
+from tidegate.transports.tls import JOIN, LINK, Credentials, Dialer, open_tls, parse
 from tidegate.wire.internal import GatewayHello
 from tidegate.wire.joining import Enrol
 
@@ -187,6 +187,72 @@ def test_a_certificate_is_renewed_in_time_and_the_one_before_still_counts(
         assert await beside.receive() == HELLO
         for one in (link, there, renewed, beside):
             await one.close()
+
+    run(tmp_path, scenario)
+
+
+def test_a_door_shows_the_renewed_certificate(tmp_path: Path) -> None:
+    async def scenario(machine: ControlMachine) -> None:
+        before = await _shown(machine)
+        machine.authority.own(CONTROL_PLANE, machine.credentials.folder)
+        assert await _shown(machine) == before
+        machine.credentials.refresh()
+        assert await _shown(machine) != before
+
+    run(tmp_path, scenario)
+
+
+async def _shown(machine: ControlMachine) -> int:
+    """The number of the certificate that the door shows."""
+    host, _, port = machine.address.partition(":")
+    transport, _ = await open_tls(host, int(port), _anybody(machine), asyncio.Protocol)
+    peer = peer_of(transport.get_extra_info("ssl_object"))
+    transport.abort()
+    assert peer is not None
+    return peer.serial
+
+
+def _anybody(machine: ControlMachine) -> ssl.SSLContext:
+    """Trusts the platform and has no certificate."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    tls.load_verify_locations(cadata=machine.authority.pem.decode())
+    tls.set_alpn_protocols([JOIN])
+    return tls
+
+
+def test_one_more_than_may_join_at_once_is_turned_away(tmp_path: Path) -> None:
+    async def scenario(machine: ControlMachine) -> None:
+        listener = listening()
+        door = Door(machine.credentials, {JOIN: Service(frozenset(), Registrar(machine.authority).serve, 2)})
+        await door.listen(listener)
+        opened = [await asyncio.open_connection(*listener.getsockname(), ssl=_anybody(machine)) for _ in range(3)]
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await opened[2][0].readexactly(1)
+        assert not opened[0][0].at_eof()
+        for _, writer in opened:
+            writer.transport.abort()
+        await door.close()
+
+    run(tmp_path, scenario)
+
+
+def test_a_part_that_was_removed_comes_back_with_a_new_token(tmp_path: Path) -> None:
+    async def scenario(machine: ControlMachine) -> None:
+        token = machine.token("node", "us-1")
+        known = await join(tmp_path / "us", token)
+        assert not enrolment.is_new(known, token), "a restart with the same token in its environment joins nothing"
+        assert not enrolment.is_new(known, "")
+        machine.authority.remove("node", "us-1")
+        another = machine.token("node", "us-1")
+        assert enrolment.is_new(known, another)
+        await join(tmp_path / "us", another)
+        link = await secure.connector(Dialer(Credentials(tmp_path / "us")), machine.control, LINK)()
+        there = await machine.links.accept()
+        await link.send(HELLO)
+        assert await there.receive() == HELLO
+        await link.close()
+        await there.close()
 
     run(tmp_path, scenario)
 

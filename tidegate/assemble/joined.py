@@ -131,7 +131,7 @@ async def run_gateway(
                 control_address=membership.known.control,
                 admin_address=f"{membership.known.control}/admin",
                 journal_dir=str(folders.data / "journal"),
-                credentials=str(membership.folder),
+                credentials=str(membership.credentials.folder),
             )
         on_ready(f"gateway of region {config.region} serves on {public_url(listener, config.host)}/v1")
         await serve(settings)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate.assemble.settings import OWN_NODE
 from tidegate.assemble.sockets import StartError, listen_tcp
+from tidegate.assemble.weights import cache_folder
 from tidegate.billing.receiving import Receiver
 from tidegate.config import Config
 from tidegate.domain.errors import LinkFault
@@ -19,7 +21,7 @@ from tidegate.gateway.app import APIS
 from tidegate.stores.journal_mirror import JournalMirror
 from tidegate.transports.authority import Authority, open_authority
 from tidegate.transports.door import Door, Service
-from tidegate.transports.enrolment import Joined, Registrar, join, joined, renew_when_due
+from tidegate.transports.enrolment import JOINERS_MAX, Joined, Registrar, is_new, join, joined, renew_when_due
 from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
 from tidegate.transports.relay import Relay
 from tidegate.transports.secure import SecureListener, SharedClock, connector
@@ -48,6 +50,7 @@ class PlatformLinks:
     control: Credentials
     gateway: Credentials
     region: str
+    shared: Sharing
 
     @property
     def relay_address(self) -> str:
@@ -59,15 +62,15 @@ class PlatformLinks:
         dialer = Dialer(self.control)
         return Peers(lambda address: dialer.blocking(address, WEIGHTS), self.relay_address, self.relay_address)
 
-    async def run(self, resolve: Callable[[str], str | None], admin: Path, shared: Sharing) -> None:
+    async def run(self, resolve: Callable[[str], str | None], admin: Path) -> None:
         """Serves until it is cancelled. `resolve` says where an engine of this machine listens."""
         gateways, anybody = frozenset((GATEWAY,)), frozenset((GATEWAY, NODE))
         services = {
             LINK: Service(anybody, self.links.serve),
             JOURNAL: Service(gateways, self.journals.serve),
             RELAY: Service(gateways, Relay(resolve, PATHS, str(admin)).serve),
-            JOIN: Service(frozenset(), Registrar(self.authority).serve),
-            WEIGHTS: Service(frozenset((NODE, CONTROL)), shared.serve),
+            JOIN: Service(frozenset(), Registrar(self.authority).serve, connections_max=JOINERS_MAX),
+            WEIGHTS: Service(frozenset((NODE, CONTROL)), self.shared.serve),
         }
         door = Door(self.control, services, self.admitted)
         await door.listen(self.listener)
@@ -128,6 +131,7 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
         control=own[CONTROL],
         gateway=own[GATEWAY],
         region=config.region,
+        shared=Sharing(cache_folder(config, data)),
     )
 
 
@@ -136,6 +140,8 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
 
 def give_token(config: Config, role: str, name: str, region: str, valid_ms: int) -> str:
     """A join token for one part on another machine. Raises StartError, LinkFault."""
+    if (role, name) == (NODE, OWN_NODE):
+        raise StartError(f"{OWN_NODE} is the node of the platform's own machine; choose another name")
     return _authority(config).token(
         Identity(role, name, region), (config.data_dir / FOLDER / ADDRESS_FILE).read_text(), valid_ms
     )
@@ -169,17 +175,18 @@ def _authority(config: Config) -> Authority:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What a part on another machine has of the platform it joined; in `folder` lie its certificate and key."""
+    """What a part on another machine has of the platform it joined."""
 
     known: Joined
-    folder: Path
+    credentials: Credentials
     dialer: Dialer
 
     async def renew(self) -> None:
         """Keeps the certificate fresh until it is cancelled; while the platform is away, the one before does."""
         while True:
             try:
-                if await renew_when_due(self.folder, self.known, self.dialer):
+                if await renew_when_due(self.credentials.folder, self.known, self.dialer):
+                    self.credentials.refresh()
                     log.info("%s has a new certificate", self.known.identity)
             except LinkFault as fault:
                 log.warning("no new certificate: %s", fault.reason)
@@ -195,7 +202,7 @@ async def member(data: Path, role: str, name: str, region: str, token: str) -> M
     """Joins with `token`, or is found to have joined before. Raises StartError, LinkFault."""
     folder = data / FOLDER
     known = joined(folder)
-    if known is None:
+    if known is None or is_new(known, token):
         if not token:
             raise StartError(
                 f"{data} has joined no platform: run `tidegate join token {role} {name} --region {region}` on the "
@@ -204,7 +211,8 @@ async def member(data: Path, role: str, name: str, region: str, token: str) -> M
         known = await join(folder, token)
     if known.identity != (wanted := Identity(role, name, region)):
         raise StartError(f"{data} has joined as {known.identity}, not as {wanted}: a join token is for one part only")
-    return Membership(known, folder, Dialer(Credentials(folder)))
+    credentials = Credentials(folder)
+    return Membership(known, credentials, Dialer(credentials))
 
 
 class NodeLinks:
@@ -233,7 +241,7 @@ class NodeLinks:
             RELAY: Service(frozenset((GATEWAY,)), Relay(resolve, PATHS).serve),
             WEIGHTS: Service(frozenset((NODE, CONTROL)), shared.serve),
         }
-        door = Door(Credentials(self._membership.folder), services)
+        door = Door(self._membership.credentials, services)
         await door.listen(self._listener)
         try:
             await self._membership.renew()

@@ -14,6 +14,7 @@ from tidegate.node.limits import NodeLimits
 from tidegate.policy.reconcile import CoreSettings
 
 DEMO_PERCENT = 60  # of an accelerator: two never fit
+OWN_NODE = "node-0"  # on the platform's own machine
 SLEPT_SHARE = 64
 SLACK_MS = 10_000  # the core waits this much longer than the node before it takes a step for lost
 
@@ -69,7 +70,7 @@ def core_settings(config: Config, limits: NodeLimits, accelerators: tuple[Accele
     )
 
 
-def node_of(config: Config, accelerators: tuple[Accelerator, ...], name: str = "node-0") -> Node:
+def node_of(config: Config, accelerators: tuple[Accelerator, ...], name: str = OWN_NODE) -> Node:
     """This machine. Its name is fixed so that a restart finds its own replicas' history again."""
     return Node(name, config.region, accelerators, config.host_memory, config.disk)
 

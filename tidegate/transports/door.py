@@ -12,20 +12,20 @@ from tidegate.domain.errors import LinkFault
 from tidegate.transports.identity import Peer, peer_of
 from tidegate.transports.tls import HANDSHAKE_S_MAX, Credentials
 
-CONNECTIONS_MAX = 4_096
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is behind one ALPN name: a protocol for each connection of a part with one of `roles`.
+    """What is behind one ALPN name: a protocol for each connection of a part with one of `roles`, at most
+    `connections_max` at once.
 
     Where `roles` is empty, connections without a certificate are served too, with None for the peer.
     """
 
     roles: frozenset[str]
     serve: Callable[[Peer | None], asyncio.Protocol]
+    connections_max: int = 4_096
 
 
 class Door:
@@ -39,7 +39,7 @@ class Door:
     ) -> None:
         self._credentials, self._services, self._admitted = credentials, services, admitted
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Transport] = set()
+        self._open: dict[asyncio.Transport, str] = {}
 
     async def listen(self, listener: socket.socket) -> None:
         """Serves on a listening socket made by `transports.tls.prepare`."""
@@ -60,20 +60,21 @@ class Door:
     def enter(self, transport: asyncio.Transport) -> asyncio.Protocol:
         """Raises LinkFault for a connection that may not be here."""
         tls = cast(ssl.SSLObject, transport.get_extra_info("ssl_object"))
-        service, peer = self._services.get(tls.selected_alpn_protocol() or ""), peer_of(tls)
+        purpose, peer = tls.selected_alpn_protocol() or "", peer_of(tls)
+        service = self._services.get(purpose)
         if service is None:
-            raise LinkFault(f"asked for {tls.selected_alpn_protocol()!r}, which is not served here")
-        if len(self._open) >= CONNECTIONS_MAX:
-            raise LinkFault(f"more than {CONNECTIONS_MAX} connections")
+            raise LinkFault(f"asked for {purpose!r}, which is not served here")
+        if sum(other == purpose for other in self._open.values()) >= service.connections_max:
+            raise LinkFault(f"more than {service.connections_max} connections for {purpose}")
         if service.roles and (peer is None or peer.identity.role not in service.roles):
             raise LinkFault(f"{peer.identity if peer else 'a stranger'} may not ask for this")
         if peer is not None and not self._admitted(peer):
             raise LinkFault(f"{peer.identity} was removed from the platform, or has joined anew since")
-        self._open.add(transport)
+        self._open[transport] = purpose
         return service.serve(peer)
 
     def left(self, transport: asyncio.Transport) -> None:
-        self._open.discard(transport)
+        self._open.pop(transport, None)
 
 
 class _Entrance(asyncio.Protocol):

@@ -33,12 +33,15 @@ log = logging.getLogger(__name__)
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """What a part remembers of the platform it has joined. `address` is the platform's ``HOST:PORT``."""
+    """What a part remembers of the platform it has joined. `address` is the platform's ``HOST:PORT``, `token` the
+    digest of the token that let it in: another one lets it in anew.
+    """
 
     address: str
     role: str
     name: str
     region: str
+    token: str = ""
 
     @property
     def identity(self) -> Identity:
@@ -71,8 +74,7 @@ class Registrar:
     async def _serve(self, link: SocketLink, peer: Peer | None) -> None:
         try:
             async with asyncio.timeout(STEP_MS_MAX / 1000):
-                if len(self._serving) <= JOINERS_MAX:
-                    await link.send(self._answer(await link.receive(), peer))
+                await link.send(self._answer(await link.receive(), peer))
         except (LinkFault, TimeoutError) as error:
             log.info("somebody who wanted to join went away: %s", error)
         finally:
@@ -115,6 +117,11 @@ def joined(folder: Path) -> Joined | None:
         raise LinkFault(f"{folder / JOINED_FILE} cannot be read ({type(error).__name__})") from error
 
 
+def is_new(known: Joined, text: str) -> bool:
+    """Whether a token is another than the one that was used: after a removal, or too long away to renew."""
+    return bool(text) and _digest(text) != known.token
+
+
 async def join(folder: Path, text: str) -> Joined:
     """Redeems a join token and keeps what came of it in `folder`. Raises LinkFault, and says what to do."""
     token = read_token(text)
@@ -132,7 +139,7 @@ async def join(folder: Path, text: str) -> Joined:
     key, request = new_request()
     answer = await _ask(where, Enrol(request.decode(), token.secret), _stranger(where, trusted, of=CONTROL))
     _keep(folder, told.pem.encode(), key, answer)
-    known = Joined(token.address, token.role, token.name, token.region)
+    known = Joined(token.address, token.role, token.name, token.region, _digest(text))
     (folder / JOINED_FILE).write_bytes(msgspec.json.encode(known))
     return known
 
@@ -192,6 +199,10 @@ async def _ask(where: Where, message: object, connect: Open) -> object:
     finally:
         for link in links:
             await link.close()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
 def _der(pem: str) -> bytes:
