@@ -26,7 +26,7 @@ from tidegate.assemble.settings import (
     node_of,
 )
 from tidegate.assemble.sockets import listen_unix, public_url
-from tidegate.assemble.weights import cache_folder, inspector, node_weights
+from tidegate.assemble.weights import inspector, node_weights
 from tidegate.batch.api import routes as batch_routes
 from tidegate.batch.jobs import routes as job_routes
 from tidegate.batch.service import BatchService
@@ -41,7 +41,6 @@ from tidegate.domain.ports import Clock
 from tidegate.engines.adapters import AdapterFiles
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Restart
-from tidegate.engines.weights.sharing import Sharing
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
 from tidegate.transports.socket import connector, listen
@@ -65,7 +64,6 @@ class Services:
     admin_path: Path
     gateway: Child
     links: PlatformLinks | None
-    shared: Sharing
     logs: LogRing
     tasks: dict[str, asyncio.Task[None]]
 
@@ -80,7 +78,7 @@ class Services:
             "gateway": self.gateway.run(),
         }
         if self.links is not None:
-            parts["links"] = self.links.run(self.control.loop.address, self.admin_path, self.shared)
+            parts["links"] = self.links.run(self.control.loop.address, self.admin_path)
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
 
@@ -183,7 +181,6 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         admin_path=admin_path,
         gateway=_child(gateway, gateway_logs),
         links=links,
-        shared=Sharing(cache_folder(config, ground.data)),
         logs=gateway_logs,
         tasks={},
     )

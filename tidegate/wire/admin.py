@@ -112,9 +112,8 @@ class EndpointApply(Request, frozen=True):
 
     `model` is a directory in Hugging Face layout (a path or ``file://`` URL). `accelerator_memory` overrides the
     footprint computed from the model (bytes, or text such as ``"512MiB"``). `regions` is the ordered allow-list, home
-    first. `profile` names a tuning profile that fills in what of `slots` and `engine_args` is left out. With `base` the
-    endpoint is a LoRA adapter (`model`, in PEFT's layout) that the replicas of that endpoint carry: capacity is then
-    the base's, and only `slo` and `price_plan` may be given beside.
+    first. `profile` names a tuning profile for what of `slots` and `engine_args` is left out. With `base` it is a LoRA
+    adapter (`model`, in PEFT's layout) on that endpoint's replicas: only `slo` and `price_plan` may be given beside.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=4_096)]
