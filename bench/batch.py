@@ -1,9 +1,9 @@
 """Batch work on accelerators nobody else wants: what a killed process costs, how soon real-time traffic has its
 accelerator back, and how much of the idle time is used.
 
-Run: ``python -m bench.batch [--lines N] [--rounds N] [--seconds S] [--memory M] [--only PART]``. The
-platform is real: its gateway, engines and itself are processes, asked over HTTP. The end-to-end tests run a short round
-of `kills`.
+Run: ``python -m bench.batch [--lines N] [--rounds N] [--seconds S] [--memory M] [--gap S]
+[--only PART]``. The platform is real: its gateway, engines and itself are processes, asked over HTTP. The end-to-end
+tests run a short round of `kills`.
 
 `kills`: one batch; while it runs an engine, the gateway and the platform itself get SIGKILL, one after the other. Each
 custom_id must be in the output or the error file once, and the ledger must hold each line once, with the file's tokens.
@@ -48,6 +48,7 @@ wait_ms_max = 3000
 
 
 TIGHT = "60MiB"  # for one replica; 120MiB is for both
+GAP_S = 10.0
 
 
 def _config(accelerators: int, memory: str = TIGHT) -> str:
@@ -244,7 +245,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 # --- harvest ----------------------------------------------------------------------------------------------------------
 
 
-def harvest(seconds: float, directory: Path, seed: int = 1, memory: str = TIGHT) -> dict[str, Any]:
+def harvest(seconds: float, directory: Path, seed: int = 1, memory: str = TIGHT, gap: float = GAP_S) -> dict[str, Any]:
     """The same real-time bursts on one accelerator without and with a batch behind them. With memory for one replica
     the first request of a burst finds the accelerator lent and pays for the way back; with memory for both, batch only
     stops computing. `rest` are the requests behind the first of a burst.
@@ -253,18 +254,19 @@ def harvest(seconds: float, directory: Path, seed: int = 1, memory: str = TIGHT)
         key = _apply(platform, "live", "bulk")
         with _client(platform, key) as client:
             _ttft_ms(client)
-            without = _Bursts(client, seconds, seed)
+            without = _Bursts(client, seconds, seed, gap)
             batch_id = _submit(client, _lines(50_000, 24, seed))
             _until_batch_runs(platform, client, batch_id)
             rate = _tokens_during(client, batch_id, lambda: time.sleep(seconds / 2)) / (seconds / 2)
             found: list[_Bursts] = []
-            tokens = _tokens_during(client, batch_id, lambda: found.append(_Bursts(client, seconds, seed)))
+            tokens = _tokens_during(client, batch_id, lambda: found.append(_Bursts(client, seconds, seed, gap)))
             client.post(f"/v1/batches/{batch_id}/cancel").raise_for_status()
     with_batch = found[0]
     before, after = _percentiles(without.all), _percentiles(with_batch.all)
     return {
         "seconds": seconds,
         "accelerator_memory": memory,
+        "gap_s": gap,
         "bursts": len(with_batch.first),
         "requests": len(with_batch.all),
         "real_time_share": round(with_batch.busy_s / seconds, 3),
@@ -286,9 +288,9 @@ def _tokens_during(client: httpx.Client, batch_id: str, act: Any) -> float:
 
 
 class _Bursts:
-    """Requests in bursts with pauses of about ten seconds: their TTFTs, and the seconds they were under way."""
+    """Requests in bursts with pauses of about `gap` seconds: their TTFTs, and the seconds they were under way."""
 
-    def __init__(self, client: httpx.Client, seconds: float, seed: int) -> None:
+    def __init__(self, client: httpx.Client, seconds: float, seed: int, gap: float) -> None:
         dice = random.Random(seed)
         self.first: list[float] = []
         self.rest: list[float] = []
@@ -299,7 +301,7 @@ class _Bursts:
                 started = time.monotonic()
                 (self.rest if number else self.first).append(_ttft_ms(client))
                 self.busy_s += time.monotonic() - started
-            threading.Event().wait(min(dice.expovariate(0.1), max(0.0, left)))
+            threading.Event().wait(min(dice.expovariate(1 / gap), max(0.0, left)))
 
     @property
     def all(self) -> list[float]:
@@ -313,12 +315,13 @@ def run(
     only: str = "",
     tokens: int = 8,
     memory: str = TIGHT,
+    gap: float = GAP_S,
 ) -> dict[str, Any]:
     """All three, or `only` one of them, each on a platform of its own."""
     parts = {
         "kills": lambda folder: kills(lines, folder, tokens=tokens),
         "reclaim": lambda folder: reclaim(rounds, folder),
-        "harvest": lambda folder: harvest(seconds, folder, memory=memory),
+        "harvest": lambda folder: harvest(seconds, folder, memory=memory, gap=gap),
     }
     figures = {}
     for name, part in parts.items():
@@ -335,7 +338,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--memory", default=TIGHT, help="of the accelerator, in harvest")
+    parser.add_argument("--gap", type=float, default=GAP_S, help="mean seconds between bursts, in harvest")
     parser.add_argument("--only", choices=("kills", "reclaim", "harvest"), default="")
     options = parser.parse_args()
-    figures = run(options.lines, options.rounds, options.seconds, options.only, options.tokens, options.memory)
+    figures = run(**vars(options))
     print(json.dumps(figures, indent=2))

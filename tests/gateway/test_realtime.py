@@ -45,8 +45,8 @@ async def done(connection: Any) -> list[Any]:
     return events
 
 
-async def refused(r: Rig, query: str = "?model=chat", secret: str | None = KEY) -> tuple[int, dict[str, Any]]:
-    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+async def refused(r: Rig, query: str = "?model=chat", secret: str = KEY, wait: str = "1") -> tuple[int, dict[str, Any]]:
+    headers = {"authorization": f"Bearer {secret}", "x-scale-up-timeout": wait}
     with pytest.raises(websockets.InvalidStatus) as answer:
         await websockets.connect(f"ws://127.0.0.1:{r.port}/v1/realtime{query}", additional_headers=headers)
     response = answer.value.response
@@ -169,6 +169,7 @@ def test_who_may_not_have_a_session_gets_an_http_answer(tmp_path: Path) -> None:
             assert (status, error["code"]) == (404, "model_not_found")
             assert (await refused(r, "?model=embed"))[1]["code"] == "wrong_endpoint_kind"
             assert (await refused(r, ""))[1]["param"] == "model"
+            assert (await refused(r, wait="soon"))[1]["param"] == "X-Scale-Up-Timeout"
             assert (await refused(r, "?model=chat&intent=transcription"))[1]["param"] == "intent"
             async with session(r):
                 status, error = await refused(r)

@@ -4,7 +4,7 @@ from collections import Counter
 from urllib.parse import parse_qs
 
 from tidegate.domain.errors import LimitHit, Refusal
-from tidegate.gateway.intake import new_request_id, read_head
+from tidegate.gateway.intake import hold_ms, new_request_id, read_head
 from tidegate.gateway.replies import Message, Receive, Scope, Send, reply_refusal
 from tidegate.gateway.session import API, Door, Opening, Session
 from tidegate.quota import admission
@@ -52,9 +52,9 @@ class Sessions:
             limit = LimitHit("concurrency", mine, full)
             message = f"{mine} sessions of this tenant are open already, which is its limit"
             raise Refusal("rate_limit_exceeded", message, retry_after_ms=1_000, limit=limit)
-        return Opening(
-            session_id, tenant, head, model, entry, SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
-        )
+        wait_ms = hold_ms(head, entry, self._door.parts.limits)
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
+        return Opening(session_id, tenant, head, model, entry, wait_ms, subprotocol)
 
     def sweep(self, now_ms: int) -> None:
         for session in self._open:

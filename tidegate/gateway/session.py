@@ -15,7 +15,7 @@ import msgspec
 from tidegate.dispatch import Refuse
 from tidegate.domain.errors import Refusal
 from tidegate.gateway.front import Peer
-from tidegate.gateway.intake import Call, Head, hold_ms, new_request_id
+from tidegate.gateway.intake import Call, Head, new_request_id
 from tidegate.gateway.loop import Answer as Placed
 from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.place import Place
@@ -46,8 +46,8 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A session that may be: `model` is what its client calls `entry`. `subprotocol` is what it offered and must hear
-    again: browsers end a connection whose offer is not answered.
+    """A session that may be: `model` is what its client calls `entry`, `wait_ms` bounds the hold of its place.
+    `subprotocol` is what it offered and must hear again: browsers end a connection whose offer is not answered.
     """
 
     id: str
@@ -55,7 +55,8 @@ class Opening:
     head: Head
     model: str
     entry: EndpointEntry
-    subprotocol: str | None = None
+    wait_ms: int
+    subprotocol: str | None
 
 
 class Session:
@@ -65,6 +66,7 @@ class Session:
         self._door = door
         self._parts = door.parts
         self._head = opening.head
+        self._wait_ms = opening.wait_ms
         self._subprotocol = opening.subprotocol
         self._id = opening.id
         self._receive, self._send = receive, send
@@ -84,7 +86,7 @@ class Session:
         await self._send({"type": "websocket.accept", "headers": headers, "subprotocol": self._subprotocol})
         try:
             await self._say([("session.created", {"session": self._shown()})])
-            self._place.take(self.entry, self._opened_ms, self._wait_ms(), self.tenant)
+            self._place.take(self.entry, self._opened_ms, self._wait_ms, self.tenant)
             await self._read()
         finally:
             await self._stop_response()
@@ -146,7 +148,7 @@ class Session:
         try:
             try:
                 raw = msgspec.json.decode(message.get("text") or message.get("bytes") or b"")
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise Refusal("invalid_json", "the message is not valid JSON") from None
             about = realtime.event_id(raw)
             await self._say(self._do(realtime.parse(raw)))
@@ -238,9 +240,6 @@ class Session:
         if entry is None:
             raise Refusal("model_not_found", f"no such model: {self.entry.endpoint}", param="model")
         return entry
-
-    def _wait_ms(self) -> int:
-        return hold_ms(self._head, self.entry, self._parts.limits)
 
     def _no_place(self, answer: Placed) -> None:
         """Refused while no response waits for it: the client is told, and the next response asks again."""
