@@ -78,6 +78,28 @@ def test_the_rate_is_measured_only_while_replicas_have_all_they_can_do() -> None
     assert service.served_per_s == pytest.approx(5.0)
 
 
+def test_load_is_remembered_for_about_a_minute() -> None:
+    service = ServiceTime()
+    for second in range(1, 301):
+        service.observe(second * 1_000, 6, 3)
+    assert service.at_once == pytest.approx(6.0, rel=0.02)
+    service.observe(360_000, 0, 6)
+    assert service.at_once == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_replica_goes_where_its_neighbours_had_less_to_do() -> None:
+    """Both accelerators have room, and the one that comes first has a neighbour with all that its target allows."""
+    scene = world("heavy", accelerators=2, gb=8)
+    for _ in range(60):
+        scene.ask("heavy", service_ms=3_900)
+        scene.run(1_000)
+    scene.apply(deployment("new"))
+    scene.ask("new")
+    scene.run(2_000)
+    places = [{p for r in seen(scene, name).replicas for p in r.accelerators} for name in ("heavy", "new")]
+    assert places == [{"acc-0"}, {"acc-1"}]
+
+
 def awake(scene: World, endpoint: str = "a") -> int:
     return sum(r.state is S.READY for r in seen(scene, endpoint).replicas)
 

@@ -20,6 +20,7 @@ PACE_MAX = 4.0
 HORIZON_STEP = 4
 ENDED_MAX = 64.0
 MEASURED_MIN = 8.0
+RECENT_MS = 60_000
 MID_BIN = 0.84  # the middle of a half-octave bin over its upper edge
 EDGES_MS = tuple(2.0 ** ((index + 1) / 2.0) for index in range(BINS))
 BURST_MS = 1_000
@@ -183,17 +184,19 @@ class ServiceTime:
     ended while others were held ÷ replica-time.
     """
 
-    __slots__ = ("_ended", "_full_ended", "_full_ms", "_last_ms", "_run_ms")
+    __slots__ = ("_ended", "_full_ended", "_full_ms", "_last_ms", "_run_ms", "at_once")
 
     def __init__(self) -> None:
         self._run_ms, self._ended, self._last_ms = 0.0, 0.0, 0
         self._full_ms, self._full_ended = 0.0, 0.0
+        self.at_once = 0.0  # requests in flight, in the mean of about the last `RECENT_MS`
 
     def observe(self, now_ms: int, in_flight: int, ended: int, full: int = 0) -> None:
         """`in_flight` ran since the last report, on replicas of which `full` had no free slot; `ended` are over."""
         passed_ms, ended = now_ms - self._last_ms, max(0, ended)
         self._last_ms = now_ms
         self._run_ms += in_flight * passed_ms
+        self.at_once += (in_flight - self.at_once) * passed_ms / (RECENT_MS + passed_ms)
         self._ended += ended
         if self._ended > ENDED_MAX:
             self._ended *= 0.5

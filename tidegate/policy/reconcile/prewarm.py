@@ -3,9 +3,9 @@ leaves for it.
 
 Worth is regret, the measure of evictions: what its next request would wait, against what those of the victims would.
 Both are forecasts, so it must be worth several times as much (`room.AHEAD_WORTH`). And a swap that nobody uses is lost,
-so a request must be likelier than not within a quarter of the time it has been quiet: arrivals without a pattern rarely
-are. It is looked at each time that quarter is over and when an hour begins, so that the number of such swaps between
-two requests grows with the logarithm of the time between them at most, however wrong the forecast is.
+so a request must be twice as likely as not within a quarter of the time it has been quiet: arrivals without a pattern
+hardly ever are. It is looked at each time that quarter is over and when an hour begins, so that the number of such
+swaps between two requests grows with the logarithm of the time between them at most, however wrong the forecast is.
 """
 
 from tidegate.domain.endpoint import Mode
@@ -14,7 +14,7 @@ from tidegate.policy.reconcile.fleet import Endpoint, Fleet
 from tidegate.policy.reconcile.room import Press, activate
 
 LOOK_MS_MIN = 10_000
-LIKELY = 0.5
+LIKELY = 0.67
 QUIET_SHARE = 0.25
 AT_ONCE_MAX = 2
 HOUR_SPREAD_MS = 30_000

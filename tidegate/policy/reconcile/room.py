@@ -19,8 +19,9 @@ SPARE_REGRET_SHARE = 0.1
 SPARE_STAYS_S = 60
 # A swap ahead of demand must save this many times what its victims will be missed: both are only expected.
 AHEAD_WORTH = 2.0
-# Every busy neighbour on an accelerator takes its turn in each round of compute.
-CROWD_MS = 100
+# Every neighbour on an accelerator takes its turn in each round of compute: one with all the requests that its
+# concurrency target allows counts as a quarter of the usual SLO, others by their share of them in the last minute.
+CROWD_MS = 500
 
 
 class Press(Enum):
@@ -188,8 +189,8 @@ def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
     left = 0
     for replica in fleet.residents[place].values():
         owner = fleet.endpoints.get(replica.endpoint)
-        if owner is not None and owner.busy:
-            left += CROWD_MS
+        if owner is not None:
+            left += round(CROWD_MS * min(owner.service.at_once / owner.deployment.concurrency_target, 1.0))
         if replica.state is S.WAKING and replica.deployment is not None:
             model = replica.deployment.model
             whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)
