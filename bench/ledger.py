@@ -6,6 +6,7 @@ run on one machine; only their ratios mean anything elsewhere.
 * ledger: usage records from a journal on disk to rated, deduplicated, balanced entries with rollups and cursor.
 * insert: the very rows the ledger wrote (records and entries), made beforehand, by the driver's ``executemany`` alone,
 in transactions of the same size into the same tables of another database.
+* bulk: the same rows in the way the ledger itself writes them (COPY on PostgreSQL, as insert on SQLite), nothing else.
 * counter: one UPDATE of a spend counter and one commit a request, as gateways that keep a running total do.
 * stream_end: what the journal adds to the end of a stream and to its first token, at the gateway's own port.
 * rollups: the sums of a day from rollups and from the raw records, equal.
@@ -30,15 +31,16 @@ from random import Random
 from typing import Any
 
 import uvloop
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Connection, Engine, Table, select
 
 from tests import postgres
 from tests.money import HOUR_MS, NOVEMBER_MS, StillClock, price, usage
 from tidegate.assemble import collector
+from tidegate.billing import ingest
 from tidegate.billing.periods import Period
 from tidegate.billing.service import Billing
 from tidegate.domain.usage import UsageRecord
-from tidegate.stores.bulk import insert_sql
+from tidegate.stores.bulk import Row, insert_rows, insert_sql
 from tidegate.stores.database import migrate, open_database, write
 from tidegate.stores.journal import SegmentJournal
 from tidegate.stores.journal_reader import SegmentJournalReader
@@ -48,7 +50,7 @@ from tidegate.stores.prices import SqlPriceBook
 
 RECORDS = 40_000
 ROUNDS = 3
-PAGE = 2_000
+PAGE = ingest.PAGE_RECORDS_MAX
 COUNTER_UPDATES = 1_500
 APPENDS_A_SECOND = 100
 APPENDS = 1_000
@@ -96,6 +98,7 @@ def _database(new_url: Callable[[], str], directory: Path) -> dict[str, Any]:
         "ledger_to_insert_by_cpu": _median(
             [r["insert"].cpu_us_per_record / r["ledger"].cpu_us_per_record for r in rounds]
         ),
+        "ledger_to_bulk": _median([r["ledger"].records_per_s / r["bulk"].records_per_s for r in rounds]),
         "ledger_to_counter": _median([r["ledger"].records_per_s / r["counter"].records_per_s for r in rounds]),
     }
     return figures
@@ -123,13 +126,18 @@ def _median(values: list[float]) -> float:
 def _round(new_url: Callable[[], str], directory: Path, seed: int) -> dict[str, Pace]:
     journals = directory / f"journal-{os.urandom(4).hex()}"
     asyncio.run(_fill(journals, seed))
-    with _opened(new_url()) as engine, _opened(new_url()) as plain, _opened(new_url()) as counters:
+    opened = (_opened(new_url()) for _ in range(4))
+    with next(opened) as engine, next(opened) as plain, next(opened) as bulked, next(opened) as counters:
         ledger = _pace(RECORDS, lambda: asyncio.run(_ingest(journals, engine)))
         with engine.connect() as connection:
-            rows = {t: [tuple(row) for row in connection.execute(select(t))] for t in (usage_records, entries)}
+            rows: dict[Table, list[Row]] = {
+                t: [tuple(row) for row in connection.execute(select(t))] for t in (usage_records, entries)
+            }
         assert len(rows[usage_records]) == RECORDS
-        insert = _pace(RECORDS, lambda: _insert(plain, rows))
-        return {"ledger": ledger, "insert": insert, "counter": _pace(COUNTER_UPDATES, lambda: _count(counters))}
+        insert = _pace(RECORDS, lambda: _insert(plain, rows, _plain_insert))
+        bulk = _pace(RECORDS, lambda: _insert(bulked, rows, insert_rows))
+        counter = _pace(COUNTER_UPDATES, lambda: _count(counters))
+        return {"ledger": ledger, "insert": insert, "bulk": bulk, "counter": counter}
 
 
 @contextmanager
@@ -187,15 +195,17 @@ async def _ingest(journals: Path, engine: Engine) -> None:
     assert await billing.drain() == RECORDS
 
 
-def _insert(engine: Engine, rows: dict[Table, list[tuple[object, ...]]]) -> None:
+def _insert(engine: Engine, rows: dict[Table, list[Row]], into: Callable[[Connection, Table, list[Row]], None]) -> None:
     pages = RECORDS // PAGE
     for number in range(pages):
         with write(engine) as connection:
             for table, found in rows.items():
                 size = -(-len(found) // pages)
-                connection.exec_driver_sql(
-                    insert_sql(table, connection.dialect), found[number * size : (number + 1) * size]
-                )
+                into(connection, table, found[number * size : (number + 1) * size])
+
+
+def _plain_insert(connection: Connection, table: Table, rows: list[Row]) -> None:
+    connection.exec_driver_sql(insert_sql(table, connection.dialect), rows)
 
 
 def _count(engine: Engine) -> None:

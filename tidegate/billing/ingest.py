@@ -29,8 +29,8 @@ from tidegate.quota.prepaid import rules
 
 log = logging.getLogger(__name__)
 
-PAGE_RECORDS_MAX = 2_000
-TURN_PAGES_MAX = 50
+PAGE_RECORDS_MAX = 8_000  # a transaction; the more there are, the fewer sums it writes a record
+TURN_PAGES_MAX = 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from tidegate.stores.journal_format import (
     segment_path,
 )
 
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 4 << 20
 QUARANTINE_FILES_MAX = 1_000
 
 assert 2 * (RECORD_BYTES_MAX + HEADER.size) < WINDOW_BYTES, "a window must hold a frame, or reading could stand still"
