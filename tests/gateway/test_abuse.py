@@ -332,3 +332,36 @@ def test_nothing_of_a_prompt_is_logged_or_recorded(tmp_path: Path, caplog: pytes
     run(main())
     assert SECRET not in caplog.text
     assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_an_offer_of_http_2_is_not_taken_and_costs_no_body(split: bool, tmp_path: Path) -> None:
+    """What Java's client sends with every request in the clear."""
+    body = json.dumps(chat(max_tokens=2)).encode()
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\nUpgrade: h2c\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\n{offer}Host: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            client = await r.client()
+            for _ in range(2):
+                await client.send(head.encode() + (b"" if split else body))
+                if split:
+                    await asyncio.sleep(0.01)
+                    await client.send(body)
+                assert (await client.reply()).status == 200
+            assert [e.json["max_tokens"] for e in r.engine.exchanges] == [2, 2]
+            await client.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+            assert (await client.reply()).status == 401
+
+    run(main())
+
+
+def test_another_upgrade_with_a_body_is_refused_by_name(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            answer = await r.ask(chat(), connection="upgrade", upgrade="websocket")
+            assert (answer.status, "upgrade" in answer.error["message"]) == (400, True)
+
+    run(main())

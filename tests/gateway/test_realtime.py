@@ -182,23 +182,6 @@ def test_who_may_not_have_a_session_gets_an_http_answer(tmp_path: Path) -> None:
     run(main())
 
 
-def test_an_upgrade_elsewhere_is_not_taken_and_with_a_body_refused(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with rig(tmp_path) as r:
-            client = await r.client()
-            offer = "connection: Upgrade\r\nupgrade: h2c\r\n"
-            await client.send(
-                f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n{offer}\r\n".encode()
-            )
-            assert (await client.reply()).status == 200
-            client = await r.client()
-            await client.post("/v1/chat/completions", {"model": "chat"}, connection="upgrade", upgrade="h2c")
-            answer = await client.reply()
-            assert (answer.status, "upgrade" in answer.error["message"]) == (400, True)
-
-    run(main())
-
-
 def test_a_session_is_in_flight_on_its_replica_and_a_drain_waits_for_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path, engines=2) as r:

@@ -6,6 +6,7 @@ without a task that waits for it on every request.
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,17 @@ SESSIONS = b"/v1/realtime"
 PEER = "tidegate.peer"  # key of the Peer in an ASGI scope
 _BODY = (b"content-length", b"transfer-encoding")
 _PLAIN = {f"/v1/{api}".encode(): f"/v1/{api}" for api in KINDS}  # targets that need no parsing
+
+# Java's HTTP client offers HTTP/2 with every request in the clear (RFC 7540 3.2), and the parser would take what
+# follows the head for that protocol: the body would be lost. An offer may be ignored; here it is never seen.
+_H2C = b"pgrade: h2c\r\n"
+_OFFER_BYTES = 4096  # a head that begins with more than this before its offer is refused like any other upgrade
+_OFFER = re.compile(rb"\r\n[Uu]pgrade: h2c(?=\r\n(?![ \t]))")  # a line that goes on is none to be cut out
+
+
+def _without_offer(data: bytes) -> bytes:
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _OFFER.sub(b"", head + b"\r\n")[:-2] + end + rest if end else data
 
 
 class Peer:
@@ -61,6 +73,8 @@ class Front(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
+            if not self._head_bytes and _H2C in data[:_OFFER_BYTES]:
+                data = _without_offer(data)
             self._head_bytes += len(data)
             if not self._message_since:
                 self._message_since = self.loop.time()
