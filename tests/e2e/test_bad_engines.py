@@ -97,7 +97,6 @@ def test_one_that_never_becomes_ready_is_failed_with_its_reason_and_refused(plat
     ("name", "fault", "says"),
     [
         ("babbling", "gibberish", "canary mismatch"),
-        ("dying", "dies in wake", "ended with exit code 1"),
         ("keeping", "keeps its memory", "memory_not_freed"),
         ("hanging", "hangs in sleep", "did not sleep within"),
     ],

@@ -46,9 +46,11 @@ def machines(folder: Path, count: int) -> Iterator[list[Machine]]:
     thread.start()
 
     async def open_one(root: Path) -> Machine:
-        sharing = Sharing(root)
-        server = await asyncio.get_running_loop().create_server(lambda: sharing.serve(None), "127.0.0.1", 0)
-        return Machine(root, f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}", server)
+        listener = socket.create_server(("127.0.0.1", 0))
+        address = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        sharing = Sharing(root, address)
+        server = await asyncio.get_running_loop().create_server(lambda: sharing.serve(None), sock=listener)
+        return Machine(root, address, server)
 
     try:
         yield [
@@ -107,6 +109,16 @@ def test_one_that_waits_is_told_to_stop_and_waits_no_longer(tmp_path: Path, publ
         with waiting.turn(digest, threading.Event()) as turn:
             assert turn.peers == []
         assert time.monotonic() - began < 5, "the turn came back with its holder's connection"
+
+
+def test_what_the_giver_of_turns_has_itself_is_copied_also_after_its_restart(tmp_path: Path, published: Path) -> None:
+    source = DirectorySource(published)
+    with machines(tmp_path, 1) as (first,):
+        fetch(first.cache(source, first), profile(published))
+    nowhere = DirectorySource(published)
+    nowhere.dies_after = 0
+    with machines(tmp_path, 2) as (first, second):
+        assert same_files(fetch(second.cache(nowhere, first), profile(published)), published)
 
 
 def test_a_holder_that_evicted_it_meanwhile_is_passed_over(tmp_path: Path, published: Path) -> None:

@@ -131,7 +131,7 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
         control=own[CONTROL],
         gateway=own[GATEWAY],
         region=config.region,
-        shared=Sharing(cache_folder(config, data)),
+        shared=Sharing(cache_folder(config, data), f"tls:{address}/{CONTROL}/{CONTROL}"),
     )
 
 

@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Sharing:
-    """`root` is this node's disk cache. `serve` makes the protocol of one connection."""
+    """`root` is this node's disk cache, `address` where others find it. `serve` makes one connection's protocol."""
 
-    def __init__(self, root: Path) -> None:
-        self._models = root / "models"
+    def __init__(self, root: Path, address: str = "") -> None:
+        self._models, self._address = root / "models", address
         self._turns: dict[str, asyncio.Lock] = {}
         self._holders: dict[str, list[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,7 +109,8 @@ class Sharing:
             writer.write(b"no\n")
             return
         async with self._lock(digest):
-            holders = [address for address in self._holders.get(digest, ()) if address not in stale]
+            known = self._holders.get(digest) or ([self._address] if self._address and self._listing(digest) else [])
+            holders = [address for address in known if address not in stale]
             self._holders[digest] = holders
             if holders:
                 writer.write(f"from {' '.join(holders)}\n".encode())
