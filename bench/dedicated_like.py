@@ -2,9 +2,14 @@
 
 Run: ``python -m bench.dedicated_like [SECONDS] [TRACE]``. Both platforms serve the same spiky trace, one after the
 other: without TRACE one from a seed (`spiky`), with TRACE (CSV or CSV.gz: t_s, endpoint, input_tokens, output_tokens)
-the eight busiest endpoints of its busiest stretch of SECONDS. The endpoints of the first are `dedicated`, of the second
-`dedicated_serverless`; each reserves 60 % of an accelerator, so two never share one. Compared are TTFT as clients see
-it, how many requests met an activation, and accelerator-seconds held. Aims: p95 ≤ 1.10 ×, accelerator-seconds ≤ 0.3 ×.
+the eight busiest endpoints of its busiest stretch of SECONDS. The endpoints of the first are `dedicated`, of the others
+`dedicated_serverless`: in `alone` each reserves 60 % of an accelerator, so that two of the eight are resident at once;
+in `pairs` 45 %, so that four are. Compared are TTFT as clients see it, how many requests met an activation, and
+accelerator-seconds held. Aims: p95 ≤ 1.10 ×, accelerator-seconds ≤ 0.3 ×.
+
+`spiky` has a burst begin on each endpoint every 76 s on average, with 18 requests: with two of eight resident at least
+4 in 100 requests begin a burst on an endpoint that sleeps. So p95 shows how long a swap takes, and how many requests of
+a burst come while it lasts.
 
 On CPU accelerators all replicas of both platforms share the same cores: eight dedicated engines have no more compute
 than two, only more memory. What is compared is waiting for capacity, which is what sharing accelerators adds.
@@ -33,7 +38,12 @@ SECONDS = 300.0
 ENDPOINTS = [f"acme/e{number}" for number in range(8)]
 TOKENS_MAX = 16
 BURST_GAP_S, BURST_S, BURST_RATE_S = 70.0, 6.0, 3.0
-SHAPES = {"dedicated": ("dedicated", 8), "shared": ("dedicated_serverless", 2)}
+# mode, accelerators, what each endpoint reserves of the 256 MiB of one
+SHAPES = {
+    "dedicated": ("dedicated", 8, "154MiB"),
+    "alone": ("dedicated_serverless", 2, "154MiB"),
+    "pairs": ("dedicated_serverless", 2, "115MiB"),
+}
 
 Row = tuple[float, str, int]
 """(seconds from the start, endpoint, output tokens)"""
@@ -46,20 +56,19 @@ def run(seconds: float = SECONDS, trace: Path | None = None) -> dict[str, Any]:
         "load_average": live.load_average(), "seconds": seconds, "trace": trace.name if trace else "spiky, seed 7",
         "requests": len(rows),
     }  # fmt: skip
-    for name, (mode, accelerators) in SHAPES.items():
+    for name, (mode, accelerators, memory) in SHAPES.items():
         config = f'demo = false\n[accelerators]\ncount = {accelerators}\nmemory = "256MiB"\n'
         with tempfile.TemporaryDirectory(prefix="tg-") as folder, running(Path(folder), config=config) as platform:
-            figures[name] = asyncio.run(_measure(platform, mode, accelerators, rows, seconds))
-    own, shared = figures["dedicated"], figures["shared"]
+            figures[name] = asyncio.run(_measure(platform, mode, accelerators, memory, rows, seconds))
+    own = figures["dedicated"]
     figures["ratios"] = {
-        **{
-            f"ttft_{p}": round(shared["ttft_ms"][p] / own["ttft_ms"][p], 3)
-            for p in ("p50", "p95", "p99")
-        },
-        "ttft_p95_aim": 1.10,
-        "accelerator_seconds": round(shared["accelerator_seconds"] / own["accelerator_seconds"], 3),
-        "accelerator_seconds_aim": 0.3,
-    }  # fmt: skip
+        name: {
+            **{f"ttft_{p}": round(figures[name]["ttft_ms"][p] / own["ttft_ms"][p], 3) for p in ("p50", "p95", "p99")},
+            "accelerator_seconds": round(figures[name]["accelerator_seconds"] / own["accelerator_seconds"], 3),
+        }
+        for name in ("alone", "pairs")
+    }
+    figures["aims"] = {"ttft_p95": 1.10, "accelerator_seconds": 0.3}
     return figures
 
 
@@ -85,13 +94,13 @@ def busiest(trace: Path, seconds: float) -> list[Row]:
 
 
 async def _measure(
-    platform: Platform, mode: str, accelerators: int, rows: Sequence[Row], seconds: float
+    platform: Platform, mode: str, accelerators: int, memory: str, rows: Sequence[Row], seconds: float
 ) -> dict[str, Any]:
     async with live.clients(platform, ["acme"]) as clients:
         for number, endpoint in enumerate(ENDPOINTS):
             model = demo_models.path(demo_models.NAMES[number % len(demo_models.NAMES)])
             await asyncio.to_thread(
-                partial(live.apply, platform, endpoint, model, mode=mode, accelerator_memory="154MiB", slots=8)
+                partial(live.apply, platform, endpoint, model, mode=mode, accelerator_memory=memory, slots=8)
             )
         for endpoint in ENDPOINTS:
             await live.until_state(platform, endpoint, "ready", "idle", "asleep", seconds=120)

@@ -3,7 +3,8 @@
 Run: ``python -m bench.fairness [SECONDS]``. One serverless endpoint on one accelerator of the built-in engine. Nine
 tenants send one request a second each (Poisson, seeded); then the same again while a tenth keeps `FLOOD` requests
 waiting. What is compared is the nine's TTFT: the waiting room gives each freed slot to whoever was served least, so
-a flood costs them the wait for one freed slot and an engine that is full, however many requests it sends.
+a flood costs them the wait for one freed slot (`held_ms`: at most what one request of the flood takes) and an engine
+that is full (the rest of the difference), however many requests it sends.
 """
 
 import asyncio
@@ -54,6 +55,8 @@ async def _measure(platform: Any, seconds: float) -> dict[str, Any]:
         "flood_waiting": FLOOD,
         "ttft_ms_without_flood": without,
         "ttft_ms_with_flood": within,
+        "held_ms_without_flood": live.percentiles(a.queue_ms for a in alone),
+        "held_ms_with_flood": live.percentiles(a.queue_ms for a in flooded),
         "ttft_ms_of_the_flood": live.percentiles(a.ttft_ms for a in flood),
         "failed": sum(bool(a.error) for a in [*alone, *flooded]),
         "ratios": {

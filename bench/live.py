@@ -30,6 +30,7 @@ class Answer:
     ttft_ms: float
     total_ms: float
     tokens: int
+    queue_ms: int
     activation_ms: int
     replica: str
     mode: str
@@ -71,7 +72,8 @@ class Clients:
         now = time.perf_counter()
         answer = Answer(
             tenant, endpoint, began - self._began, ((first or now) - began) * 1000, (now - began) * 1000, tokens,
-            int(seen.get("x-tidegate-activation-ms", "0")), seen.get("x-tidegate-replica", ""),
+            int(seen.get("x-tidegate-queue-ms", "0")), int(seen.get("x-tidegate-activation-ms", "0")),
+            seen.get("x-tidegate-replica", ""),
             seen.get("x-tidegate-mode", ""), seen.get("x-tidegate-overflow", ""),
             error or ("" if ended else "ended early"),
         )  # fmt: skip
