@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from tidegate.domain.endpoint import Mode
-
 
 @dataclass(frozen=True, slots=True)
 class Contract:
@@ -37,8 +35,8 @@ class Contract:
     refuses: bool = False
 
     def takes(self, model: str, mode: str) -> bool:
-        """Whether requests of that model and mode may be paid with it."""
-        return mode != Mode.DEDICATED and model in (self.models or (model,)) and mode in (self.modes or (mode,))
+        """Whether requests of that model and mode, billed by the token, may be paid with it."""
+        return model in (self.models or (model,)) and mode in (self.modes or (mode,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tidegate.domain.contract import Contract, Drawn
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.ledger import (
     NO_PRICE,
     REVENUE_DRAWDOWN,
@@ -63,7 +64,7 @@ class Commitments:
 
     def concern(self, record: UsageRecord) -> list[Contract]:
         """The commitments in force for it, in the order in which they pay; usually none."""
-        if record.tenant not in self._of or not record.billable:
+        if record.tenant not in self._of or not record.billable or record.mode == Mode.DEDICATED:
             return []
         return [c for c in self._of[record.tenant] if _in_force(c, record)]
 

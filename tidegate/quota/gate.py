@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tidegate.domain.contract import Contract
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import LimitHit, Refusal
 from tidegate.domain.limits import Lease, Limits, Scope, Window
 from tidegate.quota.buckets import Bucket
@@ -115,7 +116,8 @@ class Gate:
         """The rules a request is subject to, usually none. `model` and `mode` are the endpoint's."""
         found = self._chains.get((key, endpoint, mode))
         if found is None:
-            paying = [c.id for c in self._contracts if c.tenant == tenant and c.takes(model, mode)]
+            by_token = self._contracts if mode != Mode.DEDICATED else ()
+            paying = [c.id for c in by_token if c.tenant == tenant and c.takes(model, mode)]
             mine = [(Scope.KEY, key), (Scope.TENANT, tenant), (Scope.ENDPOINT, endpoint)]
             mine += [(Scope.CONTRACT, contract) for contract in paying]
             found = [self._meters[rule] for rule in mine if rule in self._meters]
