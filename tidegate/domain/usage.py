@@ -65,10 +65,6 @@ class UsageRecord:
     @property
     def billable(self) -> bool:
         """Not billed: a checkpoint, a refusal, and anything that failed before its first token."""
-        match self.outcome:
-            case Outcome.COMPLETED:
-                return True
-            case Outcome.CLIENT_ABORTED | Outcome.ENGINE_LOST | Outcome.GATEWAY_LOST:
-                return self.output_tokens > 0
-            case Outcome.OPEN | Outcome.REFUSED:
-                return False
+        if self.outcome is Outcome.COMPLETED:
+            return True
+        return self.output_tokens > 0 and self.outcome not in (Outcome.OPEN, Outcome.REFUSED)
