@@ -1,5 +1,6 @@
 """Text sessions over WebSocket, by the official SDK: pinned to a replica, limited and metered a response at a time."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -249,11 +250,27 @@ def test_a_lost_replica_is_replaced_and_a_second_loss_is_told(tmp_path: Path) ->
             assert (await respond(connection, input=[HELLO]))[-1].response.status == "completed"
             assert [len(e.exchanges) for e in r.engines] == [1, 1]
             r.engines[1].script += [die, die]  # the first may have been a kept connection gone stale, which is no loss
+            r.engines[0].script += [die]
             failed = (await respond(connection, input=[HELLO]))[-1].response
             assert (failed.status, failed.status_details.error.code) == ("failed", "engine_error")
             assert (await respond(connection, input=[HELLO]))[-1].response.status == "completed", (
                 "it asks for a new place"
             )
+
+    run(main())
+
+
+def test_an_old_session_waits_for_a_new_replica_as_a_new_request_does(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r, session(r, extra_headers={"X-Scale-Up-Timeout": "0.3"}) as connection:
+            await until(lambda: r.gateway.parts.loop.in_flight == 1, "its place")
+            await asyncio.sleep(0.4)  # longer than the place itself might have waited
+            await r.engines[0].kill()
+            await connection.response.create(response={"input": [HELLO], "max_output_tokens": 2})
+            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await r.control.route(r.target(1))
+            assert (await done(connection))[-1].response.status == "completed"
+            assert (await r.record()).replica == "r1"
 
     run(main())
 

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from tidegate.dispatch import Grant
+from tidegate.dispatch import Grant, Refuse
 from tidegate.domain.usage import UsageRecord
 from tidegate.gateway.loop import Answer, GatewayLoop, Waiting
 from tidegate.quota.gate import Hold
 from tidegate.wire.internal import EndpointEntry
+
+Arrival = tuple[EndpointEntry, int, int, str, int]
+"""What a request arrives with: endpoint, instant, bound of its hold, tenant, tokens."""
 
 
 class Room(Protocol):
@@ -45,6 +48,7 @@ class Place:
         self._asked: Waiting | None = None
         self._waiter: Waiting | None = None
         self._tokens = 0
+        self._call: Arrival | None = None  # what the response that runs has arrived with, until its place was lost
 
     def take(self, entry: EndpointEntry, arrived_ms: int, wait_ms: int, tenant: str) -> None:
         answer = self.arrive("", entry, arrived_ms, wait_ms, tenant, 0)
@@ -69,7 +73,8 @@ class Place:
     def arrive(
         self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int, tenant: str, tokens: int
     ) -> Answer | Waiting:
-        """At once where the place is held. One that was refused or lost is asked for again."""
+        """At once where the place is held. One that was refused is asked for again."""
+        self._call = (entry, arrived_ms, wait_ms, tenant, tokens)
         if self._grant is not None:
             # What was waited for the place is the first response's; those behind it wait for nothing.
             grant, self._grant = self._grant, replace(self._grant, held_ms=0, activation_ms=0)
@@ -79,8 +84,17 @@ class Place:
         return self._hear(self._loop.arrive(self._name, entry, arrived_ms, wait_ms, tenant, tokens))
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
+        """Its replica did not serve the response: another one, once a response."""
         self._grant = None
-        return self._hear(self._loop.returned(self._name, lost))
+        answer = self._loop.returned(self._name, lost)
+        call, self._call = self._call, None
+        if call is not None and isinstance(answer, Grant):
+            return self._hear(answer)
+        self._loop.ended(self._name, 0, 0)
+        if call is None:  # the second time in one response, which is told, like any request
+            return Refuse(self._name, "engine_error" if lost else "capacity")
+        # What the place may wait was counted from when the session began: this response waits from its own beginning.
+        return self._hear(self._loop.arrive(self._name, *call))
 
     def ended(self, request: str, first_byte_ms: int, tokens: int) -> None:
         """A response is over; the place is kept."""
