@@ -354,7 +354,7 @@ async def _traffic(load: Load, others: Others, strike: Strike | None, base_url: 
     await beside
 
 
-def run(seeds: int, first: int, seconds: float, faults: tuple[str, ...]) -> dict[str, Any]:
+def run(seeds: int = 3, first: int = 1, seconds: float = 12.0, faults: tuple[str, ...] = FAULTS) -> dict[str, Any]:
     """A table: a row a fault."""
     table = []
     for fault in faults:

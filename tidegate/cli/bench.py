@@ -33,6 +33,7 @@ BENCHES = {
     "batch": "What a killed process costs a batch, how soon real-time traffic is back, how much idle time is used.",
     "calibrate": "The live platform and the simulator on the same five minutes of traffic.",
     "exactness": "Answers and bills while engines and gateways are killed.",
+    "mixed": "Mixed traffic on the whole platform on PostgreSQL while everything dies: what was billed, and what was.",
     "faults": "Faults × counts × differences between what was delivered and what was billed.",
 }
 NAMES = tuple(BENCHES)
