@@ -91,7 +91,7 @@ class Registrar:
                 except LinkFault as fault:
                     log.warning("somebody may not join: %s", fault.reason)
                     return NotEnrolled(fault.reason)
-                log.info("%s has %s certificate", identity, "its" if secret else "a new")
+                log.info("%s has a certificate", identity)
                 return Enrolled(certificate.decode())
             case _:
                 raise LinkFault(f"a {type(message).__name__} message is not for joining")
