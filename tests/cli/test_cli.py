@@ -90,6 +90,7 @@ WRONG_USAGE = [
     ["endpoints", "create", "acme", "--model", "m"],
     ["endpoints", "get", "acme"],
     ["tune", "acme"],
+    ["nodes", "--url", "127.0.0.1:8000"],
     ["prices", "end"],  # would end the plan everybody is on
     ["endpoints", "wake", "/tides"],
     ["usage"],  # nobody answers there

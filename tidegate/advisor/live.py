@@ -138,6 +138,7 @@ def bill(
         "total_usd": usd(total),
         "token_lines_nano_usd": tokens,
         "advised_nano_usd": own,
+        "advised_usd": usd(own),
         "agrees": abs(own - tokens) < NANO_USD_PER_USD // 200,
         "dedicated_total_usd": usd(would_be),
     }

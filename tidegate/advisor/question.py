@@ -10,6 +10,7 @@ from tidegate.advisor.advise import Question
 from tidegate.advisor.columns import refuse
 from tidegate.advisor.costs import Need
 from tidegate.advisor.hardware import Measured, model_named
+from tidegate.advisor.read import shortness
 from tidegate.advisor.traffic import Traffic
 
 ENDPOINTS_SHOWN = 8
@@ -49,7 +50,12 @@ def only(traffic: Traffic, endpoint: str | None) -> Traffic:
     part = traffic.chosen(traffic.endpoint_of == traffic.endpoints.index(endpoint), f"{traffic.name}: {endpoint}")
     if len(part) < 2:
         raise refuse(f"--endpoint: {endpoint[:60]!r} has one request in {traffic.name}; at least 2 are needed")
-    return replace(part, endpoint_of=np.zeros(len(part), np.int32), endpoints=(endpoint,))
+    whole = shortness(len(traffic), traffic.span_ms)  # said of all endpoints; what counts is what this one has
+    notes = [note for note in traffic.notes if note not in whole]
+    return replace(
+        part, endpoint_of=np.zeros(len(part), np.int32), endpoints=(endpoint,),
+        notes=(*notes, *shortness(len(part), part.span_ms)),
+    )  # fmt: skip
 
 
 def _above_zero(options: Mapping[str, Any], name: str, default: float) -> float:

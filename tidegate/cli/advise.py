@@ -79,6 +79,8 @@ def _act(given: dict[str, Any]) -> None:
     if given["claims"]:
         _claims(output)
         return
+    if given["html"] is not None and not given["html"].parent.is_dir():
+        raise Problem(f"--html: there is no directory {given['html'].parent}", exit_code=2)
     needed = {name: given[name] for name in NEEDED} | {"provider": given["provider"] or []}
     if given["profile"] is not None:
         needed["profile"] = _measured(given["profile"], given)

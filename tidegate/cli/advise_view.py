@@ -53,6 +53,10 @@ def print_bill(bill: dict[str, Any]) -> None:
     printer.print(
         f"total {usd(bill['total_usd'])} USD; dedicated would have cost {usd(bill['dedicated_total_usd'])} USD"
     )
+    verdict = "which is the token lines" if bill["agrees"] else "[bold red]which is not the token lines[/]"
+    printer.print(
+        f"the same requests at their prices, one by one: {usd(bill['advised_usd'])} USD, {verdict} to the cent"
+    )
 
 
 def print_claims(found: list[dict[str, Any]]) -> None:

@@ -32,6 +32,8 @@ class Api:
         if url is None or key is None:
             ready = read_ready()
             url, key = url or ready["base_url"], key or ready["admin_key"]
+        if not url.startswith(("http://", "https://")):
+            raise Problem(f"--url: {url[:80]!r} is not the URL of a platform, e.g. http://127.0.0.1:8000", exit_code=2)
         self._httpx = httpx
         self.url = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(
