@@ -1,6 +1,7 @@
 """How foreign engines are called: their command lines, what of our environment they see, vLLM's adapters and levels."""
 
 import asyncio
+import json
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_vllm_on_gpus(tmp_path: Path) -> None:
     assert value(words, "--max-num-seqs") == "64"
     assert "--sleep-level" not in words, "ours, not vLLM's"
     assert value(words, "--uds").startswith(str(tmp_path))
+
+
+def test_vllm_guesses_ahead_when_asked(tmp_path: Path) -> None:
+    words = command(VllmDriver, tmp_path, engine_args=(("speculative_tokens", "4"),))
+    assert json.loads(value(words, "--speculative-config")) == {
+        "method": "ngram",
+        "num_speculative_tokens": 4,
+        "prompt_lookup_max": 4,
+    }
+    assert "--speculative-tokens" not in words
+    assert "--speculative-config" not in command(VllmDriver, tmp_path)
 
 
 def test_vllm_loads_by_what_is_installed_beside_it(tmp_path: Path) -> None:

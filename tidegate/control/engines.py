@@ -80,6 +80,7 @@ VLLM = EngineTraits(
             "max_loras": COUNT,
             "max_lora_rank": COUNT,
             "enable_lora": SWITCH,
+            "speculative_tokens": r"[1-9]|1\d|20",  # guessed ahead from the request's own words, and then checked
         }
     ),
 )

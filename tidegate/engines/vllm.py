@@ -5,6 +5,7 @@ on nothing but ``/v1``. Asleep it answers 200 on ``/health`` while requests hang
 Sleep mode exists on GPUs; elsewhere the calls succeed and free nothing, which the trial of the first engine finds out.
 """
 
+import json
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,20 @@ class VllmEngine(ServedEngine):
             raise EngineFault(f"it answered {status} to {path.partition('?')[0][1:]}")
 
 
+def _speculation(order: StartOrder) -> list[str]:
+    """By n-grams of the request itself: the one method that needs no second model."""
+    ahead = dict(order.deployment.engine_args).get("speculative_tokens")
+    wanted = {"method": "ngram", "num_speculative_tokens": int(ahead), "prompt_lookup_max": 4} if ahead else None
+    return ["--speculative-config", json.dumps(wanted)] if wanted else []
+
+
 class VllmDriver(ServedDriver):
     name = "vLLM"
 
     def command(self, order: StartOrder, address: str) -> list[str]:
         wanted, model = order.deployment, str(model_path(order.deployment.model.source))
         served = ["--model", model] if _SERVER_MODULE in self.program.argv else ["serve", model]
-        given = arguments_of(order, leave_out={"sleep_level"})
+        given = [*arguments_of(order, leave_out={"sleep_level", "speculative_tokens"}), *_speculation(order)]
         slots = [] if "--max-num-seqs" in given else ["--max-num-seqs", str(wanted.slots)]
         return [
             *served,
