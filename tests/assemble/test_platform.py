@@ -26,6 +26,9 @@ def test_ready_says_how_to_reach_it_and_end_takes_it_away(run: Any, tmp_path: Pa
             listed = (await client.get("/v1/models")).json()["data"]
             assert [model["id"] for model in listed] == live.ready["endpoints"]
             assert (await client.get("/api/v1/tenants")).status_code == 403
+        async with live.client("admin_key") as admin:
+            states = {endpoint["state"] for endpoint in (await admin.get("/api/v1/endpoints")).json()["data"]}
+            assert not states & {"creating", "loading"}, "said to serve when no first question waits for a load"
         sockets.extend(live.sockets.iterdir())
         assert {stat.S_IMODE(file.stat().st_mode) for file in sockets} == {0o600}
 

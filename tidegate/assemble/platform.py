@@ -25,7 +25,7 @@ from tidegate.assemble.settings import demo_endpoints
 from tidegate.assemble.sockets import StartError, public_url
 from tidegate.config import Config
 from tidegate.control.service import Control
-from tidegate.domain.endpoint import EndpointState
+from tidegate.domain.endpoint import EndpointState, Mode
 from tidegate.domain.errors import Fault
 
 OnReady = Callable[[dict[str, Any]], None]
@@ -35,8 +35,9 @@ log = logging.getLogger(__name__)
 READY_FILE = "ready.json"
 READY_S_MAX = 30.0
 FIRST_MODEL_S_MAX = 10.0  # a large model takes minutes: the platform does not wait for it to say that it is there
+FIRST_MODELS_S_MAX = 2.0  # nor for all of many
 FIRST_MODEL_POLL_S = 0.02
-HOPELESS = (EndpointState.FAILED, EndpointState.PAUSED)
+COMING = (EndpointState.CREATING, EndpointState.LOADING)
 
 
 async def serve(
@@ -119,7 +120,7 @@ async def _announce(
         wanted += demo_endpoints(services.node, demo_models.path, tuple(sorted(demo_models.NAMES)), DEMO_TENANT)
     for endpoint, reason in await apply_endpoints(services.control, wanted):
         log.warning("endpoint %s is refused: %s", endpoint, reason)
-    await _first_model(services.control)
+    await _first_models(services.control)
     tenant = next(iter(credentials.api_keys), "")
     ready = {
         "base_url": url,
@@ -134,14 +135,18 @@ async def _announce(
     on_ready(ready)
 
 
-async def _first_model(control: Control) -> None:
-    """Returns once some endpoint has a replica, none of them will have one, or the first takes too long to wait for."""
-    names = [d.endpoint for d in control.desired.state.deployments if d.engine != "remote" and not d.base]
-    due = asyncio.get_running_loop().time() + FIRST_MODEL_S_MAX
-    while asyncio.get_running_loop().time() < due:
+async def _first_models(control: Control) -> None:
+    """Returns once every endpoint was loaded once (or will not be), the first `FIRST_MODELS_S_MAX` after there was one:
+    until then a question may wait for another model's load. Bounded in any case.
+    """
+    ours = [d for d in control.desired.state.deployments if d.engine != "remote" and d.mode is not Mode.BATCH]
+    names = [deployment.endpoint for deployment in ours if not deployment.base]
+    now = asyncio.get_running_loop().time
+    due, first = now() + FIRST_MODEL_S_MAX, False
+    while now() < due:
         routes = [control.loop.route(name) for name in names]
-        if any(route is not None and route.targets for route in routes):
+        if all(route is not None and route.state not in COMING for route in routes):
             return
-        if all(route is not None and route.state in HOPELESS for route in routes):
-            return
+        if not first and any(route is not None and route.targets for route in routes):
+            due, first = min(due, now() + FIRST_MODELS_S_MAX), True
         await asyncio.sleep(FIRST_MODEL_POLL_S)
