@@ -124,11 +124,8 @@ class Download:
             """One connection. What it writes after a stop is right all the same: true bytes at their place."""
             try:
                 own = staging(self._limits.range_bytes)
-                while ranges:
-                    try:
-                        self._one(ranges.popleft(), sinks, own, sums, progress, stop)
-                    except IndexError:
-                        return
+                while (wanted := _next(ranges)) is not None:
+                    self._one(wanted, sinks, own, sums, progress, stop)
             except BaseException as error:  # noqa: BLE001 - handed to whoever runs the download
                 errors.append(error)
                 self._failed.set()
@@ -219,6 +216,14 @@ class Download:
         lines = (line + b"\n" for line in raw.split(b"\n") if line)
         known = set(self._ranges())
         return {found for line in lines if (found := _parsed(line)) in known}
+
+
+def _next(ranges: "deque[Range]") -> Range | None:
+    """Asked by several threads: whether there is one and taking it must be one step."""
+    try:
+        return ranges.popleft()
+    except IndexError:
+        return None
 
 
 class _Sinks:
