@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.money import HOUR_MS, NOVEMBER_MS
+from tidegate.domain.contract import Contract
 from tidegate.domain.errors import Refusal
 from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
+from tidegate.quota import prepaid
 from tidegate.quota.gate import Demand, Gate, Hold
-from tidegate.quota.treasury import Spent, Treasury
+from tidegate.quota.treasury import Spent, Treasury, spendings
 
 DAY = Spending(Scope.TENANT, "acme", Window.DAY, 7, NOVEMBER_MS)
 TOMORROW = DAY._replace(start_ms=NOVEMBER_MS + 24 * HOUR_MS)
@@ -20,6 +22,10 @@ FOREVER = 10**15
 
 def rule(full: int, window: Window = Window.DAY) -> Limits:
     return Limits(Scope.TENANT, "acme", budgets=(Budget(window, full, 7),))
+
+
+def contract(full: int) -> Contract:
+    return Contract("c", "acme", full, 0, NOVEMBER_MS, FOREVER, refuses=True)
 
 
 def nothing(*gateways: str) -> Spent:
@@ -33,7 +39,8 @@ def a_gate(full: int) -> Gate:
 
 
 def ask(gate: Gate, cost: int, now_ms: int = NOON) -> Hold:
-    return gate.admit(gate.chain("k", "acme", "acme/chat"), Demand(1, 1, cost), now_ms)
+    """A request that may cost so much money, and as many tokens."""
+    return gate.admit(gate.chain("k", "acme", "acme/chat"), Demand(1, 1, cost, cost), now_ms)
 
 
 def refused(gate: Gate, cost: int, now_ms: int = NOON) -> Refusal:
@@ -170,8 +177,11 @@ STEPS = st.lists(
 class World:
     """Gateways, control and ledger with messages and records under way between them, in any order hypothesis finds."""
 
-    def __init__(self, full: int) -> None:
+    def __init__(self, full: int, contracts: tuple[Contract, ...] = ()) -> None:
         self.full = full
+        self.contracts = contracts
+        self.limits = list(prepaid.rules(contracts)) or [rule(full)]
+        self.of = next(iter(spendings(self.limits, NOON)))
         self.treasury = Treasury(0)
         self.gates: dict[str, Gate] = {}
         self.born = 0
@@ -189,7 +199,8 @@ class World:
     def birth(self) -> None:
         name = f"g{self.born}"
         self.born += 1
-        self.gates[name] = a_gate(self.full)
+        gate = self.gates[name] = Gate()
+        gate.set([] if self.contracts else self.limits, 1, NOON, self.contracts)
         self.to_gateway[name], self.holds[name], self.received[name] = [], [], 0
         self.treasury.joined(name)
 
@@ -197,7 +208,7 @@ class World:
     def spent(self) -> Spent:
         unread = {gateway for gateway, _ in self.journal}
         closed = frozenset(self.dead - unread)
-        return Spent({DAY: dict(self.ledger)}, closed, frozenset(self.received) - closed)
+        return Spent({self.of: dict(self.ledger)}, closed, frozenset(self.received) - closed)
 
     def step(self, what: str, who: int, amount: int) -> None:
         name = sorted(self.gates)[who % len(self.gates)] if self.gates else ""
@@ -205,7 +216,7 @@ class World:
             case "born" if self.born < 6:
                 self.birth()
             case "tick":
-                for gateway, message in self.treasury.lease([rule(self.full)], self.spent, NOON).items():
+                for gateway, message in self.treasury.lease(self.limits, self.spent, NOON).items():
                     self.to_gateway[gateway].append(message)
             case "ingest" if self.journal:
                 gateway, cost = self.journal.pop(0)
@@ -226,7 +237,7 @@ class World:
             case "end" if self.holds[name]:
                 hold = self.holds[name].pop(amount % len(self.holds[name]))
                 cost = min(amount, hold.cost_nano_usd)
-                gate.settle(hold, 0, cost, NOON)
+                gate.settle(hold, 0, cost, NOON, cost)
                 self.journal.append((name, cost))
                 self.cost += cost
             case "deliver" if self.to_gateway[name]:
@@ -252,13 +263,14 @@ class World:
     def law(self) -> None:
         reserved = sum(hold.cost_nano_usd for name in self.gates for hold in self.holds[name])
         assert self.cost + reserved <= self.full, "a budget was overdrawn"
-        assert self.treasury.committed(DAY, self.spent) <= self.full
+        assert self.treasury.committed(self.of, self.spent) <= self.full
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 200), STEPS)
-def test_no_interleaving_overdraws(full: int, steps: list[tuple[str, int, int]]) -> None:
-    world = World(full)
+@given(st.integers(0, 200), STEPS, st.booleans())
+def test_no_interleaving_overdraws(full: int, steps: list[tuple[str, int, int]], of_contract: bool) -> None:
+    """Neither a budget nor a contract that refuses."""
+    world = World(full, (contract(full),) if of_contract else ())
     for step in steps:
         world.step(*step)
         world.law()
