@@ -19,7 +19,7 @@ from tidegate.transports.enrolment import Registrar, join, joined, renew_when_du
 from tidegate.transports.identity import Identity, Peer, peer_of
 from tidegate.transports.tls import JOIN, LINK, Credentials, Dialer, open_tls, parse
 from tidegate.wire.internal import GatewayHello
-from tidegate.wire.joining import Enrol
+from tidegate.wire.joining import AskRemoved, Enrol
 
 HELLO = GatewayHello("g", "us")
 
@@ -122,6 +122,47 @@ def test_a_part_that_was_removed_loses_its_link_and_gets_no_other(
             )
         for one in (link, there, again):
             await one.close()
+
+    run(tmp_path, scenario)
+
+
+def test_other_machines_send_a_removed_gateway_away_too(tmp_path: Path) -> None:
+    async def scenario(machine: ControlMachine) -> None:
+        known, credentials = await machine.joined("node", "us-1")
+        _, gateway = await machine.joined("gateway", "us-gw")
+        asking, refused = Dialer(credentials), frozenset(await enrolment.removed(known, Dialer(credentials)))
+        links, listener = secure.SecureListener(lambda peer: True), listening()
+        door = Door(credentials, {LINK: Service(EVERYBODY, links.serve)}, lambda peer: peer.serial not in refused)
+        await door.listen(listener)
+        connect = secure.connector(Dialer(gateway), f"tls:127.0.0.1:{listener.getsockname()[1]}/node/us-1", LINK)
+        link, there = await connect(), await links.accept()
+        machine.authority.remove("gateway", "us-gw")
+        refused = await enrolment.removed(known, asking)
+        door.look_again()
+        for end in (link, there):
+            with pytest.raises(LinkFault):
+                await end.receive()
+            await end.close()
+        again = await connect()
+        with pytest.raises(LinkFault):
+            await again.receive()
+        await again.close()
+        token = machine.token("gateway", "us-gw")
+        await join(gateway.folder, token)
+        back = await connect()
+        await back.send(HELLO)
+        assert await (await links.accept()).receive() == HELLO, "with a new certificate it is welcome"
+        await back.close()
+        await door.close()
+
+    run(tmp_path, scenario)
+
+
+def test_who_was_removed_is_told_to_parts_only(tmp_path: Path) -> None:
+    async def scenario(machine: ControlMachine) -> None:
+        where = parse(machine.control)
+        with pytest.raises(LinkFault):
+            await enrolment._ask(where, AskRemoved(), enrolment._stranger(where, _anybody(machine)))
 
     run(tmp_path, scenario)
 

@@ -21,7 +21,7 @@ from tidegate.gateway.app import APIS
 from tidegate.stores.journal_mirror import JournalMirror
 from tidegate.transports.authority import Authority, open_authority
 from tidegate.transports.door import Door, Service
-from tidegate.transports.enrolment import JOINERS_MAX, Joined, Registrar, is_new, join, joined, renew_when_due
+from tidegate.transports.enrolment import JOINERS_MAX, Joined, Registrar, is_new, join, joined, removed, renew_when_due
 from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
 from tidegate.transports.relay import Relay
 from tidegate.transports.secure import SecureListener, SharedClock, connector
@@ -30,6 +30,7 @@ from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, WEIGHTS, Credent
 FOLDER, ADDRESS_FILE = "pki", "address"
 LOCAL_GATEWAY = "platform"  # the certificate with which the platform's own gateway reaches nodes elsewhere
 RENEW_S = 6 * 3_600.0
+REMOVED_S = 10.0
 PATHS = frozenset(path.encode() for path in APIS)
 EVERYWHERE = frozenset(("0.0.0.0", "::", ""))
 
@@ -223,6 +224,7 @@ class NodeLinks:
         self._membership, self._listener = membership, prepare(listen_tcp(host.strip("[]"), int(port)))
         found = (self._listener.getsockname()[1], host.strip("[]"))
         self.address = config.links.address or f"{_reached_from(membership.known, found[1])}:{found[0]}"
+        self._removed: frozenset[int] = frozenset()
         self.clock = SharedClock()
         self.connect = connector(membership.dialer, membership.known.control, LINK, self.clock)
 
@@ -241,12 +243,24 @@ class NodeLinks:
             RELAY: Service(frozenset((GATEWAY,)), Relay(resolve, PATHS).serve),
             WEIGHTS: Service(frozenset((NODE, CONTROL)), shared.serve),
         }
-        door = Door(self._membership.credentials, services)
+        door = Door(self._membership.credentials, services, lambda peer: peer.serial not in self._removed)
         await door.listen(self._listener)
         try:
-            await self._membership.renew()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._membership.renew())
+                group.create_task(self._watch_removed(door))
         finally:
             await door.close()
+
+    async def _watch_removed(self, door: Door) -> None:
+        """Who was sent away is not let in here either. While the platform is away, what it said last counts."""
+        while True:
+            try:
+                self._removed = await removed(self._membership.known, self._membership.dialer)
+                door.look_again()
+            except LinkFault as fault:
+                log.debug("who was removed is not known: %s", fault.reason)
+            await asyncio.sleep(REMOVED_S)
 
 
 def _reached_from(known: Joined, host: str) -> str:

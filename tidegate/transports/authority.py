@@ -3,6 +3,7 @@
     ca.pem, ca.key          made at the first start, or the operator's own
     tokens/DIGEST           one open join token: whom it lets in and until when; removed when it is used
     members/ROLE.NAME       the numbers of a part's last two certificates; without this file it is refused
+    removed/SERIAL          a certificate of a part that was sent away, until it would have ended
 
 A token is for one part, once, and carries the digest of the authority, so that whoever joins knows whom it talks to.
 Keys are on the curve P-256; certificates name a part (`transports.identity`), never a machine.
@@ -170,12 +171,24 @@ class Authority:
         return found
 
     def remove(self, role: str, name: str) -> bool:
-        """From now on its certificates are refused here. False when there is no such part."""
-        file = self._member_file(Identity(role, name, ""))
-        with contextlib.suppress(FileNotFoundError):
-            file.unlink()
-            return True
-        return False
+        """From now on its certificates are refused, here at once. False when there is no such part."""
+        known = self._member(Identity(role, name, ""))
+        if known is None:
+            return False
+        for serial in known.serials:
+            (self.folder / "removed" / serial).touch(0o600)
+        self._member_file(Identity(role, name, "")).unlink(missing_ok=True)
+        return True
+
+    def removed(self) -> tuple[str, ...]:
+        """Numbers (hex) of certificates that have not ended and must not be let in anywhere."""
+        oldest_s, found = time.time() - timedelta(days=CERTIFICATE_DAYS).total_seconds(), []
+        for file in (self.folder / "removed").iterdir():
+            if file.stat().st_mtime < oldest_s:
+                file.unlink(missing_ok=True)
+            else:
+                found.append(file.name)
+        return tuple(sorted(found))
 
     def own(self, identity: Identity, folder: Path) -> Credentials:
         """Credentials of a part on this machine, made new: it needs no token."""
@@ -209,7 +222,7 @@ def open_authority(folder: Path, ca_file: Path | None = None, key_file: Path | N
 
     Raises LinkFault for files that cannot be used.
     """
-    for part in (folder, folder / "tokens", folder / "members"):
+    for part in (folder, folder / "tokens", folder / "members", folder / "removed"):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     ca, key = ca_file or folder / CA_FILE, key_file or folder / "ca.key"
     if ca_file is None and not ca.exists():

@@ -39,7 +39,7 @@ class Door:
     ) -> None:
         self._credentials, self._services, self._admitted = credentials, services, admitted
         self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.Transport, str] = {}
+        self._open: dict[asyncio.Transport, tuple[str, Peer | None]] = {}
 
     async def listen(self, listener: socket.socket) -> None:
         """Serves on a listening socket made by `transports.tls.prepare`."""
@@ -57,6 +57,13 @@ class Door:
         for transport in list(self._open):
             transport.abort()
 
+    def look_again(self) -> None:
+        """Ends the connections of parts that are not admitted any more."""
+        for transport, (_, peer) in list(self._open.items()):
+            if peer is not None and not self._admitted(peer):
+                log.warning("a connection of %s is ended: it was removed from the platform", peer.identity)
+                transport.abort()
+
     def enter(self, transport: asyncio.Transport) -> asyncio.Protocol:
         """Raises LinkFault for a connection that may not be here."""
         tls = cast(ssl.SSLObject, transport.get_extra_info("ssl_object"))
@@ -64,13 +71,13 @@ class Door:
         service = self._services.get(purpose)
         if service is None:
             raise LinkFault(f"asked for {purpose!r}, which is not served here")
-        if sum(other == purpose for other in self._open.values()) >= service.connections_max:
+        if sum(other == purpose for other, _ in self._open.values()) >= service.connections_max:
             raise LinkFault(f"more than {service.connections_max} connections for {purpose}")
         if service.roles and (peer is None or peer.identity.role not in service.roles):
             raise LinkFault(f"{peer.identity if peer else 'a stranger'} may not ask for this")
         if peer is not None and not self._admitted(peer):
             raise LinkFault(f"{peer.identity} was removed from the platform, or has joined anew since")
-        self._open[transport] = purpose
+        self._open[transport] = purpose, peer
         return service.serve(peer)
 
     def left(self, transport: asyncio.Transport) -> None:

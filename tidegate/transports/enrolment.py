@@ -22,7 +22,7 @@ from tidegate.transports.identity import CONTROL, Identity, Peer, peer_of
 from tidegate.transports.secure import said, streams
 from tidegate.transports.socket import SocketLink
 from tidegate.transports.tls import CA_FILE, IDENTITY_FILE, JOIN, Dialer, Where, open_tls, parse
-from tidegate.wire.joining import AskAuthority, AuthorityTold, Enrol, Enrolled, NotEnrolled
+from tidegate.wire.joining import AskAuthority, AskRemoved, AuthorityTold, Enrol, Enrolled, NotEnrolled, RemovedTold
 
 JOINED_FILE = "joined.json"
 STEP_MS_MAX = 10_000
@@ -80,7 +80,7 @@ class Registrar:
         finally:
             await link.close()
 
-    def _answer(self, message: object, peer: Peer | None) -> AuthorityTold | Enrolled | NotEnrolled:
+    def _answer(self, message: object, peer: Peer | None) -> AuthorityTold | Enrolled | NotEnrolled | RemovedTold:
         match message:
             case AskAuthority():
                 return AuthorityTold(self._authority.pem.decode())
@@ -93,6 +93,8 @@ class Registrar:
                     return NotEnrolled(fault.reason)
                 log.info("%s has a certificate", identity)
                 return Enrolled(certificate.decode())
+            case AskRemoved() if peer is not None:
+                return RemovedTold(self._authority.removed())
             case _:
                 raise LinkFault(f"a {type(message).__name__} message is not for joining")
 
@@ -154,6 +156,16 @@ async def renew_when_due(folder: Path, known: Joined, dialer: Dialer) -> bool:
     answer = await _ask(where, Enrol(request.decode()), lambda protocol: dialer.open(where, JOIN, protocol))
     _keep(folder, (folder / CA_FILE).read_bytes(), key, answer)
     return True
+
+
+async def removed(known: Joined, dialer: Dialer) -> frozenset[int]:
+    """Numbers of certificates that this part must not let in either. Raises LinkFault."""
+    where = parse(known.control)
+    match await _ask(where, AskRemoved(), lambda protocol: dialer.open(where, JOIN, protocol)):
+        case RemovedTold(serials):
+            return frozenset(int(serial, 16) for serial in serials)
+        case answer:
+            raise LinkFault(f"the platform answered with a {type(answer).__name__} message")
 
 
 def _keep(folder: Path, ca: bytes, key: bytes, answer: object) -> None:

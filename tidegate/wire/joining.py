@@ -38,6 +38,18 @@ class NotEnrolled:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRemoved:
+    """A node asks whose certificates are refused though they have not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedTold:
+    """Numbers of certificates, hex."""
+
+    serials: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class JournalOffered:
     """A gateway has a journal of this boot; answered by JournalHeld."""
 
@@ -76,6 +88,8 @@ Joining = (
     | Enrol
     | Enrolled
     | NotEnrolled
+    | AskRemoved
+    | RemovedTold
     | JournalOffered
     | JournalPiece
     | JournalEnded
