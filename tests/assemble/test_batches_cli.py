@@ -35,7 +35,7 @@ def test_a_file_from_the_command_line(run: Callable[[Story], None], tmp_path: Pa
         results = (await tidegate(live, "batches", "results", made["id"], *key))[0].splitlines()
         assert {json.loads(each)["custom_id"] for each in results} == {"id-1", "id-2"}
         assert made["id"] in (await tidegate(live, "batches", "list", *key))[0]
-        _, refused = await tidegate(live, "batches", "cancel", made["id"], *key, expected=1)
+        _, refused = await tidegate(live, "batches", "cancel", made["id"], *key, expected=2)
         assert "'completed'" in refused
         _, none = await tidegate(live, "batches", "results", made["id"], "--errors", *key, expected=1)
         assert "no error file" in none
