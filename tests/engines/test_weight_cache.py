@@ -459,6 +459,24 @@ def test_credentials_taken_back_halfway_are_named_and_not_tried_again(tmp_path: 
         assert same_files(fetch(cache, model), published)
 
 
+def test_a_signed_address_is_used_until_it_runs_out_and_never_sees_the_token(tmp_path: Path, published: Path) -> None:
+    with hub_server.serving() as hub:
+        hub.put("acme/tide", published)
+        hub.token, hub.elsewhere, hub.slow_s = "good", True, 0.005
+        access = Access(hub_url=hub.url, hub_token="good")
+        cache = DiskCache(tmp_path / "cache", BUDGET, lambda source: open_remote(source, access), LIMITS)
+
+        def run_out(percent: int) -> None:
+            if percent > 50:
+                hub.signature = "s2"
+
+        path = fetch(cache, replace(profile(published), source="hf://acme/tide@main"), run_out)
+        assert same_files(path, published)
+        ranges = sum(name.endswith(".safetensors") for name, _, _ in hub.ranges)
+        assert hub.resolved <= 2 * 2 * LIMITS.connections < ranges, "the Hub is not asked for each range"
+        assert set(hub.signed_tokens) == {""}
+
+
 def test_everybody_who_waits_hears_how_far_it_is(tmp_path: Path, published: Path) -> None:
     weights = NodeWeights(cache_of(tmp_path, DirectorySource(published, pause_s=0.005)))
     heard: list[list[int]] = [[], []]

@@ -32,6 +32,7 @@ class HubModel:
     def __init__(self, address: HubAddress, *, endpoint: str | None, token: str | None) -> None:
         """Lists the repository. Raises WeightFault."""
         self._repository, self._endpoint = address.repository, endpoint
+        self._landed: dict[str, str] = {}
         self._headers = build_hf_headers(token=token, library_name="tidegate")
         where = f"{address.repository}@{address.revision}"
         try:
@@ -73,13 +74,29 @@ class HubModel:
         return bytes(body)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        size, end = 0, start + len(buffer)
-        if start == end:
+        """Large files are elsewhere, behind a signed address that the Hub redirects to: it is asked for once, and again
+        when it is refused, as after it has run out.
+        """
+        if not buffer:
             return
+        landed = self._landed.get(name)
+        if landed is not None:
+            try:
+                self._get(landed, {}, name, start, buffer)
+                return
+            except (SourceDenied, SourceMissing):
+                self._landed.pop(name, None)
         url = hf_hub_url(self._repository, name, revision=self._revision, endpoint=self._endpoint)
-        headers = {**self._headers, "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
+        found = self._get(url, self._headers, name, start, buffer)
+        if found != url:
+            self._landed[name] = found
+
+    def _get(self, url: str, headers: dict[str, str], name: str, start: int, buffer: memoryview) -> str:
+        """Fills the buffer; the address the bytes came from in the end."""
+        size, end = 0, start + len(buffer)
+        wanted = {**headers, "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
         try:
-            with get_session().stream("GET", url, headers=headers, timeout=READ_S_MAX) as response:
+            with get_session().stream("GET", url, headers=wanted, timeout=READ_S_MAX) as response:
                 if response.status_code == 200 and (start or end < self.files[name].size):
                     raise SourceMissing(f"the Hub does not serve byte ranges of {name}, which loading needs")
                 if response.status_code not in (200, 206):
@@ -90,10 +107,12 @@ class HubModel:
                     size += len(piece)
                     if size > len(buffer):
                         break
+                found = str(response.url)
         except (httpx2.RequestError, OfflineModeIsEnabled) as error:
             raise SourceUnavailable(f"the Hub broke off while reading {name} ({type(error).__name__})") from error
         if size != len(buffer):
             raise SourceUnavailable(f"the Hub sent {size} of {len(buffer)} bytes of {name}")
+        return found
 
 
 def _failed(response: httpx2.Response | None, what: str) -> SourceDenied | SourceMissing | SourceUnavailable:
