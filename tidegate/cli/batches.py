@@ -1,7 +1,6 @@
 """`tidegate batches`: offline work at half the price, from a file of requests or from a table."""
 
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from tidegate.cli.output import Format, Output, Problem, show
 app = typer.Typer(help="Offline work on idle accelerators, at the batch price.", no_args_is_help=True)
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH")]
-COLUMNS = ("id", "status", "model", "total", "completed", "failed", "output_tokens", "created")
+COLUMNS = ("id", "status", "model", "total", "completed", "failed", "output_tokens", "created_ms")
 APIS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
@@ -168,5 +167,5 @@ def _show(batch: dict[str, Any], output: Format) -> None:
 def _row(batch: dict[str, Any]) -> dict[str, Any]:
     counts = {name: batch["request_counts"][name] for name in ("total", "completed", "failed")}
     tokens = {"output_tokens": batch["usage"]["output_tokens"]}
-    created = datetime.fromtimestamp(batch["created_at"], UTC).astimezone().isoformat(" ", "seconds")
-    return {name: batch[name] for name in ("id", "status", "model")} | {"created": created} | counts | tokens
+    created = {"created_ms": batch["created_at"] * 1000}
+    return {name: batch[name] for name in ("id", "status", "model")} | created | counts | tokens
