@@ -129,6 +129,29 @@ def test_a_hybrid_is_the_best_of_its_curve() -> None:
         assert hybrid["monthly_usd"] == pytest.approx(min(curve[1:-1]))
 
 
+@pytest.mark.usefixtures("no_curve")
+def test_bursts_overflow_before_a_base_replica_is_full() -> None:
+    """With all its places taken a base replica is too slow for a burst; the hybrid was given up for that."""
+    calm = describe("steady", 40_000, 500, 30)
+    calm = calm.chosen(calm.t_ms < 2 * 3.6e6)
+    at_ms = np.concatenate([calm.t_ms, *(k * 120_000.0 + np.arange(80) * 20.0 for k in range(60))])
+    order = np.argsort(at_ms, kind="stable")
+    burst = np.full(60 * 80, 1)
+
+    def with_bursts(column: Any, value: int) -> Any:
+        return np.concatenate([column, burst * value])[order]
+
+    traffic = replace(
+        calm, t_ms=at_ms[order], inputs=with_bursts(calm.inputs, 3_000), outputs=with_bursts(calm.outputs, 20),
+        cached=with_bursts(calm.cached, 0), service_ms=with_bursts(calm.service_ms, 0),
+        endpoint_of=with_bursts(calm.endpoint_of, 0), span_ms=2 * 3.6e6,
+    )  # fmt: skip
+    hybrid = advise(traffic, dear_tokens(12.0), Question(NEED, 0.0, ("tidegate",)), TODAY)["hybrid"]
+    assert hybrid["feasible"]
+    assert hybrid["concurrency"] < 80
+    assert f"overflow above {hybrid['concurrency']} at once" in hybrid["why"]
+
+
 @pytest.mark.parametrize(
     ("question", "said"),
     [

@@ -23,19 +23,22 @@ from tidegate.advisor.traffic import HOUR_MS, Floats
 Named = tuple[Provider, Offer]
 REPLICAS_MAX = 64
 TRIED_MAX = 8  # the cheapest pairs of base and overflow that are asked whether they meet the target
+THRESHOLDS = (1.0, 0.5, 0.25, 0.125)  # of the places of a base replica: overflow sooner, where full ones are too slow
 
 
 @dataclass(frozen=True, slots=True)
 class Hybrid:
     """`curve` is USD a month for 0, 1, 2 … base replicas; `replicas` is its best point with both a base and overflow.
 
-    `share` of the requests overflow. `why` says why there is no such point where `replicas` is 0.
+    Requests overflow above `concurrency` at once on each base replica; `share` of them do. `why` says why there is no
+    such point where `replicas` is 0.
     """
 
     base: str
     overflow: str
     accelerator: str
     replicas: int
+    concurrency: int
     monthly_usd: float
     share: float
     p99_ttft_ms: float
@@ -49,8 +52,8 @@ def sweep(costing: Costing, bases: Sequence[Named], overflows: Sequence[Named]) 
     part = costing.traffic
     if costing.need.apart or part.fixed_time:
         return None
-    found: list[tuple[float, Named, Named, Rental, Curve, Replayed, int, Floats]] = []
-    replays: dict[tuple[str, int], Replayed] = {}
+    found: list[tuple[bool, float, Named, Named, Rental, Curve, Replayed, int, Floats]] = []
+    replays: dict[tuple[str, int], list[tuple[Curve, Replayed]]] = {}
     hours = part.span_ms / HOUR_MS
     for base in bases:
         fit = [(r, c) for r in base[1].accelerators if (c := costing.curve_of(part, r, base[1].slots_max))]
@@ -59,30 +62,48 @@ def sweep(costing: Costing, bases: Sequence[Named], overflows: Sequence[Named]) 
         rental, curve = min(fit, key=lambda pair: pair[0].usd_per_hour * pair[1].spread * float(pair[1].work_ms.sum()))
         key = (rental.name, curve.slots)
         if key not in replays:
-            rules = WorkerRules(0.0, NEVER, 0, REPLICAS_MAX)
-            replays[key] = replay.workers(curve, part.t_ms.tolist(), part.span_ms, rules)
-        done = replays[key]
-        if done.lost:
-            continue
-        for overflow in overflows:
-            priced = _usd_by_index(costing, overflow[1], done)
-            if priced is None:
-                continue
-            rate = rental.usd_per_hour * curve.spread * hours
-            costs = np.arange(len(priced) + 1) * rate + priced.sum() - np.concatenate([[0.0], np.cumsum(priced)])
-            both = costs[1 : len(priced)]
-            k = int(np.argmin(both)) + 1 if len(both) else 0
-            value = float(costs[k]) if k else float(costs[-1]) + 1e12
-            found.append((value, base, overflow, rental, curve, done, k, costs))
+            replays[key] = _replays(costing, rental, curve)
+        for narrowed, done in replays[key]:
+            slow = _p99(done.ttft_ms) > costing.need.slo_ttft_ms
+            for overflow in overflows:
+                priced = _usd_by_index(costing, overflow[1], done)
+                if priced is None:
+                    continue
+                rate = rental.usd_per_hour * curve.spread * hours
+                costs = np.arange(len(priced) + 1) * rate + priced.sum() - np.concatenate([[0.0], np.cumsum(priced)])
+                both = costs[1 : len(priced)]
+                k = int(np.argmin(both)) + 1 if len(both) else 0
+                value = float(costs[k]) if k else float(costs[-1]) + 1e12
+                found.append((slow, value, base, overflow, rental, narrowed, done, k, costs))
     if not found:
         return None
-    found.sort(key=lambda one: one[0])
+    found.sort(key=lambda one: one[:2])
     said: list[Hybrid] = []
     for one in found[:TRIED_MAX]:
-        said.append(_said(costing, *one[1:]))
+        said.append(_said(costing, *one[2:]))
         if said[-1].feasible:
             return said[-1]
     return said[0]
+
+
+def _replays(costing: Costing, rental: Rental, curve: Curve) -> list[tuple[Curve, Replayed]]:
+    """All places of each base replica are used before the next one; then ever fewer, until that meets the target."""
+    part, found = costing.traffic, list[tuple[Curve, Replayed]]()
+    for share in THRESHOLDS:
+        slots = max(1, int(curve.slots * share))
+        narrowed = curve if slots == curve.slots else costing.curve_of(part, rental, slots)
+        if narrowed is None:
+            break
+        done = replay.workers(narrowed, part.t_ms.tolist(), part.span_ms, WorkerRules(0.0, NEVER, 0, REPLICAS_MAX))
+        if not done.lost:
+            found.append((narrowed, done))
+            if _p99(done.ttft_ms) <= costing.need.slo_ttft_ms:
+                break
+    return found
+
+
+def _p99(ttft_ms: Floats) -> float:
+    return float(np.quantile(ttft_ms, 0.99))
 
 
 def _said(
@@ -93,17 +114,19 @@ def _said(
     names = (f"{base[0].name}/{base[1].id}", f"{overflow[0].name}/{overflow[1].id}", label(rental.name, curve.spread))
     if not k:
         why = "one replica always has a place free: there is nothing to overflow"
-        return Hybrid(*names, 0, monthly[1] if len(monthly) > 1 else monthly[0], 0.0, 0.0, False, why, monthly)
+        return Hybrid(
+            *names, 0, curve.slots, monthly[1] if len(monthly) > 1 else monthly[0], 0.0, 0.0, False, why, monthly
+        )
     over = np.array(done.index) >= k
     ttft = done.ttft_ms.copy()
     served = costing.by_tokens(overflow[1], part.chosen(over, f"{part.name} over {k} x {names[2]}"))
     if len(served.ttft_ms):
         ttft[over] = served.ttft_ms
-    p99, slo = float(np.quantile(ttft, 0.99)), costing.need.slo_ttft_ms
-    why = f"{k} x {names[2]} reserved, {100 * over.mean():.1f} % of requests overflow"
+    p99, slo = _p99(ttft), costing.need.slo_ttft_ms
+    why = f"{k} x {names[2]} reserved, {100 * over.mean():.1f} % overflow above {curve.slots} at once on each"
     if p99 > slo:
         why = f"p99 of TTFT {p99:,.0f} ms is over the target of {slo:,.0f} ms"
-    return Hybrid(*names, k, monthly[k], float(over.mean()), p99, p99 <= slo, why, monthly)
+    return Hybrid(*names, k, curve.slots, monthly[k], float(over.mean()), p99, p99 <= slo, why, monthly)
 
 
 def _usd_by_index(costing: Costing, offer: Offer, done: Replayed) -> Floats | None:
