@@ -105,7 +105,7 @@ def test_the_verbs_of_money_on_a_real_platform(tmp_path: Path) -> None:
         tenant = model.split("/")[0]
         contract = ("contracts", "create", tenant, "--id", "c1", "--tokens", "10", "--price", "0.003")
         assert _verb(platform, *contract, "--expires", "2099-01-01")["contract"]["state"] == "active"
-        assert "`expires`" in _verb(platform, *contract, "--expires", "2001-01-01", code=1)
+        assert "`expires`" in _verb(platform, *contract, "--expires", "2001-01-01", code=2)
         assert _ask(platform, model).status_code == 200
         status = _verb(platform, "contracts", "status", "c1")
         assert (status["used_tokens"], status["state"]) == (10, "exhausted"), "it used more than that"
@@ -114,7 +114,7 @@ def test_the_verbs_of_money_on_a_real_platform(tmp_path: Path) -> None:
 
         prices = ("--input", "2", "--output-tokens", "20", "--accelerator-hour", "1")
         assert _verb(platform, "prices", "set", "--tenant", tenant, "--model", "m", *prices)["plan"] == ""
-        assert "`plan`" in _verb(platform, "prices", "set", "--tenant", tenant, "--plan", "x", *prices, code=1)
+        assert "`plan`" in _verb(platform, "prices", "set", "--tenant", tenant, "--plan", "x", *prices, code=2)
         assert _verb(platform, "prices", "end", "--tenant", tenant, "--model", "m")["ends"] is True
         period = ("--from", "2020-01-01", "--to", "2020-02-01")
         assert _verb(platform, "prices", "rerate", *period, "--id", "r1")["adjustments"] == []
