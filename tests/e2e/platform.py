@@ -15,6 +15,9 @@ from typing import Any
 
 import httpx
 import psutil
+from typer.testing import CliRunner
+
+from tidegate.cli.app import app
 
 START_S_MAX = 60.0
 
@@ -149,10 +152,10 @@ def joined(platform: Platform, *arguments: str) -> contextlib.AbstractContextMan
 
 def join_token(platform: Platform, role: str, name: str, region: str) -> str:
     """What `tidegate join token` prints."""
-    command = [sys.executable, "-m", "tidegate", "join", "token", role, name, "--region", region]
-    where = ["--join", str(platform.directory / "data"), "-o", "json"]
-    printed = subprocess.run([*command, *where], check=True, capture_output=True, env=_environment(), timeout=60)
-    return str(json.loads(printed.stdout)["token"])
+    words = ["join", "token", role, name, "--region", region, "--join", str(platform.directory / "data")]
+    printed = CliRunner().invoke(app, words)
+    assert printed.exit_code == 0, printed.output
+    return printed.output.strip()
 
 
 @contextlib.contextmanager
