@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.loop import on_loop
 from tests.money import NOVEMBER_MS, StillClock, usage
@@ -260,6 +261,10 @@ async def test_a_gateway_unheard_of_for_days_is_given_up(tmp_path: Path, monkeyp
     sweeping = asyncio.create_task(receiver._sweep())
     await asyncio.sleep(0.02)
     assert mirror.boots() == [BOOT]
+    clock.at_ms += 90_000
+    registry = CollectorRegistry()
+    registry.register(receiver)
+    assert registry.get_sample_value("tidegate_journal_silence_seconds", {"gateway": "us-gw"}) == 90
     clock.at_ms += receiving.GONE_MS_MAX + 1
     await until(lambda: not mirror.boots())
     sweeping.cancel()

@@ -149,6 +149,8 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         save_counts=ground.service_counts.save,
         distant=links.links if links is not None else None,
     )
+    if links is not None:
+        control.meters.registry.register(links.receiver)
     billing = billing_service(config, ground, control, clock)
     foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=machine.logs)
     agent = NodeAgent(

@@ -6,7 +6,10 @@ gone for ever: its running streams are then billed up to their last checkpoint.
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from typing import Protocol
+
+from prometheus_client.metrics_core import GaugeMetricFamily
 
 from tidegate.domain.errors import LinkFault, StoreFault
 from tidegate.domain.ports import Clock, Link, Listener
@@ -41,12 +44,27 @@ class Mirror(Protocol):
 
 
 class Receiver:
-    """`run` serves links until it is cancelled."""
+    """`run` serves links until it is cancelled. Also a collector for Prometheus: who was not heard of for how long."""
 
     def __init__(self, listener: Listener, mirror: Mirror, clock: Clock) -> None:
         self._listener, self._mirror, self._clock = listener, mirror, clock
         self._disk = asyncio.Lock()  # one writer at a time
         self._heard_ms: dict[str, int] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """While the seconds of a gateway grow, its usage records wait on its own disk."""
+        what = "Seconds since the journal of a gateway on another machine was heard of"
+        family, now_ms = (
+            GaugeMetricFamily("tidegate_journal_silence_seconds", what, labels=["gateway"]),
+            self._clock.now_ms(),
+        )
+        silent: dict[str, int] = {}
+        for boot, heard_ms in self._heard_ms.items():
+            name = boot.partition("+")[0]
+            silent[name] = min(silent.get(name, now_ms), now_ms - heard_ms)
+        for name, ms in sorted(silent.items()):
+            family.add_metric([name], max(ms, 0) / 1_000)
+        yield family
 
     async def run(self) -> None:
         links: set[asyncio.Task[None]] = set()
