@@ -264,8 +264,10 @@ class FleetCore:
             elif (endpoint := fleet.endpoints.get(key)) is not None:
                 if kind == "ahead":
                     prewarm.look(fleet, endpoint, now_ms)
-                else:
+                elif endpoint.timer_ms == stamp:
                     endpoint.timer_ms = None
+                else:
+                    continue  # overtaken by an earlier one since: heard, each of them would arm another, for ever
                 fleet.touch(key)
 
     def _settle(self, now_ms: int) -> None:

@@ -259,7 +259,7 @@ class Fleet:
         """Steer this endpoint at `at_ms` at the latest. At most a handful of timers an endpoint are ever alive."""
         if endpoint.timer_ms is None or at_ms < endpoint.timer_ms:
             endpoint.timer_ms = at_ms
-            self.set_timer(at_ms, "endpoint", endpoint.name)
+            self.set_timer(at_ms, "endpoint", endpoint.name, at_ms)
 
     def cold_tier(self, model: ModelProfile, *nodes: str) -> Tier:
         """Where a start on any of `nodes` finds the weights. A fetch under way is shared, so its node counts as one."""
