@@ -82,9 +82,9 @@ def test_load_is_remembered_for_about_a_minute() -> None:
     service = ServiceTime()
     for second in range(1, 301):
         service.observe(second * 1_000, 6, 3)
-    assert service.at_once == pytest.approx(6.0, rel=0.02)
-    service.observe(360_000, 0, 6)
-    assert service.at_once == pytest.approx(3.0, rel=0.05)
+    assert service.at_once(300_000, 6) == pytest.approx(6.0, rel=0.02)
+    assert service.at_once(360_000, 0) == pytest.approx(3.0, rel=0.05)
+    assert service.at_once(3_600_000, 0) < 0.2, "also when no report has come since"
 
 
 def test_a_replica_goes_where_its_neighbours_had_less_to_do() -> None:

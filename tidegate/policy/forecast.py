@@ -184,19 +184,19 @@ class ServiceTime:
     ended while others were held ÷ replica-time.
     """
 
-    __slots__ = ("_ended", "_full_ended", "_full_ms", "_last_ms", "_run_ms", "at_once")
+    __slots__ = ("_at_once", "_ended", "_full_ended", "_full_ms", "_last_ms", "_run_ms")
 
     def __init__(self) -> None:
         self._run_ms, self._ended, self._last_ms = 0.0, 0.0, 0
         self._full_ms, self._full_ended = 0.0, 0.0
-        self.at_once = 0.0  # requests in flight, in the mean of about the last `RECENT_MS`
+        self._at_once = 0.0
 
     def observe(self, now_ms: int, in_flight: int, ended: int, full: int = 0) -> None:
         """`in_flight` ran since the last report, on replicas of which `full` had no free slot; `ended` are over."""
         passed_ms, ended = now_ms - self._last_ms, max(0, ended)
+        self._at_once = self.at_once(now_ms, in_flight)
         self._last_ms = now_ms
         self._run_ms += in_flight * passed_ms
-        self.at_once += (in_flight - self.at_once) * passed_ms / (RECENT_MS + passed_ms)
         self._ended += ended
         if self._ended > ENDED_MAX:
             self._ended *= 0.5
@@ -207,6 +207,11 @@ class ServiceTime:
             if self._full_ended > ENDED_MAX:
                 self._full_ended *= 0.5
                 self._full_ms *= 0.5
+
+    def at_once(self, now_ms: int, in_flight: int) -> float:
+        """Requests in flight in the mean of about the last `RECENT_MS`, with `in_flight` since the last report."""
+        passed_ms = now_ms - self._last_ms
+        return self._at_once + (in_flight - self._at_once) * passed_ms / (RECENT_MS + passed_ms)
 
     @property
     def served_per_s(self) -> float | None:

@@ -56,12 +56,6 @@ def activate(
     if option is None:
         return False
     chosen, sleeper = option
-    if press is Press.SPARE and endpoint.waiting_since_ms is not None and not _rescued(endpoint, chosen.ready_ms):
-        # An overload is expected to last as long again as it has lasted: no help that comes up later than that.
-        worth_from_ms = endpoint.waiting_since_ms + chosen.ready_ms
-        if worth_from_ms > now_ms:
-            fleet.look_again(endpoint, worth_from_ms)
-            return False
     node = chosen.places[0][0]
     inputs = (
         *seen,
@@ -190,7 +184,8 @@ def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
     for replica in fleet.residents[place].values():
         owner = fleet.endpoints.get(replica.endpoint)
         if owner is not None:
-            left += round(CROWD_MS * min(owner.service.at_once / owner.deployment.concurrency_target, 1.0))
+            at_once = owner.service.at_once(now_ms, owner.in_flight)
+            left += round(CROWD_MS * min(at_once / owner.deployment.concurrency_target, 1.0))
         if replica.state is S.WAKING and replica.deployment is not None:
             model = replica.deployment.model
             whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)

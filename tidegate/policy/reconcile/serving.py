@@ -67,12 +67,11 @@ def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None]
 
 def _serve_first_load(fleet: Fleet, now_ms: int) -> None:
     """Load a new endpoint once, so that its first request finds it in host memory. Never at anybody's cost."""
-    loading = 0
     for name in list(fleet.first_loads)[: fleet.settings.first_loads_max]:
         endpoint = fleet.endpoints.get(name)
         if endpoint is None or endpoint.loaded_once or endpoint.failures >= fleet.settings.failures_max:
             del fleet.first_loads[name]
-        elif endpoint.live_count() or endpoint.activations:
-            loading += 1
-        elif endpoint.retry_ms <= now_ms and not activate(fleet, endpoint, now_ms, "first_load", Press.GENTLE, None):
+        elif endpoint.live_count() or endpoint.activations or endpoint.retry_ms > now_ms:
+            continue
+        elif not activate(fleet, endpoint, now_ms, "first_load", Press.GENTLE, None):
             fleet.first_loads[name] = fleet.first_loads.pop(name)  # to the end: another may fit
