@@ -1,13 +1,19 @@
 """What of an engine can be reached through a relay port, over real TLS: its OpenAI API, and nothing by any trick."""
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import httptools
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.transports.machines import ControlMachine
 from tidegate.domain.errors import LinkFault
+from tidegate.transports import relay as relay_module
 from tidegate.transports.door import Service
 from tidegate.transports.relay import Relay
 from tidegate.transports.tls import RELAY, Dialer
@@ -202,3 +208,47 @@ def test_nodes_may_not_use_each_others_engines(tmp_path: Path) -> None:
         assert engine.heard == b""
 
     run(tmp_path, scenario, role="node")
+
+
+class Heard:
+    """What an engine's parser makes of bytes: (method, path) of each request."""
+
+    def __init__(self, data: bytes) -> None:
+        self.requests: list[tuple[bytes, bytes]] = []
+        self._url = b""
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_headers_complete(self) -> None:
+        self.requests.append((self._parser.get_method(), self._url))
+
+
+PIECES = [
+    ASK + b"\r\n{}",
+    b"POST /control/sleep HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"content-length: 5\r\n",
+    b"transfer-encoding: chunked\r\n",
+    b"\r\n\r\n",
+    b"0\r\n\r\n",
+    b" HTTP/1.1\n",
+    CHAT,
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=8)), max_size=8), st.data())
+def test_whatever_comes_an_engine_hears_only_what_is_allowed(pieces: list[bytes], data: st.DataObject) -> None:
+    """Also cut anywhere: a request is what is said, not how it arrives."""
+    said, allowed, passed = b"".join(pieces), relay_module._Filter(frozenset([CHAT])), b""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(said)), max_size=4)))
+    with contextlib.suppress(relay_module._NotAllowed):  # it ends the connection; what passed before has passed
+        for start, end in itertools.pairwise([0, *cuts, len(said)]):
+            passed += allowed.feed(said[start:end])
+    assert {*Heard(passed).requests} <= {(b"POST", CHAT)}
