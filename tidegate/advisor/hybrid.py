@@ -41,6 +41,8 @@ class Hybrid:
     concurrency: int
     monthly_usd: float
     share: float
+    p50_ttft_ms: float
+    p95_ttft_ms: float
     p99_ttft_ms: float
     feasible: bool
     why: str
@@ -114,19 +116,19 @@ def _said(
     names = (f"{base[0].name}/{base[1].id}", f"{overflow[0].name}/{overflow[1].id}", label(rental.name, curve.spread))
     if not k:
         why = "one replica always has a place free: there is nothing to overflow"
-        return Hybrid(
-            *names, 0, curve.slots, monthly[1] if len(monthly) > 1 else monthly[0], 0.0, 0.0, False, why, monthly
-        )
+        usd = monthly[1] if len(monthly) > 1 else monthly[0]
+        return Hybrid(*names, 0, curve.slots, usd, 0.0, 0.0, 0.0, 0.0, False, why, monthly)
     over = np.array(done.index) >= k
     ttft = done.ttft_ms.copy()
-    served = costing.by_tokens(overflow[1], part.chosen(over, f"{part.name} over {k} x {names[2]}"))
+    served = costing.by_tokens(overflow[1], part.chosen(over, f"{part.name} over {k} x {curve.slots} on {names[2]}"))
     if len(served.ttft_ms):
         ttft[over] = served.ttft_ms
-    p99, slo = _p99(ttft), costing.need.slo_ttft_ms
+    p50, p95, p99 = (float(q) for q in np.quantile(ttft, (0.5, 0.95, 0.99)))
+    slo = costing.need.slo_ttft_ms
     why = f"{k} x {names[2]} reserved, {100 * over.mean():.1f} % overflow above {curve.slots} at once on each"
     if p99 > slo:
         why = f"p99 of TTFT {p99:,.0f} ms is over the target of {slo:,.0f} ms"
-    return Hybrid(*names, k, curve.slots, monthly[k], float(over.mean()), p99, p99 <= slo, why, monthly)
+    return Hybrid(*names, k, curve.slots, monthly[k], float(over.mean()), p50, p95, p99, p99 <= slo, why, monthly)
 
 
 def _usd_by_index(costing: Costing, offer: Offer, done: Replayed) -> Floats | None:
