@@ -255,8 +255,8 @@ def _hybrid_mode(mixed: Hybrid | None) -> ModeRow:
         return ModeRow("hybrid", None, None, None, None, None, None, 0.0, None, False, why)
     usd = mixed.monthly_usd
     return ModeRow(
-        "hybrid", usd, None, None, mixed.p50_ttft_ms, mixed.p95_ttft_ms, mixed.p99_ttft_ms, 0.0, None, mixed.feasible, mixed.why,
-        f"{mixed.base} + {mixed.overflow}", mixed.accelerator, mixed.replicas,
+        "hybrid", usd, None, None, mixed.p50_ttft_ms, mixed.p95_ttft_ms, mixed.p99_ttft_ms, 0.0, None, mixed.feasible,
+        mixed.why, f"{mixed.base} + {mixed.overflow}", mixed.accelerator, mixed.replicas,
     )  # fmt: skip
 
 
