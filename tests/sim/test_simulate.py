@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tidegate.domain.plan import Command, Event, Tick
+from tidegate.policy.reconcile import FleetCore
 from tidegate.sim import api, baselines, bound, profile, workload
 from tidegate.sim.compute import CHUNK_MS, Compute, Engine, Request
 from tidegate.sim.plan import plan
@@ -181,3 +183,20 @@ def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
         world.run(api.trace.rows(path))
         sizes.append(len(world.requests) + len(world._heap) + len(world.meter.ttft.bins))
     assert sizes[1] < sizes[0] + 400
+
+
+def test_endpoints_that_wait_for_room_arm_one_timer_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overtaken timers once armed others when they rang, and each waiting endpoint looked ten times a second."""
+    ticks = 0
+    handle = FleetCore.handle
+
+    def counted(core: FleetCore, event: Event, now_ms: int) -> list[Command]:
+        nonlocal ticks
+        ticks += isinstance(event, Tick)
+        return handle(core, event, now_ms)
+
+    monkeypatch.setattr(FleetCore, "handle", counted)
+    trace = small_trace(tmp_path / "t.csv", endpoints=8, minutes=10.0)
+    result = api.simulate(trace, policy="fixed-keepalive:3600", accelerators=1)
+    assert result["refused"] > 0, "some wait for ever"
+    assert ticks < 8 * 600

@@ -136,7 +136,8 @@ def _on_node(
     offers, known = [], dict[str, Candidate | None]()
     for place in places:
         account = fleet.book.accounts[place]
-        if press is not Press.FORCE and account.headroom + fleet.idle_bytes[place] < deployment.accelerator_bytes:
+        may_leave = 0 if fleet.settings.victim_order == "none" else fleet.idle_bytes[place]
+        if press is not Press.FORCE and account.headroom + may_leave < deployment.accelerator_bytes:
             continue
         residents = fleet.residents[place].values()
         if any(r.endpoint == endpoint.name and endpoint.live(r) for r in residents):

@@ -8,6 +8,7 @@ from tidegate.policy.reconcile.room import Press, activate
 
 # A waiting endpoint looks over the fleet at most this often; in between it is offered what comes free.
 SEARCH_PAUSE_MS = 200
+NO_VICTIM_PAUSE_MS = 1_000  # where nobody gives way (baselines), what comes free is offered; this finds the rest
 BATCH_PAUSE_MS = 1_000  # nobody waits for batch, and on a busy fleet it would look at every event
 
 
@@ -20,7 +21,7 @@ def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
         if endpoint is None or endpoint.wait_key is None:
             continue
         pause_ms = BATCH_PAUSE_MS if name in fleet.batch else SEARCH_PAUSE_MS
-        overdue = name not in fleet.batch and now_ms >= _bound_ms(fleet, endpoint)
+        overdue = name not in fleet.batch and endpoint.searched_ms < _bound_ms(fleet, endpoint) <= now_ms
         if overdue or now_ms - endpoint.searched_ms >= pause_ms:
             endpoint.searched_ms = now_ms
             _serve(fleet, endpoint, now_ms, None)
@@ -54,13 +55,15 @@ def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None]
             continue
         # What still runs on a replica on its way out is service, too: an endpoint of long requests would else come back
         # at once each time it gave way, until all memory is held by replicas that drain.
-        starves = has_none and not endpoint.in_flight and bound_ms <= now_ms
+        evicts = fleet.settings.victim_order != "none"
+        starves = has_none and not endpoint.in_flight and bound_ms <= now_ms and evicts
         if starves and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
             continue
         if nodes is None:
             again_ms = bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max
             if has_none:  # what became ready a moment ago may leave when its minimum residency ends: no event says so
-                again_ms = min(again_ms, now_ms + max(SEARCH_PAUSE_MS, fleet.settings.residency_ms_min) + 1)
+                soon_ms = max(SEARCH_PAUSE_MS, fleet.settings.residency_ms_min) if evicts else NO_VICTIM_PAUSE_MS
+                again_ms = min(again_ms, now_ms + soon_ms + 1)
             fleet.look_again(endpoint, again_ms)
         return
 
