@@ -26,6 +26,7 @@ BENCHES = {
     "advise": "What advice costs, and its recommendation against an exhaustive replay, on real traffic.",
     "alternate": "Two endpoints take turns on one accelerator for five minutes.",
     "wake_gpu": "Wake of a 16 GB and a 60 GB model against pinned bandwidth; needs an NVIDIA GPU.",
+    "activation": "Where the time of a request goes that has to swap one model for another, step by step.",
     "dedicated_like": "Eight endpoints on two accelerators against the same eight on eight.",
     "fairness": "Nine quiet tenants beside one that floods, with and without the flood.",
     "hybrid": "Overflow and fallback: who served what, and what each cost.",
