@@ -9,14 +9,14 @@ from tidegate.transports.door import Door, Service
 from tidegate.transports.enrolment import Joined, Registrar, join
 from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
 from tidegate.transports.secure import SecureListener
-from tidegate.transports.tls import JOIN, LINK, Credentials, prepare
+from tidegate.transports.tls import JOIN, LINK, UNREAD_MS_MAX, Credentials, prepare
 
 EVERYBODY = frozenset((CONTROL, NODE, GATEWAY))
 CONTROL_PLANE = Identity(CONTROL, CONTROL, "hub")
 
 
 def listening() -> socket.socket:
-    found = prepare(socket.socket())
+    found = prepare(socket.socket(), UNREAD_MS_MAX)
     found.bind(("127.0.0.1", 0))
     found.listen()
     found.setblocking(False)

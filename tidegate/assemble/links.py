@@ -25,7 +25,18 @@ from tidegate.transports.enrolment import JOINERS_MAX, Joined, Registrar, is_new
 from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
 from tidegate.transports.relay import Relay
 from tidegate.transports.secure import SecureListener, SharedClock, connector
-from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, WEIGHTS, Credentials, Dialer, parse, prepare
+from tidegate.transports.tls import (
+    JOIN,
+    JOURNAL,
+    LINK,
+    RELAY,
+    UNREAD_MS_MAX,
+    WEIGHTS,
+    Credentials,
+    Dialer,
+    parse,
+    prepare,
+)
 
 FOLDER, ADDRESS_FILE = "pki", "address"
 LOCAL_GATEWAY = "platform"  # the certificate with which the platform's own gateway reaches nodes elsewhere
@@ -112,7 +123,7 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
         )
     folder = data / FOLDER
     authority = open_authority(folder, config.links.ca_file, config.links.ca_key_file)
-    listener = prepare(listen_tcp(host.strip("[]"), int(port)))
+    listener = prepare(listen_tcp(host.strip("[]"), int(port)), UNREAD_MS_MAX)
     address = config.links.address or f"{host}:{listener.getsockname()[1]}"
     own = {identity.role: authority.own(identity, folder / name) for identity, name in own_parts(config.region).items()}
     (folder / ADDRESS_FILE).write_text(address)
@@ -220,8 +231,10 @@ class NodeLinks:
     """A node's links to a platform on another machine, and its relay port for gateways."""
 
     def __init__(self, config: Config, membership: Membership) -> None:
-        host, _, port = (config.links.listen or "0.0.0.0:0").rpartition(":")
-        self._membership, self._listener = membership, prepare(listen_tcp(host.strip("[]"), int(port)))
+        anywhere = "[::]:0" if ":" in parse(membership.known.control).host else "0.0.0.0:0"
+        host, _, port = (config.links.listen or anywhere).rpartition(":")
+        self._membership = membership
+        self._listener = prepare(listen_tcp(host.strip("[]"), int(port)), UNREAD_MS_MAX)
         found = (self._listener.getsockname()[1], host.strip("[]"))
         self.address = config.links.address or f"{_reached_from(membership.known, found[1])}:{found[0]}"
         self._removed: frozenset[int] = frozenset()

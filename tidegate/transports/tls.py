@@ -23,7 +23,10 @@ WEIGHTS = "tidegate-weights"
 HANDSHAKE_S_MAX = 5.0
 CONNECT_MS_MAX = 5_000
 # A peer whose cable was cut says nothing, not even that it is gone: probes find out in idle + interval × count.
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES, UNACKNOWLEDGED_MS_MAX = 2, 1, 3, 5_000
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 2, 1, 3
+# Probes are not sent while data waits to be acknowledged, so that wait has a bound of its own. Linux counts a peer that
+# does not read (a closed window) towards it, too: where answers are sent, it must be longer than a client may stall.
+UNACKNOWLEDGED_MS_MAX, UNREAD_MS_MAX = 5_000, 75_000
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -136,12 +139,8 @@ class Dialer:
 async def open_tls(host: str, port: int, tls: ssl.SSLContext, protocol: Callable[[], P]) -> tuple[asyncio.Transport, P]:
     """Raises OSError. A peer that vanishes is noticed by the kernel (`prepare`)."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, kind, _, _, address = found[0]
-    connection = prepare(socket.socket(family, kind))
+    connection = await _connected(host, port)
     try:
-        connection.setblocking(False)
-        await loop.sock_connect(connection, address)
         transport, made = await loop.create_connection(
             protocol, sock=connection, ssl=tls, server_hostname="", ssl_handshake_timeout=HANDSHAKE_S_MAX
         )
@@ -151,12 +150,31 @@ async def open_tls(host: str, port: int, tls: ssl.SSLContext, protocol: Callable
     return transport, made
 
 
-def prepare(connection: socket.socket) -> socket.socket:
+async def _connected(host: str, port: int) -> socket.socket:
+    """To the first of a name's addresses that answers. Raises OSError, the last one's."""
+    loop, problem = asyncio.get_running_loop(), OSError(f"{host} has no address")
+    for family, kind, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        connection = prepare(socket.socket(family, kind))
+        try:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, address)
+        except OSError as error:
+            connection.close()
+            problem = error
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise problem
+
+
+def prepare(connection: socket.socket, unacknowledged_ms_max: int = UNACKNOWLEDGED_MS_MAX) -> socket.socket:
     """Options that connections accepted on a listening socket inherit (tcp(7))."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged_ms_max)
     return connection
