@@ -1,6 +1,9 @@
 """The pages people read agree with the code."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 from tidegate.domain.errors import REFUSALS
 
@@ -32,3 +35,19 @@ def test_the_architecture_page_has_a_line_for_every_module() -> None:
         if not path.name.startswith("__") and "migrations" not in path.parts
     ]
     assert [module for module in modules if f"- `{module}`: " not in page] == []
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bench" / "results").glob("*.md"))]
+LINK = re.compile(r"\[[^\]]*\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+def test_every_page_can_be_found_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert [name for name in sorted(names) if f"({name})" not in index] == []

@@ -176,3 +176,14 @@ def test_scaling_keeps_the_shape() -> None:
     assert abs(len(twice) / len(traffic) - 2.5) < 0.01
     assert twice.span_ms == traffic.span_ms
     assert np.all(np.diff(twice.t_ms) >= 0)
+
+
+def test_silence_before_an_export_began_is_not_traffic(tmp_path: Path) -> None:
+    """`usage export` counts from the beginning of the month, however young the platform is."""
+    twentieth = 20 * 86_400
+    traffic = read(trace(tmp_path, [f"{twentieth + 68_400 + k * 6},a,100,10" for k in range(100)]))
+    assert traffic.span_ms <= 2 * HOUR_MS
+    assert any("taken as not watched yet" in note for note in traffic.notes)
+    # The silent morning of a day of traffic stays, and with it the hours of the day.
+    traffic = read(trace(tmp_path, [f"{twentieth + 28_800 + k * 3_600},a,100,10" for k in range(10)]))
+    assert traffic.t_ms[0] == 8 * HOUR_MS

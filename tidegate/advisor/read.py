@@ -215,7 +215,10 @@ class _Reader:
         at, names, inputs, cached, outputs, service = zip(*rows, strict=True)
         instants = np.array(at)
         start = float(instants[0]) if self._absolute else None
-        instants = instants - (start or 0.0)
+        lead_ms = start if start is not None else _unwatched_ms(float(instants[0]), float(instants[-1]))
+        if start is None and lead_ms:
+            notes.append(f"nothing in the first {_span(lead_ms)}: taken as not watched yet, and left out")
+        instants = instants - lead_ms
         span_ms = max(_rounded_span(float(instants[-1])), 1.0)
         if float(instants[-1]) <= float(instants[0]) and len(rows) >= ROWS_MIN:
             notes.append("every request has the same time: one offline job without arrivals, taken as a daily one")
@@ -235,6 +238,15 @@ class _Reader:
             start_ms=None if start is None else start + self._offset_ms,
             notes=(*notes, *shortness(len(rows), span_ms)),
         )
+
+
+def _unwatched_ms(first: float, last: float) -> float:
+    """How much of the time before the first `t_s` is left out: whole days (hours of the day stay what they are), and
+    whole hours too where the silence before is longer than the traffic after it. An export of a month that began weeks
+    before its platform did would else be taken for a month of hardly any traffic.
+    """
+    days = first // DAY_MS * DAY_MS
+    return first // HOUR_MS * HOUR_MS if first - days > max(HOUR_MS, last - first) else days
 
 
 def shortness(requests: int, span_ms: float) -> list[str]:

@@ -68,7 +68,10 @@ def remove(scope: What, subject: Subject, output: Output = Format.TABLE, url: Ur
 
 
 def _row(limits: dict[str, Any]) -> dict[str, Any]:
-    budgets = [
-        f"{usd(b['left_usd'] or '?')} of {usd(b['usd'])} USD left {_SPAN[b['window']]}" for b in limits["budgets"]
-    ]
-    return limits | {"budgets": budgets}
+    return limits | {"budgets": [_budget(one) for one in limits["budgets"]]}
+
+
+def _budget(one: dict[str, Any]) -> str:
+    if one["left_usd"] is None:  # just set: what was spent is not known yet
+        return f"{usd(one['usd'])} USD {_SPAN[one['window']]}"
+    return f"{usd(one['left_usd'])} of {usd(one['usd'])} USD left {_SPAN[one['window']]}"
