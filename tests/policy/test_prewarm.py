@@ -5,8 +5,9 @@ from random import Random
 import pytest
 
 from tests.policy.test_reconcile import FAST, kinds, seen, world
-from tests.policy.world import World
+from tests.policy.world import World, deployment
 from tidegate.domain import plan
+from tidegate.domain.endpoint import Scaling
 from tidegate.domain.fleet import Tier
 from tidegate.policy.forecast import HOUR_MS, ArrivalHistory
 
@@ -37,6 +38,21 @@ def test_who_is_asked_by_the_clock_is_up_before_its_request() -> None:
     assert scene.waits["a"][waits:] == [0]
     reason = prewarms(scene)[-1].reason
     assert dict(reason.inputs)["likely"] >= 0.67, "and the audit log says why"
+
+
+def test_it_stays_for_as_long_as_it_was_expected_whatever_its_zero_window() -> None:
+    scene = world(gb=4)
+    scene.apply(deployment("a", scaling=Scaling(zero_window_ms=1_000)))
+    for _ in range(12):
+        scene.ask("a")
+        scene.run(10 * MINUTE)
+    up = prewarms(scene)
+    assert up
+    waits = len(scene.waits["a"])
+    scene.ask("a")
+    scene.run(MINUTE)
+    assert scene.waits["a"][waits:] == [0]
+    assert seen(scene, "a").tier is Tier.HOST, "and its owner's window counts again once it was asked"
 
 
 @pytest.mark.parametrize("order", ["lru", "none"])

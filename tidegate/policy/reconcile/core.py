@@ -96,6 +96,8 @@ class FleetCore:
         if arrived > 0:
             regret.gap_ended(fleet, endpoint, now_ms)
             endpoint.history.observe(now_ms, arrived)
+            if endpoint.ahead_until_ms:  # its keep-alive counts again, and ends sooner than its timer
+                endpoint.ahead_until_ms, endpoint.timer_ms = 0, None
         if arrived > 0 or endpoint.busy:
             endpoint.quiet_since_ms = now_ms
         if arrived > 0 or event.queued > 0:
@@ -173,8 +175,7 @@ class FleetCore:
             return
         for name in fleet.gateway_demand.pop(gateway, {}):
             endpoint = fleet.endpoints.get(name)
-            last = endpoint.demand.pop(gateway, None) if endpoint is not None else None
-            if endpoint is not None and last is not None:
+            if endpoint is not None and (last := endpoint.demand.pop(gateway, None)) is not None:
                 endpoint.queued -= last.queued
                 endpoint.in_flight -= last.in_flight
                 fleet.touch(name)

@@ -99,6 +99,7 @@ class Endpoint:
     retry_ms: int = 0
     timer_ms: int | None = None
     ahead_ms: int = 0  # when it is looked at next to be brought up ahead of demand
+    ahead_until_ms: int = 0  # until when it was expected to be asked, when it was brought up so
     over_since_ms: int | None = None  # since when more replicas are wanted than there are
     calm_ready: int = 0
     stranded: bool = False
@@ -143,8 +144,7 @@ class Endpoint:
     @property
     def load(self) -> int:
         """Requests that ask for replicas: all but those held that present ones get to in time, as fast as measured."""
-        rate = self.service.served_per_s if self.queued else None
-        ready = self.ready_count() if rate is not None else 0
+        ready, rate = self.ready_count() if self.queued else 0, self.service.served_per_s
         return scaling.pressing(self.queued, self.in_flight, ready, rate, self.deployment.slo.ttft_ms)
 
     @property

@@ -46,3 +46,4 @@ def look(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     seen = (("likely", round(likely, 2)), ("within_ms", within_ms))
     if likely >= LIKELY and activate(fleet, endpoint, now_ms, "prewarm", Press.AHEAD, None, seen):
         fleet.ahead.append(endpoint.name)
+        endpoint.ahead_until_ms = now_ms + min(within_ms, HOUR_MS)

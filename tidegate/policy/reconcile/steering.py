@@ -94,7 +94,8 @@ def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
     if not endpoint.busy and _retry_failed(endpoint, settings.failures_max):
         minimum = max(minimum, 1)
     zero_ms = deployment.scaling.zero_window_ms
-    warm_until = endpoint.quiet_since_ms + (settings.idle_ms_max if zero_ms is None else zero_ms)
+    idle_until_ms = endpoint.quiet_since_ms + (settings.idle_ms_max if zero_ms is None else zero_ms)
+    warm_until = max(idle_until_ms, endpoint.ahead_until_ms)
     reactive, peak = _reactive(fleet, endpoint, now_ms), endpoint.window.peak(now_ms)
     want = scaling.decide(reactive, minimum, max(maximum, minimum), peak, endpoint.busy or warm_until > now_ms)
     endpoint.window.push(now_ms, want.required)
