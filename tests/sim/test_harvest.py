@@ -7,7 +7,8 @@ import pytest
 from tests.sim.test_simulate import small_trace
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import serving
-from tidegate.sim import api, harvest, profile
+from tidegate.sim import api, harvest, page, profile
+from tidegate.sim.timeline import Timeline
 
 HEADER = "t_s,endpoint,input_tokens,output_tokens"
 FEW = "\n".join([HEADER, "0,a,100,10", "1800,a,100,10", "3600,a,100,10"]) + "\n"
@@ -44,6 +45,16 @@ def test_lines_give_way_and_none_is_lost(tmp_path: Path) -> None:
     assert 0.0 < result["harvest_share"] < 1.0
     assert without["batch_tokens"] == 0
     assert "batch_lines" not in without
+
+
+def test_the_page_says_what_batch_did(tmp_path: Path) -> None:
+    trace, timeline = tmp_path / "t.csv", Timeline()
+    trace.write_text(FEW)
+    result = api.simulate(trace, accelerators=2, batch_trace=job(tmp_path / "j.csv", 50), timeline=timeline)
+    html = page.render(result, timeline, "t.csv")
+    assert "batch lines done</dt><dd>50 <small>of 50" in html
+    assert "job:batch" in html
+    assert ">–</text>" in html, "no attainment of what nobody asked"
 
 
 def test_batch_that_finds_no_room_does_not_look_for_it_at_every_event(

@@ -58,6 +58,11 @@ def _figures(result: dict[str, Any]) -> str:
         ("activations", f"{result['activations']:,}"),
         ("saw an activation", f"{result['cold_share']:.2%}"),
     ]
+    if "batch_lines" in result:
+        lines, share = result["batch_lines"], result["harvest_share"]
+        of = f"of {lines + result['batch_lines_left']:,}"
+        shown.append(("batch lines done", f"{lines:,} <small>{of}</small>"))
+        shown.append(("harvest of idle time", "–" if share is None else f"{share:.1%}"))
     return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown) + "</dl>"
 
 
@@ -174,12 +179,12 @@ def _misses(timeline: Timeline, endpoint: str, top: float) -> list[str]:
 
 
 def _cells(totals: Totals, left: float, base: float) -> list[str]:
-    share = _attainment(totals)
+    share, asked = _attainment(totals), totals.requests > 0  # nobody asks a batch job anything
     values = (
-        (f"{totals.requests:,}", ""),
-        (f"{share:.2%}", " good" if share >= 0.99 else " bad"),
-        (f"{totals.beyond.quantile(0.99):,.0f}", ""),
-        (f"{totals.cold / max(totals.requests, 1):.1%}", ""),
+        (f"{totals.requests:,}" if asked else "–", ""),
+        (f"{share:.2%}" if asked else "–", "" if not asked else " good" if share >= 0.99 else " bad"),
+        (f"{totals.beyond.quantile(0.99):,.0f}" if asked else "–", ""),
+        (f"{totals.cold / totals.requests:.1%}" if asked else "–", ""),
         (f"{totals.activations:,}", ""),
         (f"{totals.resident_ms / 3.6e6:,.1f}", ""),
         (f"{totals.away_ms / 3.6e6:,.1f}", ""),
