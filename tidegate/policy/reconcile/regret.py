@@ -33,29 +33,19 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
     if owner.in_flight:  # what runs ends first, and what comes meanwhile waits for that, too
         back_ms += owner.service.mean_ms
     share = SPARE_SHARE if owner.live_count() > max(owner.required, 1) else 1.0
-    return share * _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
+    return share * _missed(fleet, owner, back_ms, now_ms)
 
 
 def of_absence(fleet: Fleet, owner: Endpoint, node: str, tier: Tier, now_ms: int) -> float:
     """Of staying on `tier` of `node` until the next request: what bringing it up ahead of that one saves."""
-    back_ms = _return_ms(fleet, owner, node, tier)
-    return _p_needed(fleet, owner, now_ms) * back_ms * late_requests(owner, back_ms)
-
-
-def late_requests(owner: Endpoint, back_ms: float) -> float:
-    """How many requests a return of `back_ms` makes late: the one that asks for it, and of what its burst brings
-    meanwhile the more, the nearer the return comes to the SLO. Far from it, waiting together costs no more than one.
-    """
-    brought = (max(owner.history.burst, 1.0) - 1.0) * min(back_ms / BURST_MS, BURSTS_MAX)
-    return 1.0 + brought * min(back_ms / SLO_TTFT_MS, 1.0) ** 2
+    return _missed(fleet, owner, _return_ms(fleet, owner, node, tier), now_ms)
 
 
 def of_forgetting(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
     """Of dropping a sleeping replica from host memory to disk."""
     dearer_ms = _return_ms(fleet, owner, replica.node, Tier.DISK) - _return_ms(fleet, owner, replica.node, Tier.HOST)
     spare = any(r is not replica and owner.current(r) for r in owner.replicas.values())
-    missed_ms = max(dearer_ms, 0.0) * late_requests(owner, dearer_ms)
-    return _p_needed(fleet, owner, now_ms) * missed_ms * (SPARE_SHARE if spare else 1.0)
+    return (SPARE_SHARE if spare else 1.0) * _missed(fleet, owner, max(dearer_ms, 0.0), now_ms)
 
 
 def lend_after_ms(fleet: Fleet, owner: Endpoint, node: str) -> float:
@@ -85,6 +75,16 @@ def _back_ms(fleet: Fleet, owner: Endpoint, node: str) -> float:
 @lru_cache(maxsize=4_096)
 def _instant(back_ms: float) -> float:
     return descend_after_ms((TierCost(BATCH_WORTH_PER_MS, 0.0), TierCost(0.0, back_ms)))[0]
+
+
+def _missed(fleet: Fleet, owner: Endpoint, back_ms: float, now_ms: int) -> float:
+    """How much is waited for a return of `back_ms`, by as many requests as it makes late: the one that asks for it,
+    and of what its burst brings meanwhile the more, the nearer the return comes to the SLO. Far from it, waiting
+    together costs no more than one.
+    """
+    brought = (max(owner.history.burst, 1.0) - 1.0) * min(back_ms / BURST_MS, BURSTS_MAX)
+    late = 1.0 + brought * min(back_ms / SLO_TTFT_MS, 1.0) ** 2
+    return _p_needed(fleet, owner, now_ms) * back_ms * late
 
 
 def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:
