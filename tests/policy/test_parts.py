@@ -132,7 +132,6 @@ def offer(place: str, headroom: int, free: int, *victims: Candidate, ready_ms: i
         ([offer("a", 0, 0, Candidate("v", 10, 5.0)), offer("b", 0, 0, Candidate("w", 10, 3.0))], 1, ["b"], ["w"]),
         ([offer("a", 0, 0, Candidate("v", 10, 900.0)), offer("b", 10, 10, ready_ms=700)], 1, ["b"], []),
         (
-            [offer("a", 0, 0, Candidate("v", 10, 30.0)), offer("b", 10, 10, ready_ms=700)],
             1,
             ["b"],
             [],

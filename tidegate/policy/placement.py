@@ -1,13 +1,10 @@
-"""Where an activation goes: the accelerators with the least (time to ready + regret of the victims while it stays)."""
+"""Where an activation goes: the accelerators with the least (time to ready + regret of the victims)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidegate.policy.book import Place
 from tidegate.policy.eviction import Candidate, choose
-
-# Regret is what is missed in about a second; whoever comes takes the place for ten of them at least.
-STAYS_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class Placement:
 
     @property
     def score_ms(self) -> float:
-        return self.ready_ms + STAYS_S * self.regret_ms
+        return self.ready_ms + self.regret_ms
 
 
 def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) -> Placement | None:
@@ -54,7 +51,7 @@ def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) ->
             if victims is None:
                 continue
             wait = 0 if offer.free_bytes >= need_bytes else drain_ms
-            score = STAYS_S * sum(v.regret_ms for v in victims) + wait + offer.ready_ms
+            score = sum(v.regret_ms for v in victims) + wait + offer.ready_ms
             if best is None or score < best[0]:
                 best = (score, index, victims)
         if best is None:
