@@ -233,6 +233,18 @@ def _contradicting_endpoints(config: Config) -> list[tuple[str, str]]:
     return problems
 
 
+_NAMES = "a name of a to z, 0 to 9 and . _ - inside, at most 63 characters"
+_PATTERNS = {
+    "url": "a URL, http:// or https://",
+    "hub_url": "a URL, http:// or https://",
+    "s3_endpoint": "a URL, http:// or https://",
+    "key_env": "the name of an environment variable",
+    "name": "TENANT/NAME of a to z, 0 to 9 and . _ -",
+    "listen": "HOST:PORT",
+    "address": "HOST:PORT",
+}
+
+
 def _problems(error: ValidationError) -> list[tuple[str, str]]:
     """pydantic's findings as (key, reason). Values are left out: a mistyped secret must not end up on a screen."""
     found = []
@@ -242,6 +254,8 @@ def _problems(error: ValidationError) -> list[tuple[str, str]]:
             message = "unknown key; docs/configuration.md lists them all"
         if item["type"] == "too_short":
             message = "too short: a secret has at least 16 characters"
+        if item["type"] == "string_pattern_mismatch":
+            message = f"expected {_PATTERNS.get(str(item['loc'][-1]), _NAMES)}"
         if not key:
             found += [(k, reason) for k, _, reason in (line.partition("\t") for line in message.split("\n"))]
         else:
