@@ -144,7 +144,7 @@ def test_after_a_restart_the_disk_serves_without_the_hub_and_no_secret_was_writt
 
 
 def test_of_several_nodes_one_fetches_and_all_serve(tmp_path: Path) -> None:
-    config = 'region = "hub"\n[accelerators]\ncount = 1\nmemory = "1MiB"\n' + CONFIG
+    config = 'region = "hub"\ndisk = "7GiB"\n[accelerators]\ncount = 1\nmemory = "1MiB"\n' + CONFIG
     shape = ("--region", "eu", "--accelerators", "1", "--accelerator-memory", "96MiB")  # one replica each
     model = demo_models.path(demo_models.NAMES[0])
     with hub_server.serving() as hub:
@@ -166,6 +166,7 @@ def test_of_several_nodes_one_fetches_and_all_serve(tmp_path: Path) -> None:
             wait_until(lambda: on_nodes(platform) == {"eu-1", "eu-2"}, "a replica on each node")
             shared = platform.directory / "data" / "weights" / "models"
             assert len(list(shared.iterdir())) == 1, "nodes of one machine share one cache"
+            assert (shared.parent / "budget").read_text() == f"{7 << 30}\n", "and the platform's budget"
             size = sum(path.stat().st_size for path in model.iterdir())
             assert hub.bytes_read - inspected < 1.1 * size, "and it was fetched once"
 

@@ -80,7 +80,9 @@ async def run_node(
             connect=links.connect if links is not None else connector(platform.control_address if platform else ""),
             clock=links.clock if links is not None else WallClock(),
             limits=node_limits(config),
-            weights=await asyncio.to_thread(node_weights, config, data, links.peers if links is not None else None),
+            weights=await asyncio.to_thread(
+                node_weights, config, data, links.peers if links is not None else None, guest=platform is not None
+            ),
             public=links.public if links is not None else lambda status: status.address,
         )
         machine.driver.open()

@@ -12,7 +12,7 @@ from tidegate.engines.weights.node_weights import NodeWeights
 from tidegate.engines.weights.peers import Peers
 from tidegate.engines.weights.s3 import S3Access
 
-FOLDER = "weights"
+FOLDER, BUDGET_FILE = "weights", "budget"
 TOKEN_BYTES_MAX = 4_096
 
 
@@ -25,15 +25,21 @@ def cache_folder(config: Config, data: Path) -> Path:
     return config.weights.cache_dir or data / FOLDER
 
 
-def node_weights(config: Config, data: Path, peers: Peers | None = None) -> NodeWeights:
-    """The disk cache, within the budget `disk`. `data` is the platform's directory, also for nodes that joined it on
-    its machine: they share one cache, so that what one of them fetches all have. `peers` are nodes on other machines.
-    Raises StartError, OSError.
+def node_weights(config: Config, data: Path, peers: Peers | None = None, *, guest: bool = False) -> NodeWeights:
+    """The disk cache, within the budget `disk`. `peers` are nodes on other machines. A `guest` is a node that joined a
+    platform on its machine, whose directory `data` is: they share one cache, so that what one of them fetches all have,
+    within the platform's budget, or a guest of a smaller one would evict the platform's models. Raises StartError,
+    OSError.
     """
     access = _access(config.weights)
     limits = DownloadLimits(connections=config.weights.connections)
-    folder = cache_folder(config, data)
-    return NodeWeights(DiskCache(folder, config.disk, lambda source: open_remote(source, access), limits, peers=peers))
+    folder, budget = cache_folder(config, data), config.disk
+    if guest and (folder / BUDGET_FILE).is_file():
+        budget = int((folder / BUDGET_FILE).read_text())
+    cache = DiskCache(folder, budget, lambda source: open_remote(source, access), limits, peers=peers)
+    if not guest:
+        (folder / BUDGET_FILE).write_text(f"{budget}\n")
+    return NodeWeights(cache)
 
 
 def _access(weights: WeightsConfig) -> Access:
