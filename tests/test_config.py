@@ -89,11 +89,11 @@ CONTRADICTIONS: list[tuple[str, str, str]] = [
         "endpoints.0.price_plan",
         "default",
     ),
-    ("[remotes.x]\nurl = 'ftp://h/v1'", "remotes.x.url", "pattern"),
+    ("[remotes.x]\nurl = 'ftp://h/v1'", "remotes.x.url", "expected a URL"),
     ("[remotes.x]\nurl = 'https://h/v1'\nkey_env = 'A'\nkey_file = 'b'", "remotes.x", "one of them"),
     ("[remotes.x]\nurl = 'https://u:p@h/v1'", "remotes.x", "credentials"),
     ("[remotes.x]\nurl = 'http://h/v1'\nkey_env = 'A'", "remotes.x", "in the clear"),
-    ("[[tenants]]\nid = 'a'\n[[endpoints]]\nname = 'nameonly'\nmodel = 'm'", "endpoints.0.name", "pattern"),
+    ("[[tenants]]\nid = 'a'\n[[endpoints]]\nname = 'nameonly'\nmodel = 'm'", "endpoints.0.name", "expected TENANT/NAME"),
 ]
 
 
