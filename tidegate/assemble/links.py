@@ -45,6 +45,8 @@ REMOVED_S = 10.0
 PATHS = frozenset(path.encode() for path in APIS)
 EVERYWHERE = frozenset(("0.0.0.0", "::", ""))
 
+Enrolled = Callable[[Identity, str], None]
+
 log = logging.getLogger(__name__)
 
 
@@ -74,14 +76,16 @@ class PlatformLinks:
         dialer = Dialer(self.control)
         return Peers(lambda address: dialer.blocking(address, WEIGHTS), self.relay_address, self.relay_address)
 
-    async def run(self, resolve: Callable[[str], str | None], admin: Path) -> None:
-        """Serves until it is cancelled. `resolve` says where an engine of this machine listens."""
+    async def run(self, resolve: Callable[[str], str | None], admin: Path, enrolled: Enrolled) -> None:
+        """Serves until it is cancelled. `resolve` says where an engine of this machine listens; `enrolled` is told of
+        each certificate given.
+        """
         gateways, anybody = frozenset((GATEWAY,)), frozenset((GATEWAY, NODE))
         services = {
             LINK: Service(anybody, self.links.serve),
             JOURNAL: Service(gateways, self.journals.serve),
             RELAY: Service(gateways, Relay(resolve, PATHS, str(admin)).serve),
-            JOIN: Service(frozenset(), Registrar(self.authority).serve, connections_max=JOINERS_MAX),
+            JOIN: Service(frozenset(), Registrar(self.authority, enrolled).serve, connections_max=JOINERS_MAX),
             WEIGHTS: Service(frozenset((NODE, CONTROL)), self.shared.serve),
         }
         door = Door(self.control, services, self.admitted)

@@ -43,6 +43,7 @@ from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Restart
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
+from tidegate.transports.identity import Identity
 from tidegate.transports.socket import connector, listen
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,12 @@ class Services:
             "gateway": self.gateway.run(),
         }
         if self.links is not None:
-            parts["links"] = self.links.run(self.control.loop.address, self.admin_path)
+            parts["links"] = self.links.run(self.control.loop.address, self.admin_path, self._enrolled)
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
+
+    def _enrolled(self, who: Identity, how: str) -> None:
+        self.control.activity.note("links", "enrolled", f"{who.role} {who.name}", f"{how} region={who.region}")
 
     @property
     def last_gateway_line(self) -> str:

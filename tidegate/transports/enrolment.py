@@ -57,10 +57,10 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 class Registrar:
-    """What is behind the ALPN name `JOIN` of the control plane's door."""
+    """What is behind the ALPN name `JOIN` of the platform's door. `enrolled` is told of each certificate given."""
 
-    def __init__(self, authority: Authority) -> None:
-        self._authority = authority
+    def __init__(self, authority: Authority, enrolled: Callable[[Identity, str], None] = lambda who, how: None) -> None:
+        self._authority, self._enrolled = authority, enrolled
         self._serving: set[asyncio.Task[None]] = set()
 
     def serve(self, peer: Peer | None) -> asyncio.Protocol:
@@ -91,7 +91,7 @@ class Registrar:
                 except LinkFault as fault:
                     log.warning("somebody may not join: %s", fault.reason)
                     return NotEnrolled(fault.reason)
-                log.info("%s has a certificate", identity)
+                self._enrolled(identity, "with a join token" if secret else "renewed its certificate")
                 return Enrolled(certificate.decode())
             case AskRemoved() if peer is not None:
                 return RemovedTold(self._authority.removed())
