@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.engine import refuse
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run, until
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.usage import Outcome
 from tidegate.wire.internal import Catalog, EndpointEntry
@@ -46,6 +46,29 @@ def test_a_line_waits_in_its_lane_and_is_recorded_under_its_own_name(tmp_path: P
             assert refused.id != "batch_1-7", "the name is left to the try that is billed"
             assert (done.id, done.outcome, done.output_tokens) == ("batch_1-7", Outcome.COMPLETED, 3)
             assert (done.tenant, done.key, done.endpoint, done.mode) == ("acme", "key-1", "acme/chat", Mode.BATCH)
+
+    run(main())
+
+
+def test_the_lines_of_an_adapter_wait_in_the_lane_of_its_base_and_are_recorded_as_its_own(tmp_path: Path) -> None:
+    tone = replace(ENDPOINTS[0], endpoint="acme/tone", base="acme/chat", adapter="d1 /tone")
+    carried = replace(tone, endpoint="acme/tone:batch", base="acme/chat:batch", serves="acme/tone", mode=Mode.BATCH)
+
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            r.control.endpoints = (*ENDPOINTS, tone)
+            await r.control.links[-1].send(
+                Catalog(100, (*KEYS, key(RUNNER, None, runner=True)), r.control.endpoints, (lane(), carried))
+            )
+            await r.control.route(r.target(), name="acme/chat:batch")
+            answer = await ask(r, model="tone")
+            assert r.engine.exchanges[0].headers["x-tidegate-adapter"] == "d1 /tone"
+            assert answer.error["code"] == "engine_error", "this engine does not say whose adapter answered"
+            assert [x.endpoint for x in r.journal.final] == ["acme/tone"]
+            r.control.version = 100
+            await publish(r)
+            assert (await ask(r, model="chat")).error["code"] == "capacity"
+            await until(lambda: "acme/chat:batch" not in r.gateway._loop._dispatch.endpoints(), "its lane forgotten")
 
     run(main())
 
