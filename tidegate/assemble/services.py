@@ -79,6 +79,7 @@ class Services:
             "gateway": self.gateway.run(),
         }
         if self.links is not None:
+            self.control.meters.registry.register(self.links.receiver)
             parts["links"] = self.links.run(self.control.loop.address, self.admin_path, self._enrolled)
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
@@ -153,8 +154,6 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         save_counts=ground.service_counts.save,
         distant=links.links if links is not None else None,
     )
-    if links is not None:
-        control.meters.registry.register(links.receiver)
     billing = billing_service(config, ground, control, clock)
     foreign = foreign_drivers(config, ground.run, lifeline=lifeline, threads=threads, logs=machine.logs)
     agent = NodeAgent(
