@@ -131,11 +131,6 @@ def offer(place: str, headroom: int, free: int, *victims: Candidate, ready_ms: i
         ([offer("a", 10, 10), offer("b", 10, 0)], 1, ["a"], []),  # free at once beats promised
         ([offer("a", 0, 0, Candidate("v", 10, 5.0)), offer("b", 0, 0, Candidate("w", 10, 3.0))], 1, ["b"], ["w"]),
         ([offer("a", 0, 0, Candidate("v", 10, 900.0)), offer("b", 10, 10, ready_ms=700)], 1, ["b"], []),
-        (
-            1,
-            ["b"],
-            [],
-        ),  # for ten seconds
         ([offer("a", 0, 0, Candidate("v", 9, 1.0)), offer("b", 4, 4)], 1, None, None),
         ([offer("a", 10, 10), offer("b", 0, 0, Candidate("v", 10, 1.0))], 2, ["a", "b"], ["v"]),
     ],
