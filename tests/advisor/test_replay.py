@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.advisor.engine import engine_ttft_ms
-from tidegate.advisor import estimate, hardware, replay
+from tidegate.advisor import estimate, hardware, replay, tries
+from tidegate.advisor.catalogue import Offer, Rental
 from tidegate.advisor.described import describe
 from tidegate.advisor.hardware import Curve
 from tidegate.advisor.replay import NEVER, WorkerRules
@@ -137,3 +138,11 @@ def test_the_estimate_of_bursts_is_within_a_tenth_of_the_replay(size: int) -> No
         if np.quantile(replay.fixed(curve, traffic.t_ms.tolist(), traffic.span_ms, n).ttft_ms, 0.99) <= 2_000.0
     )  # fmt: skip
     assert guess == pytest.approx(needed, rel=0.10)
+
+
+def test_keep_warm_pings_are_billed_as_what_they_run() -> None:
+    rental = Rental(name="t4", usd_per_hour=3.6)
+    offer = Offer(id="x", mode="serverless", title="x", billing="execution", idle_s=600, ping_s=300, round_up_ms=100)
+    assert tries.warm_usd(offer, rental, 3.6e6) == pytest.approx(12 * 0.1 * 3.6 / 3600)  # 12 pings of 100 ms
+    paid = Offer(id="x", mode="serverless", title="x", billing="execution", idle_s=600, round_up_ms=100)
+    assert tries.warm_usd(paid, rental, 3.6e6) == pytest.approx(3.6)

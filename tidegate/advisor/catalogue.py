@@ -54,6 +54,7 @@ class Offer(Facts, frozen=True, kw_only=True):
     `tokens`; `execution` (time in which a request runs, rounded up to `round_up_ms` each); `worker` (a worker from its
     start, or from ready where `bill_cold` is false, to its stop, `idle_s` after its last request); `reserved` (replicas
     by the hour, `fixed` or `reactive`: added `react_s` after load passed `target` of the slots).
+    `ping_s`: workers are kept warm by an empty request so often, billed as one unit of execution; 0: by being paid for.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Offer(Facts, frozen=True, kw_only=True):
     load_gb_s: Positive = 1.0
     bill_cold: bool = True
     idle_s: NotNegative = 0.0
+    ping_s: NotNegative = 0.0
     round_up_ms: Positive = 1.0
     workers_max: Annotated[int, Meta(ge=1)] = 1000
     slots_max: Annotated[int, Meta(ge=1)] = 256

@@ -263,7 +263,7 @@ class Costing:
             starts = np.array([begun for begun, ready, _, _ in done.intervals if ready > begun])
             cold_usd = rules.cold_ms * rental.usd_per_hour * c.spread / HOUR_MS
             usd = usd + self._by_unit(starts, np.full(len(starts), cold_usd))
-        usd = usd + rules.warm * part.span_ms / HOUR_MS * warm_rate * c.spread / self.units
+        usd = usd + rules.warm * tries.warm_usd(offer, rental, part.span_ms) * c.spread / self.units
         out = self._paid(done, part, rental, c, 0.0)
         return replace(out, usd=usd, paid_ms=float(rounded.sum()))
 

@@ -79,7 +79,7 @@ def sweep(costing: Costing, bases: Sequence[Named], overflows: Sequence[Named]) 
                 found.append((slow, value, base, overflow, rental, narrowed, done, k, costs))
     if not found:
         return None
-    found.sort(key=lambda one: one[:2])
+    found.sort(key=lambda one: (not one[7], *one[:2]))  # with something to overflow first
     said: list[Hybrid] = []
     for one in found[:TRIED_MAX]:
         said.append(_said(costing, *one[2:]))

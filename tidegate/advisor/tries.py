@@ -49,6 +49,15 @@ def reserved(part: Traffic, slo_ms: float, fit: Sequence[tuple[Rental, Curve]]) 
     return found
 
 
+def warm_usd(offer: Offer, rental: Rental, span_ms: float) -> float:
+    """What one worker on one accelerator costs to keep warm, beyond what it serves."""
+    if offer.ping_s and offer.billing == "execution":
+        pings = span_ms / (offer.ping_s * 1e3)
+        return pings * offer.round_up_ms * rental.usd_per_hour / HOUR_MS
+    rate = rental.usd_per_hour if rental.warm_usd_per_hour is None else rental.warm_usd_per_hour
+    return span_ms * rate / HOUR_MS
+
+
 def warm(offer: Offer, part: Traffic, slo_ms: float, cold_ms: float, none: Try, done: Replayed) -> list[Try]:
     """One, two … workers kept warm, from the replay of none: first workers take what they took, and so cost what being
     warm costs in place of what they cost then.
@@ -57,7 +66,6 @@ def warm(offer: Offer, part: Traffic, slo_ms: float, cold_ms: float, none: Try, 
         return []
     rental, curve = none.rental, none.curve
     rate = rental.usd_per_hour * curve.spread / HOUR_MS
-    warm_rate = rate if rental.warm_usd_per_hour is None else rental.warm_usd_per_hour * curve.spread / HOUR_MS
     own_ms = float(np.quantile(curve.prefill_ms, 0.99))
     found, saved_ms = [], 0.0
     for count in range(1, WARM_MAX + 1):
@@ -66,7 +74,7 @@ def warm(offer: Offer, part: Traffic, slo_ms: float, cold_ms: float, none: Try, 
                 saved_ms += until - (begun if offer.bill_cold else ready)
             elif number == count - 1 and offer.bill_cold and ready > begun:
                 saved_ms += cold_ms
-        usd = none.usd - saved_ms * rate + count * part.span_ms * warm_rate
+        usd = none.usd - saved_ms * rate + count * warm_usd(offer, rental, part.span_ms) * curve.spread
         # With one kept warm a burst waits for a place on it, not for the worker that is starting.
         found.append(Try(rental, curve, count, usd, own_ms <= slo_ms))
     return found
