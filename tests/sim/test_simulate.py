@@ -1,5 +1,6 @@
 """The public entry points on small traces, the compute model against arithmetic, the bound against runs."""
 
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,14 +57,15 @@ def test_plan_is_between_the_bound_and_dedicated(tmp_path: Path) -> None:
     assert result["lower_bound"]["name"] == bound.NAME
     assert lowest <= result["policies"]["tidegate"] <= result["policies"]["dedicated"]
     said: list[str] = []
-    again = plan(
-        trace,
-        attainment=0.9,
-        slo_ttft_ms=5_000.0,
-        policies=("tidegate", "dedicated"),
-        jobs=2,
-        progress=lambda policy, *_: said.append(policy),
-    )
+    with ProcessPoolExecutor(2, max_tasks_per_child=16) as pool:
+        again = plan(
+            trace,
+            attainment=0.9,
+            slo_ttft_ms=5_000.0,
+            policies=("tidegate", "dedicated"),
+            pool=pool,
+            progress=lambda policy, *_: said.append(policy),
+        )
     assert again == result, "searched in two processes"
     assert {name.partition(":")[0] for name in said} == {"tidegate", "dedicated"}
 

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
 Trace = Annotated[Path, typer.Option(help="CSV, CSV.gz or Parquet: t_s,endpoint,input_tokens,output_tokens")]
 Fleet = Annotated[Path | None, typer.Option(help="fleet and model profiles (TOML)")]
 Slo = Annotated[int, typer.Option("--slo-ttft-ms", min=1, help="TTFT target beyond the prefill itself")]
+TRIES_A_PROCESS = 16
 Tell = Callable[[str, int, int], None]
 
 
@@ -70,7 +72,7 @@ def plan(
         _known(name)
     from tidegate.sim.plan import plan as search
 
-    with _bar(output) as tell, _refusals():
+    with _bar(output) as tell, _refusals(), _processes(jobs) as pool:
         result = search(
             trace,
             fleet=fleet,
@@ -78,8 +80,8 @@ def plan(
             slo_ttft_ms=slo_ttft_ms,
             each_endpoint=each_endpoint,
             policies=tuple(policy) if policy else POLICIES,
-            jobs=jobs,
-            progress=lambda name, tried, done, total: tell(f"{name} on {tried}", done, total),
+            pool=pool,
+            progress=lambda name, tried, done, total: tell(f"{name} on {tried}" if tried else name, done, total),
         )
     if output is Format.JSON:
         show(result, output)
@@ -96,6 +98,13 @@ def plan(
 def _known(policy: str) -> None:
     if policy.partition(":")[0] not in POLICIES:
         raise Problem(f"policy {policy!r} is not one of {', '.join(POLICIES)}", exit_code=2)
+
+
+def _processes(jobs: int) -> AbstractContextManager[Executor | None]:
+    """So many at once; fresh ones (spawned), because the progress bar has a thread."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(jobs, max_tasks_per_child=TRIES_A_PROCESS) if jobs > 1 else nullcontext()
 
 
 @contextmanager

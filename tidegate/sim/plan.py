@@ -3,15 +3,13 @@
 Found by galloping upwards from the bound (steps of 1, 2, 4, …) and then halving, so a policy that needs 30
 accelerators costs about ten runs. A run ends as soon as it has missed more than the target allows of the whole trace,
 which the small fleets do early. Both steps take more accelerators to be no worse; near the threshold runs may differ
-from that by a few requests. Policies are searched beside each other in `jobs` processes.
+from that by a few requests. With a pool, policies are searched beside each other.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 from tidegate.domain.endpoint import Deployment
@@ -23,7 +21,6 @@ from tidegate.sim.meter import ENDPOINT_REQUESTS_MIN, Meter
 from tidegate.sim.profile import FleetProfile, load
 
 ACCELERATORS_MAX = 64
-PROGRESS_S = 0.2
 DEDICATED = ("dedicated", "dedicated:0.5", "dedicated:0.35", "dedicated:0.25")
 
 Progress = Callable[[str, int | None, int, int], None]
@@ -85,23 +82,68 @@ class _Search:
         build_world(self.profile, setup, judge).run(trace.rows(self.path), tell, lambda: judge.broken)
         return None if judge.broken else setup.accelerators
 
-    def fewest(self, policy: str) -> int | None:
-        if policy == "dedicated":  # how many it has follows from the share of them its busiest minute may take
-            return next((met for share in DEDICATED if (met := self.meets(share, None)) is not None), None)
-        failed, step = self.bound.accelerators - 1, 1
+    def tries(self, policy: str) -> "Tries":
+        """What to try next, one after the other, told how many accelerators it had if it met the target, else None;
+        returns the fewest that did.
+        """
         met = None
+        if policy == "dedicated":  # how many it has follows from the share of them its busiest minute may take
+            for share in DEDICATED:
+                met = yield share, None
+                if met is not None:
+                    return met
+            return None
+        failed, step = self.bound.accelerators - 1, 1
         while met is None and failed < ACCELERATORS_MAX:
             tried = min(failed + step, ACCELERATORS_MAX)
-            met = self.meets(policy, tried)
+            met = yield policy, tried
             if met is None:
                 failed, step = tried, step * 2
         while met is not None and met - failed > 1:
             middle = (failed + met) // 2
-            if self.meets(policy, middle) is None:
+            if (yield policy, middle) is None:
                 failed = middle
             else:
                 met = middle
         return met
+
+    def one_by_one(self, policies: Sequence[str]) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for policy in policies:
+            tries, met = self.tries(policy), None
+            while policy not in found:
+                try:
+                    met = self.meets(*tries.send(met))
+                except StopIteration as end:
+                    found[policy] = end.value
+        return found
+
+    def in_pool(self, policies: Sequence[str], pool: Executor) -> dict[str, int | None]:
+        """One try of each policy at a time. Progress is told when a try begins."""
+        found: dict[str, int | None] = {}
+        silent = replace(self, progress=None)
+        runs: dict[Future[int | None], tuple[str, Tries]] = {}
+
+        def go_on(policy: str, tries: Tries, met: int | None) -> None:
+            try:
+                name, accelerators = tries.send(met)
+            except StopIteration as end:
+                found[policy] = end.value
+                return
+            runs[pool.submit(silent.meets, name, accelerators)] = (policy, tries)
+            if self.progress is not None:
+                self.progress(policy, accelerators, 0, self.summary.requests)
+
+        for policy in policies:
+            go_on(policy, self.tries(policy), None)
+        while runs:
+            for run in wait(runs, return_when=FIRST_COMPLETED).done:
+                go_on(*runs.pop(run), run.result())
+        return {policy: found[policy] for policy in policies}
+
+
+Tries = Generator[tuple[str, int | None], int | None, int | None]
+"""Yields (policy, accelerators), is sent the number of accelerators that met the target or None."""
 
 
 def plan(
@@ -112,7 +154,7 @@ def plan(
     slo_ttft_ms: float = 2_000.0,
     each_endpoint: bool = False,
     policies: Sequence[str] = baselines.POLICIES,
-    jobs: int = 1,
+    pool: Executor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """By policy the fewest accelerators that serve a share `attainment` of the requests within the SLO, and a bound.
@@ -131,35 +173,7 @@ def plan(
         "attainment": attainment,
         "slo_ttft_ms": slo_ttft_ms,
         "each_endpoint": each_endpoint,
-        "policies": _in_processes(search, policies, jobs) if jobs > 1 else {p: search.fewest(p) for p in policies},
+        "policies": search.in_pool(policies, pool) if pool is not None else search.one_by_one(policies),
         "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
         "keep_alive": clairvoyant.report(path, fleet=fleet),
     }
-
-
-_said: Any = None  # in a worker: where its progress goes
-
-
-def _hear(said: Any) -> None:
-    global _said
-    _said = said
-
-
-def _fewest(search: _Search, policy: str) -> int | None:
-    return replace(search, progress=lambda *what: _said.put(what)).fewest(policy)
-
-
-def _in_processes(search: _Search, policies: Sequence[str], jobs: int) -> dict[str, int | None]:
-    """One search a process, `jobs` at once. What they say of their progress is passed on while they run."""
-    context = get_context("spawn")
-    said, silent = context.Queue(), replace(search, progress=None)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_hear, initargs=(said,)) as pool:
-        runs = {policy: pool.submit(_fewest, silent, policy) for policy in policies}
-        while wait(runs.values(), timeout=0.0).not_done:
-            try:
-                what = said.get(timeout=PROGRESS_S)
-            except Empty:
-                continue
-            if search.progress is not None:
-                search.progress(*what)
-        return {policy: run.result() for policy, run in runs.items()}
