@@ -22,8 +22,8 @@ from tidegate.engines.template import Connection, Template
 
 @dataclass(frozen=True, slots=True)
 class BuiltinLimits:
-    """Bounds in ms of what the driver asks of an engine; `poll_ms` is how often a loading one is looked at,
-    `host_count_ms` after how much sleep its host memory is counted anew.
+    """Bounds in ms of what the driver asks of an engine; `poll_ms` is how often one that does not listen
+    yet is tried, `host_count_ms` after how much sleep its host memory is counted anew.
     """
 
     ready_ms_max: int = 120_000
@@ -70,7 +70,7 @@ class BuiltinEngine:
     async def ready(self) -> None:
         try:
             async with asyncio.timeout(self._limits.ready_ms_max / 1000):
-                while not await self._is_ready():  # noqa: ASYNC110 - another process's readiness has no event here
+                while not await self._is_ready():  # noqa: ASYNC110 - a socket nobody listens on yet has no event
                     await asyncio.sleep(self._limits.poll_ms / 1000)
                 self._was_ready = True
         except TimeoutError as error:
@@ -153,13 +153,13 @@ class BuiltinEngine:
         if not self._process.running:
             raise EngineFault(await self.exited())
         try:
-            state = await self._client.get("/control/state", ms_max=self._limits.state_ms_max)
+            state = await self._client.get("/control/ready", ms_max=self._limits.ready_ms_max)
         except NotListening:
             return False
         if state.get("state") == "failed":
             self._failure = str(state.get("reason") or "the model could not be loaded")[:300]
             raise EngineFault(self._failure)
-        return state.get("state") == "ready"
+        return True
 
     async def _claimed_bytes(self) -> int:
         self._check_running()

@@ -50,6 +50,7 @@ class Life:
         self.draining = False
         self.exit_code = EXIT_OK
         self.ended = asyncio.Event()
+        self._settled = asyncio.Event()  # ready, or failed for good
         self.model: Loaded | None = None
         self.worker: StepLoop | EncodeLoop | None = None
         self._live: dict[GenerationJob | EncodeJob, Any] = {}
@@ -88,10 +89,12 @@ class Life:
             )
         self.worker.start()
         self.state = "ready"
+        self._settled.set()
         log.info("ready: %s, %d weight bytes", loaded.kind, loaded.weight_bytes)
 
     def _fail(self, reason: str, exit_code: int) -> None:
         self.state, self.reason, self.exit_code = "failed", reason, exit_code
+        self._settled.set()
         log.error("failed: %s", reason)
         self.loop.call_later(FAILED_LINGER_MS / 1000, self.ended.set)
 
@@ -103,6 +106,7 @@ class Life:
 
     def _die(self) -> None:
         self.state, self.reason, self.exit_code = "failed", "the engine has a bug; its log says where", EXIT_BUG
+        self._settled.set()
         self.ended.set()
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -217,6 +221,13 @@ class Life:
                 raise Refusal("conflict", "every slot is busy")
             return {"tokens": await self._errand(model.canary)}
 
+    async def settled(self) -> dict[str, Any]:
+        """`/control/ready`: answers when the model is loaded, or never will be. Nothing is measured for it: whoever
+        starts an engine waits here, and the loader needs the CPU.
+        """
+        await self._settled.wait()
+        return {"state": self.state, "reason": self.reason}
+
     async def describe(self) -> dict[str, Any]:
         """`/control/state`."""
         model, worker = self.model, self.worker
@@ -228,7 +239,6 @@ class Life:
             "running": worker.running if worker is not None else 0,
             "waiting": worker.waiting if worker is not None else 0,
             "accelerator_bytes": held,
-            "host_bytes": max(0, memory.share_bytes() - held),
             "prompt_tokens_total": worker.prompt_tokens_total if worker is not None else 0,
             "completion_tokens_total": worker.completion_tokens_total if worker is not None else 0,
         }

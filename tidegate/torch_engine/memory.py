@@ -21,14 +21,6 @@ def process_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def share_bytes() -> int:
-    """This process's share of what it maps (PSS): pages shared with the template count for their part only."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) << 10
-    return process_bytes()
-
-
 def available_bytes() -> int:
     """What the machine could still give without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():

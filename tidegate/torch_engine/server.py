@@ -58,7 +58,7 @@ class Server:
         path, method = exchange.path, exchange.method
         if path in _KINDS or path in self._posts:
             wanted = "POST"
-        elif path in ("/v1/models", "/control/state"):
+        elif path == "/v1/models" or path in self._gets:
             wanted = "GET"
         else:
             _refuse(exchange, Refusal("not_found", f"no such path: {path[:80]}"))
@@ -70,9 +70,13 @@ class Server:
         elif path == "/v1/models":
             exchange.respond(200, self._models())
         else:
-            self._spawn(self._answer_control(exchange, self._posts.get(path, self.life.describe)))
+            self._spawn(self._answer_control(exchange, (self._gets | self._posts)[path]))
 
     # ---- control ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _gets(self) -> dict[str, Callable[[], Awaitable[dict[str, Any]]]]:
+        return {"/control/ready": self.life.settled, "/control/state": self.life.describe}
 
     @property
     def _posts(self) -> dict[str, Callable[[], Awaitable[dict[str, Any]]]]:
