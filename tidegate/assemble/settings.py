@@ -63,6 +63,7 @@ def core_settings(config: Config, limits: NodeLimits, accelerators: tuple[Accele
         wait_ms_max=config.capacity.wait_ms_max,
         residency_ms_min=config.capacity.residency_ms_min,
         idle_ms_max=config.capacity.keep_alive_ms,
+        prewarm=config.capacity.prewarm,
         start_ms_max=limits.fetch_ms_max + limits.start_ms_max + limits.canary_ms_max + SLACK_MS,
         wake_ms_max=limits.wake_ms_max + limits.canary_ms_max + SLACK_MS,
         sleep_ms_max=limits.drain_ms_max + limits.sleep_ms_max + SLACK_MS,

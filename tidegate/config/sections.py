@@ -136,6 +136,7 @@ class CapacityConfig(Section):
     keep_alive_ms: int = Field(default=600_000, ge=0)
     residency_ms_min: int = Field(default=200, ge=0)
     wait_ms_max: int = Field(default=10_000, ge=100)
+    prewarm: bool = True
 
 
 class WeightsConfig(Section):
