@@ -4,7 +4,7 @@ mode against an exhaustive replay of every offer, accelerator and number of repl
 The baseline is the bare reading of the same requests by the simulator's own trace reader. CPU seconds of one thread, so
 that a busy machine does not show. Traces are taken from the folder named in TIDEGATE_TRACES (or one of traces beside
 the checkout) and left out where absent; a week of 200,000 generated requests is measured where none is named. Run:
-`python bench/advise.py [--exhaustive] [TRACE…]` (prints JSON).
+`python bench/advise.py [--week | --exhaustive] [TRACE…]` (prints JSON).
 """
 
 import datetime
@@ -35,10 +35,12 @@ TARGET_S = 30.0
 NEED = Need(model_named("llama-8b"))
 
 
-def run(exhaustive: bool = False, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`only`: beginnings of the names of traces to look at; none: the generated week, then all of them."""
+def run(exhaustive: bool = False, only: tuple[str, ...] = (), week: bool = False) -> dict[str, Any]:
+    """`only`: beginnings of the names of traces to look at; none: the generated week, then all of them. `week`: that
+    alone.
+    """
     today = datetime.date(2026, 11, 21)
-    paths = [p for p in _paths() if not only or p.name.startswith(only)]
+    paths = [p for p in _paths() if not week and (not only or p.name.startswith(only))]
     return {
         "bench": "advise",
         "week_of_200000": None if only else _week(today),
@@ -157,4 +159,4 @@ def _reading(traffic: Traffic) -> float:
 
 if __name__ == "__main__":
     names = tuple(word for word in sys.argv[1:] if not word.startswith("-"))
-    print(json.dumps(run(exhaustive="--exhaustive" in sys.argv, only=names), indent=2))
+    print(json.dumps(run(exhaustive="--exhaustive" in sys.argv, only=names, week="--week" in sys.argv), indent=2))
