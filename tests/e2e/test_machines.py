@@ -113,6 +113,7 @@ def test_every_gateway_serves_every_region_and_each_request_is_in_the_ledger_onc
         wait_until(lambda region=region: fleet.usage(f"acme/{region}")["requests"] == 2, "usage of both gateways")
         assert fleet.usage(f"acme/{region}")["output_tokens"] == 8
     assert fleet.us.get("/api/v1/usage").status_code == 200, "the admin API answers behind every gateway"
+    assert 'tidegate_journal_silence_seconds{gateway="us-gw"}' in fleet.hub.get("/metrics").text
     lines = fleet.admin.get("/api/v1/activity?subject=node us-1").json()["data"]
     assert any(line["kind"] == "enrolled" and "join token" in line["reason"] for line in lines), "audited"
 

@@ -114,10 +114,8 @@ def own_parts(region: str) -> dict[Identity, str]:
     return {Identity(CONTROL, CONTROL, region): CONTROL, Identity(GATEWAY, LOCAL_GATEWAY, region): GATEWAY}
 
 
-def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> PlatformLinks | None:
-    """Listening, nothing served yet; None where no other machine may join. Raises StartError, LinkFault."""
-    if not config.links.listen:
-        return None
+def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> PlatformLinks:
+    """Listening on `links.listen`, nothing served yet. Raises StartError, LinkFault."""
     mirror = JournalMirror(journal)  # before anybody reads: what gateways shipped here that may come back is not over
     host, _, port = config.links.listen.rpartition(":")
     if not config.links.address and host.strip("[]") in EVERYWHERE:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
@@ -15,7 +16,6 @@ from tidegate.assemble.billing import billing_service
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess
 from tidegate.assemble.ground import Ground
-from tidegate.assemble.links import PlatformLinks, platform_links
 from tidegate.assemble.machine import Machine
 from tidegate.assemble.server import Server
 from tidegate.assemble.settings import (
@@ -43,8 +43,11 @@ from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Restart
 from tidegate.node.agent import NodeAgent
 from tidegate.policy.reconcile import FleetCore
-from tidegate.transports.identity import Identity
 from tidegate.transports.socket import connector, listen
+
+if TYPE_CHECKING:
+    from tidegate.assemble.links import PlatformLinks
+    from tidegate.transports.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Services:
     admin: Server
     admin_path: Path
     gateway: Child
-    links: PlatformLinks | None
+    links: "PlatformLinks | None"
     logs: LogRing
     tasks: dict[str, asyncio.Task[None]]
 
@@ -84,7 +87,7 @@ class Services:
         self.tasks = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
         return list(self.tasks.values())
 
-    def _enrolled(self, who: Identity, how: str) -> None:
+    def _enrolled(self, who: "Identity", how: str) -> None:
         self.control.activity.note("links", "enrolled", f"{who.role} {who.name}", f"{how} region={who.region}")
 
     @property
@@ -135,7 +138,7 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
     node, limits = node_of(config, accelerators), node_limits(config)
     secret, gateway_logs = runner_secret(), LogRing(ground.logs / "gateway.log")
     control_address, admin_path = f"unix:{ground.run / 'control.sock'}", ground.run / "admin.sock"
-    links = await asyncio.to_thread(platform_links, config, ground.data, ground.journal, clock)
+    links = await asyncio.to_thread(_links, config, ground, clock) if config.links.listen else None
     relay = links.relay_address if links is not None else ""
     control = Control(
         store=ground.state,
@@ -189,6 +192,13 @@ async def build(config: Config, ground: Ground, machine: Machine, listener: sock
         logs=gateway_logs,
         tasks={},
     )
+
+
+def _links(config: Config, ground: Ground, clock: Clock) -> "PlatformLinks":
+    """Imported only here: on a single machine nobody waits for what makes certificates."""
+    from tidegate.assemble.links import platform_links
+
+    return platform_links(config, ground.data, ground.journal, clock)
 
 
 def _admin_app(control: Control, billing: Billing, batch: BatchService) -> Starlette:
