@@ -89,10 +89,19 @@ def test_advice_for_a_described_shape_and_for_a_sent_trace(run: Any) -> None:
                 ({"shape": "flat"}, "shape"),
                 ({"csv": "t_s\n1"}, "input"),
                 ({"x": 1}, "x"),
+                ({"shape": "steady", "requests_per_day": "many"}, "requests_per_day"),
+                ({"shape": "steady", "provider": "tidegate"}, "provider"),
+                ({"shape": "steady", "private": 1}, "private"),
+                ({"shape": ["steady"]}, "shape"),
+                ({"shape": "steady", "models": 0}, "models"),
+                ({"shape": "steady", "input_tokens": -4}, "input_tokens"),
+                ({"shape": "steady", "async_share": 7}, "async_share"),
+                ({"shape": "steady", "slo_ttft_ms": -1}, "slo_ttft_ms"),
+                ({"shape": "steady", "requests_per_day": 1e18}, "requests_per_day"),
             ):
                 refused = await admin.post("/api/v1/advice", json=wrong)
-                assert refused.status_code == 400
-                assert word in refused.json()["error"]["message"]
+                assert refused.status_code == 400, (wrong, refused.text)
+                assert word.replace("_", "-") in refused.json()["error"]["message"].replace("_", "-")
             assert (await admin.post("/api/v1/advice", content=b"[")).status_code == 400
 
     run(story)

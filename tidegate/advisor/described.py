@@ -13,6 +13,7 @@ from tidegate.advisor.columns import refuse
 from tidegate.advisor.traffic import DAY_MS, HOUR_MS, WEEK_MS, Floats, Traffic
 
 REQUESTS_A_DAY_MAX = 2_000_000
+MODELS_MAX = 1_000
 SPREAD = 0.8  # of log-normal token counts, as in real traces (sim.workload)
 BURST_MEAN = 40.0  # requests of a burst
 BURST_MS = 30_000.0
@@ -71,6 +72,10 @@ def describe(
         raise refuse(f"--shape: {shape[:40]!r} is not one of {', '.join(SHAPES)}")
     if not 1 <= requests_per_day <= REQUESTS_A_DAY_MAX:
         raise refuse(f"--requests-per-day: {requests_per_day:g}; expected 1 to {REQUESTS_A_DAY_MAX:,}")
+    if not 1 <= models <= MODELS_MAX:
+        raise refuse(f"--models: {models}; expected 1 to {MODELS_MAX:,}")
+    if not 0.0 <= service_ms < WEEK_MS:
+        raise refuse(f"--service-ms: {service_ms:g}; expected milliseconds of work, above 0")
     if not service_ms and min(input_tokens, output_tokens) < 1:
         raise refuse("--input-tokens and --output-tokens: expected 1 or more each")
     dice = np.random.default_rng(seed)

@@ -27,6 +27,7 @@ WAITING_MAX = 4
 DAYS = 30
 DAY_MS = 86_400_000
 NUMBERS = ("slo_ttft_ms", "tpot_ms", "async_share")
+COUNTS = ("side_by_side", "requests_per_day", "input_tokens", "output_tokens", "service_ms", "models")
 SWITCHES = ("private", "promised", "models_apart")
 QUERY = ("endpoint", "model", "provider", "current", "side_by_side", "period", "from", "to", *NUMBERS, *SWITCHES)
 DESCRIBED = ("shape", "requests_per_day", "input_tokens", "output_tokens", "service_ms", "models", "csv", "timezone")
@@ -83,6 +84,8 @@ class _Api:
         unknown = [name for name in asked if name not in (*QUERY, *DESCRIBED)]
         if unknown:
             raise _bad(unknown[0], f"is not known (accepted: {', '.join((*DESCRIBED, *QUERY))})")
+        for name, value in asked.items():
+            _check_kind(name, value)
         if "csv" not in asked and "shape" not in asked:
             raise _bad("shape", "say a shape (business-hours, spiky, steady, mixed) or send a trace as `csv`")
         return await self._answer(lambda: self._from_body(asked))
@@ -131,6 +134,8 @@ class _Api:
             how = read.Reading(timezone=asked.get("timezone"), service_ms=service_ms or None)
             traffic = question.only(read.read_csv("csv", str(asked["csv"]), how), asked.get("endpoint"))
         else:
+            if float(asked.get("requests_per_day", 0.0)) * 7 > ROWS_MAX:  # before a week of them is made
+                raise _bad("requests_per_day", f"at most {ROWS_MAX // 7:,} here: run `tidegate advise --shape`")
             traffic = described.describe(
                 str(asked["shape"]), float(asked.get("requests_per_day", 10_000)), int(asked.get("input_tokens", 500)),
                 int(asked.get("output_tokens", 150)), service_ms=service_ms, models=int(asked.get("models", 1)),
@@ -176,6 +181,20 @@ def _options(query: Mapping[str, str]) -> dict[str, Any]:
     if "provider" in query:
         found["provider"] = [name for name in query["provider"].split(",") if name]
     return found
+
+
+def _check_kind(name: str, value: Any) -> None:
+    """Refuses a value of another kind than `name` has; values themselves are judged by whoever uses them."""
+    if name in (*NUMBERS, *COUNTS):
+        fits, kind = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif name in SWITCHES:
+        fits, kind = isinstance(value, bool), "true or false"
+    elif name == "provider":
+        fits, kind = isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of names"
+    else:
+        fits, kind = isinstance(value, str), "a text"
+    if not fits:
+        raise _bad(name, f"{str(value)[:40]!r} is not {kind}")
 
 
 def _bad(name: str, what: str) -> Refusal:
