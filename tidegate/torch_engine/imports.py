@@ -37,10 +37,12 @@ class _StandIn(ModuleType):
 
 @contextlib.contextmanager
 def light() -> Iterator[None]:
-    """For a block that imports transformers, at once or in parts. torch's compiler must not have been loaded yet."""
+    """For a block that imports transformers, at once or in parts."""
     import torch
 
-    assert COMPILER not in sys.modules, "the compiler is loaded: there is nothing left to save"
+    if COMPILER in sys.modules:  # loaded by torch itself or a plug-in of its: nothing is left to save
+        yield
+        return
     sys.modules[COMPILER] = _StandIn(Path(torch.__file__).parent / "_dynamo")
     disable = torch.compiler.disable
     torch.compiler.disable = _mark  # type: ignore[assignment]
