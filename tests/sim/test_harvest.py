@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.test_laws import scene
 from tests.sim.test_simulate import small_trace
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import serving
-from tidegate.sim import api, harvest, page, profile
+from tidegate.sim import api, harvest, page, profile, workload
+from tidegate.sim.faults import Faults
 from tidegate.sim.timeline import Timeline
 
+FAULTS_END_MS = 300_000.0
 HEADER = "t_s,endpoint,input_tokens,output_tokens"
 FEW = "\n".join([HEADER, "0,a,100,10", "1800,a,100,10", "3600,a,100,10"]) + "\n"
 
@@ -102,3 +105,27 @@ def test_a_bad_job_is_refused(tmp_path: Path, text: str, model: str | None, says
     with pytest.raises(Refusal) as refused:
         harvest.read(path, profile.load(None), model, 8)
     assert says in refused.value.message
+
+
+@pytest.mark.parametrize("seed", range(200, 204))
+def test_no_line_is_lost_through_faults(seed: int) -> None:
+    """Engines crash and hang, reports are lost, nodes lose power: what was asked is done once or still to do."""
+    faults = Faults(
+        slow=0.05, hang=0.02, lost=0.02, doubled=0.1, crash_every_ms=20_000.0, power_cut_every_ms=60_000.0,
+        until_ms=FAULTS_END_MS,
+    )  # fmt: skip
+    world, traffic, duration_ms = scene(seed, faults)
+    lines = [(500 + n % 5 * 100, 20 + n % 3 * 40) for n in range(30_000)]
+    lane = harvest.deployment(world.profile, "job:batch", world.profile.models["qwen-14b-bf16"], lines, 2)
+    jobs = harvest.Job("job:batch", lines, lane.slots, 1.0)
+    world.begin_job(jobs, lane)
+    rows = list(workload.rows(traffic, duration_ms, seed))
+    world.run(iter(rows))
+    assert world.meter.requests == len(rows), "each request ends exactly once"
+    assert jobs.done > 0
+    assert jobs.done + len(jobs.open) + len(jobs.again) == jobs.asked
+    assert jobs.left == len(lines) - jobs.done
+    done = lines[: jobs.asked].copy()
+    for line in [*jobs.open.values(), *jobs.again]:
+        done.remove(line)
+    assert jobs.tokens == sum(i + o for i, o in done), "each line counted once, and no other"

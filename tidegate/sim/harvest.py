@@ -38,8 +38,9 @@ class LineLost(AssertionError):
 class Job:
     """Lines, in order, and how far they are. `open` are those asked, by request id; `again` those to be asked again.
 
-    `began_ms` and `ended_ms` are instants of the run, -1 before; `live_ms` is what accelerators had spent on real-time
-    requests when it began and, once it ended, how much they spent in between.
+    After a refusal (its endpoint fails) nothing is asked until `paused_until_ms`. `began_ms` and `ended_ms` are
+    instants of the run, -1 before; `live_ms` is what accelerators had spent on real-time requests when it began and,
+    once it ended, how much they spent in between.
     """
 
     endpoint: str
@@ -54,6 +55,7 @@ class Job:
     began_ms: float = -1.0
     ended_ms: float = -1.0
     live_ms: float = 0.0
+    paused_until_ms: float = 0.0
     open: dict[str, Line] = field(default_factory=dict)
     again: deque[Line] = field(default_factory=deque)
 

@@ -287,13 +287,15 @@ class World:
     def _ask_lines(self) -> None:
         """As many as the job's ready replicas take, and one more would."""
         job = self.job
-        if job is None or job.ended_ms >= 0:
+        if job is None or job.ended_ms >= 0 or self.now_ms < job.paused_until_ms:
             return
         nodes = self.nodes.values()
         ready = sum(
             p.deployment.endpoint == job.endpoint and p.state is S.READY for n in nodes for p in n.processes.values()
         )
-        while len(job.open) < job.slots * (ready + 1) and (line := job.next()) is not None:
+        for _ in range(job.slots * (ready + 1) - len(job.open)):
+            if self.now_ms < job.paused_until_ms or (line := job.next()) is None:
+                break
             self._next_id += 1
             request = Request(str(self._next_id), job.endpoint, self.now_ms, *line)
             self.requests[request.id] = request
@@ -307,7 +309,9 @@ class World:
     def _refused(self, request: Request) -> None:
         if self.job is not None and request.endpoint == self.job.endpoint:
             self.job.refused(request.id)
-            self.at(self.now_ms + REFUSED_AGAIN_MS, self._ask_lines)
+            if self.now_ms >= self.job.paused_until_ms:
+                self.job.paused_until_ms = self.now_ms + REFUSED_AGAIN_MS
+                self.at(self.job.paused_until_ms, self._ask_lines)
         else:
             self._not_served(request)
 
