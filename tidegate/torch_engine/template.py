@@ -166,11 +166,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s[%(process)d] %(levelname)s %(message)s")
     try:
         _preload(light=not arguments.plain)
-    except Exception as error:  # noqa: BLE001 - whatever another torch or transformers does at its import
+    except Exception as error:  # whatever another torch or transformers does at its import
         if arguments.plain:
             raise
         # Half imported, nothing can be mended here: the same process begins anew, with every import as it comes.
-        log.warning("light imports do not suit this torch and transformers (%s): importing everything", type(error).__name__)
+        kind = type(error).__name__
+        log.warning("light imports do not suit this torch and transformers (%s): importing everything", kind)
         os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--plain"])
     if _thread_count() > 1:
         log.error("imports started %d threads: a fork would lose them", _thread_count() - 1)
