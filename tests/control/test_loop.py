@@ -230,3 +230,25 @@ async def test_every_command_is_in_the_audit_log_with_its_rule(tmp_path: Path) -
         assert applied["actor"] == f"key:{world.admin_key.id}"
         assert "model=tides" in applied["reason"]
         assert TIDES.weight_bytes == 4 << 20
+
+
+@on_loop
+async def test_a_change_of_state_is_said_once(tmp_path: Path) -> None:
+    """No "loading → loading", no "asleep: asleep": the reason begins where the state ends."""
+    async with running(tmp_path) as world:
+        await world.node()
+        gateway = await world.gateway()
+        await world.apply("acme/a")
+        await gateway.demand("acme/a", queued=1, arrived=1)
+        await until(lambda: gateway.targets("acme/a"), "a replica")
+        await gateway.demand("acme/a")
+        await world.http.post("/api/v1/endpoints/acme/a/sleep")
+        await until(lambda: not gateway.targets("acme/a"), "asleep")
+        await world.control.loop.settled()
+        lines = await world.control.activity.newest(100, "acme/a")
+        said = [line.reason for line in lines if line.kind == "state"]
+        assert any(text.endswith("→ asleep: wakes on the next request") for text in said), said
+        for text in said:
+            was, _, now = text.partition(" → ")
+            assert not now.startswith(was), text
+            assert len(set(text.split(": "))) == len(text.split(": ")), text
