@@ -203,7 +203,8 @@ def _because(one: Priced) -> str:
             return f"{outcome.replicas} x {outcome.accelerator} paid by the hour, busy or not"
         case "worker" | "execution":
             warm = f", {outcome.warm} kept warm" if outcome.warm else ""
-            return f"{outcome.accelerator} paid by the second while a worker is up{warm}"
+            during = "a worker is up" if one.offer.billing == "worker" else "requests run"
+            return f"{outcome.accelerator} paid by the second while {during}{warm}"
 
 
 def _range(usd: Floats, months: float) -> tuple[float, float]:

@@ -77,7 +77,7 @@ def _title(answer: dict[str, Any]) -> str:
 def _mode(row: dict[str, Any], best: str | None) -> dict[str, Any]:
     ranged = row["low_usd"] is not None and row["high_usd"] - row["low_usd"] > 0.005
     return {
-        "": "→" if row["mode"] == best else "",
+        "": "→" if row["mode"] == best else " ",
         "mode": row["mode"],
         "USD a month": _usd(row["monthly_usd"]),
         "90 % range": f"{row['low_usd']:,.0f} to {row['high_usd']:,.0f}" if ranged else "",
