@@ -1,6 +1,6 @@
 """Where the time of a request goes that has to swap one model for another, step by step.
 
-Run: ``python -m bench.activation [ROUNDS]``. Two private endpoints, one accelerator with room for one of them, a real
+Run: ``python -m bench.activation [--rounds N]``. Two private endpoints, one accelerator with room for one of them, a real
 platform. They are asked in turn, so every request drains the other's replica, puts it to sleep, wakes its own, and is
 then served. Instants are the client's, those of the audit log, and the gateway's headers, all of one clock, in whole
 milliseconds; `awake` is the same request again with nothing to wake. Medians, and p95 of the whole.
@@ -8,9 +8,7 @@ milliseconds; `awake` is the same request again with nothing to wake. Medians, a
 
 import asyncio
 import itertools
-import json
 import statistics
-import sys
 import tempfile
 import time
 from functools import partial
@@ -19,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from bench import live
+from bench import live, main
 from tests.e2e.platform import Platform, running
 from tidegate import demo_models
 
@@ -96,4 +94,4 @@ def _steps(lines: list[dict[str, Any]], began_ms: float, ttft_ms: float, who: di
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS), indent=2))
+    main(run)

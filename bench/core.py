@@ -6,13 +6,13 @@ served in about a second, endpoints swap; all are asleep at first. Nodes and gat
 is warm-up. Run: `python bench/core.py` (prints JSON).
 """
 
-import json
 from bisect import bisect_left
 from heapq import heappop, heappush
 from itertools import accumulate
 from random import Random
 from time import thread_time_ns
 
+from bench import main
 from tidegate.domain import plan
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile
 from tidegate.domain.fleet import Accelerator, Node
@@ -200,4 +200,4 @@ def _deployment(name: str) -> Deployment:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    main(run)

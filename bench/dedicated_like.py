@@ -1,6 +1,6 @@
 """Eight private endpoints on two accelerators beside the same eight with an accelerator each.
 
-Run: ``python -m bench.dedicated_like [SECONDS] [TRACE]``. Both platforms serve the same spiky trace, one after the
+Run: ``python -m bench.dedicated_like [--seconds S] [--trace F]``. Both platforms serve the same spiky trace, one after the
 other: without TRACE one from a seed (`spiky`), with TRACE (CSV or CSV.gz: t_s, endpoint, input_tokens, output_tokens)
 the eight busiest endpoints of its busiest stretch of SECONDS. The endpoints of the first are `dedicated`, of the others
 `dedicated_serverless`: in `alone` each reserves 60 % of an accelerator, so that two of the eight are resident at once;
@@ -18,9 +18,7 @@ than two, only more memory. What is compared is waiting for capacity, which is w
 import asyncio
 import csv
 import gzip
-import json
 import random
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from bench import live
+from bench import live, main
 from tests.e2e.platform import Platform, running
 from tidegate import demo_models
 
@@ -136,5 +134,4 @@ def _value(metrics: str, name: str) -> float | None:
 
 
 if __name__ == "__main__":
-    length = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
-    print(json.dumps(run(length, Path(sys.argv[2]) if len(sys.argv) > 2 else None), indent=2))
+    main(run)

@@ -9,7 +9,6 @@ billed above or below what the client received. A SIGKILL of the gateway may lea
 less than was delivered, and a finished unary answer billed though its last bytes never left (`billed_unseen`).
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -27,6 +26,7 @@ from typing import Any
 import httpx
 import psutil
 
+from bench import main
 from tests.e2e.platform import Platform, running, wait_until
 
 ENDPOINTS = 8
@@ -335,9 +335,4 @@ def run(requests: int = 200, concurrency: int = 16, seed: int = 1) -> dict[str, 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    print(json.dumps(run(options.requests, options.concurrency, options.seed), indent=2))
+    main(run)

@@ -1,6 +1,6 @@
 """Nine quiet tenants on a shared endpoint, without and with a tenant that floods it.
 
-Run: ``python -m bench.fairness [SECONDS]``. One serverless endpoint on one accelerator of the built-in engine. Nine
+Run: ``python -m bench.fairness [--seconds S]``. One serverless endpoint on one accelerator of the built-in engine. Nine
 tenants send one request a second each (Poisson, seeded); then the same again while a tenth keeps `FLOOD` requests
 waiting. What is compared is the nine's TTFT: the waiting room gives each freed slot to whoever was served least, so
 a flood costs them the wait for one freed slot (`held_ms`: at most what one request of the flood takes) and an engine
@@ -8,15 +8,13 @@ that is full (the rest of the difference), however many requests it sends.
 """
 
 import asyncio
-import json
 import random
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import live
+from bench import live, main
 from tests.e2e.platform import running
 from tidegate import demo_models
 
@@ -82,4 +80,4 @@ async def _flood(clients: live.Clients, stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS), indent=2))
+    main(run)

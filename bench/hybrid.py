@@ -1,6 +1,6 @@
 """Hybrid under trouble: who served what, why, and what it cost, while things break.
 
-Run: ``python -m bench.hybrid [REQUESTS A PHASE]``. A dedicated endpoint on a node of its own overflows to a second
+Run: ``python -m bench.hybrid [--requests N]``. A dedicated endpoint on a node of its own overflows to a second
 endpoint there above two requests at once, and falls back to a provider elsewhere: a stand-in on a local port that
 speaks OpenAI's API, so that it can be told to answer 429 or to be dead. Phases: the threshold is crossed; the node is
 killed; the provider answers 429 while the node is dead, which comes back; the provider is dead, too. Nothing may
@@ -10,7 +10,6 @@ fail, and in the end the ledger must hold every request once.
 import asyncio
 import contextlib
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from bench import live
+from bench import live, main
 from tests.e2e.platform import Platform, joined, running
 from tidegate import demo_models
 
@@ -194,4 +193,4 @@ async def _bill(platform: Platform, answered: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else REQUESTS), indent=2))
+    main(run)

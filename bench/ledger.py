@@ -18,7 +18,6 @@ PostgreSQL (with fsync) is measured where it is installed.
 """
 
 import asyncio
-import json
 import os
 import statistics
 import tempfile
@@ -33,6 +32,7 @@ from typing import Any
 import uvloop
 from sqlalchemy import Connection, Engine, Table, select
 
+from bench import main
 from tests import postgres
 from tests.money import HOUR_MS, NOVEMBER_MS, StillClock, price, usage
 from tidegate.assemble import collector
@@ -374,4 +374,4 @@ def _invoice(directory: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    main(run)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from bench import main
 from tests.money import NOVEMBER_MS, price, usage
 from tidegate.domain.endpoint import Mode, ModelKind
 from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
@@ -94,4 +95,4 @@ def _best(work: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    main(run)

@@ -1,14 +1,12 @@
 """Changes of a live endpoint under load: how many requests each kind of change fails, loses or doubles.
 
-Run: ``python -m bench.livechange [REQUESTS A SECOND] [SECONDS A CHANGE]``. One tenant streams from one endpoint of the
+Run: ``python -m bench.livechange [--rate-s N] [--seconds S]``. One tenant streams from one endpoint of the
 built-in engine at a steady rate (open loop) while its configuration is changed again and again: price plan, replicas,
 slots, mode, engine arguments, model, a canary and its rollback. The target is zero failed requests for each kind. In
 the end the ledger must hold every request exactly once.
 """
 
 import asyncio
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from bench import live
+from bench import live, main
 from tests.e2e.platform import Platform, running
 from tidegate import demo_models
 
@@ -130,5 +128,4 @@ async def _ledger(platform: Platform, answered: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    rate = float(sys.argv[1]) if len(sys.argv) > 1 else RATE_S
-    print(json.dumps(run(rate, float(sys.argv[2]) if len(sys.argv) > 2 else SECONDS), indent=2))
+    main(run)

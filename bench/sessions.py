@@ -6,9 +6,7 @@ plain request waits its turn; a session has its slot already. `evicted`: the end
 accelerator; a plain request waits for its wake, an open session would have prevented it.
 """
 
-import argparse
 import contextlib
-import json
 import statistics
 import tempfile
 import threading
@@ -19,6 +17,7 @@ from typing import Any
 
 import openai
 
+from bench import main
 from bench.batch import TIGHT, _apply, _config
 from tests.e2e.platform import Platform, running
 
@@ -111,8 +110,4 @@ def _measure(platform: Platform, rounds: int, load: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--load", type=int, default=12)
-    options = parser.parse_args()
-    print(json.dumps(run(options.rounds, options.load), indent=2))
+    main(run)
