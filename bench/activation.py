@@ -1,8 +1,8 @@
 """Where the time of a request goes that has to swap one model for another, step by step.
 
-Run: ``python -m bench.activation [--rounds N]``. Two private endpoints, one accelerator with room for one of them, a real
-platform. They are asked in turn, so every request drains the other's replica, puts it to sleep, wakes its own, and is
-then served. Instants are the client's, those of the audit log, and the gateway's headers, all of one clock, in whole
+Run: ``python -m bench.activation [--rounds N]``. Two private endpoints, one accelerator with room for one of them, a
+real platform. They are asked in turn, so every request drains the other's replica, puts it to sleep, wakes its own, and
+is then served. Instants are the client's, those of the audit log, and the gateway's headers, all of one clock, in whole
 milliseconds; `awake` is the same request again with nothing to wake. Medians, and p95 of the whole.
 """
 

@@ -1,11 +1,11 @@
 """Eight private endpoints on two accelerators beside the same eight with an accelerator each.
 
-Run: ``python -m bench.dedicated_like [--seconds S] [--trace F]``. Both platforms serve the same spiky trace, one after the
-other: without TRACE one from a seed (`spiky`), with TRACE (CSV or CSV.gz: t_s, endpoint, input_tokens, output_tokens)
-the eight busiest endpoints of its busiest stretch of SECONDS. The endpoints of the first are `dedicated`, of the others
-`dedicated_serverless`: in `alone` each reserves 60 % of an accelerator, so that two of the eight are resident at once;
-in `pairs` 45 %, so that four are. Compared are TTFT as clients see it, how many requests met an activation, and
-accelerator-seconds held. Aims: p95 ≤ 1.10 ×, accelerator-seconds ≤ 0.3 ×.
+Run: ``python -m bench.dedicated_like [--seconds S] [--trace F]``. Both platforms serve the same spiky trace, one after
+the other: without TRACE one from a seed (`spiky`), with TRACE (CSV or CSV.gz: t_s, endpoint, input_tokens,
+output_tokens) the eight busiest endpoints of its busiest stretch of SECONDS. The endpoints of the first are
+`dedicated`, of the others `dedicated_serverless`: in `alone` each reserves 60 % of an accelerator, so that two of the
+eight are resident at once; in `pairs` 45 %, so that four are. Compared are TTFT as clients see it, how many requests
+met an activation, and accelerator-seconds held. Aims: p95 ≤ 1.10 ×, accelerator-seconds ≤ 0.3 ×.
 
 `spiky` has a burst begin on each endpoint every 76 s on average, with 18 requests: with two of eight resident at least
 4 in 100 requests begin a burst on an endpoint that sleeps. So p95 shows how long a swap takes, and how many requests of
