@@ -6,7 +6,8 @@ Proof in docs/lower-bound.md. In short, for a window of time W and requests that
 time l, somewhere in [a, a + S + l]. Requests of one endpoint whose intervals are disjoint cannot share that time: the
 heaviest disjoint set of each endpoint needs the sum of its l.
 * memory: weights x that sum, over all endpoints, is at most accelerators x memory x (|W| + S).
-* time: all prefills and readings of KV, and the decodes of those disjoint sets, are at most accelerators x (|W| + S).
+* time: all prefills and readings of KV are at most accelerators x (|W| + S). (The reading of weights is shared by all
+that decode together, for as long as they are let: it bounds nothing.)
 
 With n accelerators each window can break these by too much: then at least so many of its largest requests miss. The
 bound is the smallest n for which the misses of all windows stay within what the attainment allows.
@@ -25,8 +26,8 @@ from tidegate.sim.profile import FleetProfile
 NAME = "interval-packing bound (memory and time, clairvoyant)"
 WINDOW_MS = 120_000.0
 
-Interval = tuple[float, float, float, float]
-"""(start, end, least time the weights are needed, the decode part of it), in ms"""
+Interval = tuple[float, float, float]
+"""(start, end, least time the weights are needed), in ms"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +41,20 @@ class _Window:
     """What one window asks for: byte-ms by request and accelerator-ms by request, largest first once closed."""
 
     intervals: dict[str, list[Interval]] = field(default_factory=dict)
-    own_ms: list[float] = field(default_factory=list)
     volumes: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
     def close(self, profile: FleetProfile) -> None:
-        self.times = self.own_ms
         for endpoint, intervals in self.intervals.items():
             weight = profile.model_of(endpoint).weight_bytes
-            for _, _, need_ms, decode_ms in heaviest_disjoint(intervals):
-                self.volumes.append(weight * need_ms)
-                self.times.append(decode_ms)
+            self.volumes += [weight * need_ms for _, _, need_ms in heaviest_disjoint(intervals)]
         self.volumes.sort(reverse=True)
         self.times.sort(reverse=True)
         self.intervals = {}
 
     def misses(self, accelerators: int, memory_bytes: int, slo_ms: float) -> int:
         span = accelerators * (WINDOW_MS + slo_ms)
-        return max(_to_remove(self.volumes, span * memory_bytes), (_to_remove(self.times, span) + 1) // 2)
+        return max(_to_remove(self.volumes, span * memory_bytes), _to_remove(self.times, span))
 
 
 def lower_bound(profile: FleetProfile, path: Path, attainment: float, slo_ttft_ms: float) -> Bound:
@@ -89,14 +86,13 @@ def _windows(profile: FleetProfile, path: Path, slo_ms: float) -> Iterator[tuple
         decode_ms = gaps * model.weight_bytes / hardware.memory_bytes_per_ms
         need_ms, limit_ms = (prefill_ms + decode_ms) / worth, (index + 1) * WINDOW_MS
         if at_ms + need_ms <= limit_ms:  # else part of it may fall into a later window
-            interval = (at_ms, at_ms + slo_ms + need_ms, need_ms, decode_ms)
-            window.intervals.setdefault(endpoint, []).append(interval)
+            window.intervals.setdefault(endpoint, []).append((at_ms, at_ms + slo_ms + need_ms, need_ms))
         if at_ms + prefill_ms <= limit_ms:
             own_ms = prefill_ms
             if at_ms + prefill_ms + gaps * profile.tpot_ms <= limit_ms:  # each token reads the request's own KV
                 read_tokens = gaps * input_tokens + gaps * (gaps - 1) // 2
                 own_ms += read_tokens * model.kv_bytes_per_token / hardware.memory_bytes_per_ms
-            window.own_ms.append(own_ms)
+            window.times.append(own_ms)
     window.close(profile)
     yield count, window
 
@@ -119,7 +115,7 @@ def heaviest_disjoint(intervals: list[Interval]) -> list[Interval]:
     ends = [interval[1] for interval in ordered]
     best = [0.0] * (len(ordered) + 1)
     before = [0] * len(ordered)
-    for index, (start, _, need, _) in enumerate(ordered):
+    for index, (start, _, need) in enumerate(ordered):
         before[index] = bisect_right(ends, start, 0, index)
         best[index + 1] = max(best[index], need + best[before[index]])
     chosen: list[Interval] = []
