@@ -42,6 +42,19 @@ def test_one_that_lends_stays_resident_while_nobody_wants_its_place() -> None:
     assert kinds(scene, "d") == ["Start"]
 
 
+def test_a_reservation_of_two_is_had_in_full_although_somebody_is_busy_there() -> None:
+    scene = full_world(accelerators=2)
+    scene.apply(deployment("a", slots=64))
+    scene.ask("a", service_ms=1_000)
+    scene.run(1_500)
+    scene.apply(deployment("d", mode=Mode.DEDICATED, min_replicas=2, max_replicas=2))
+    for _ in range(4 * FAST.wait_ms_max // 500):
+        scene.ask("a", service_ms=1_000)
+        scene.ask("d", service_ms=1_000)
+        scene.run(500)
+    assert len(where(scene, "d")) == 2
+
+
 def test_an_idle_dedicated_endpoint_is_not_lent_to_batch() -> None:
     scene = full_world()
     scene.apply(deployment("d", mode=Mode.DEDICATED, min_replicas=1))

@@ -46,22 +46,22 @@ def _serve(fleet: Fleet, endpoint: Endpoint, now_ms: int, nodes: dict[str, None]
     if endpoint.wait_key is None or endpoint.retry_ms > now_ms:
         return
     bound_ms = _bound_ms(fleet, endpoint)
-    has_none = endpoint.supply() == 0
-    rule = "demand" if has_none else "scale_out"
+    lacks = endpoint.supply() < max(1, endpoint.floor)  # it serves nobody, or has less than what is reserved for it
+    rule = "demand" if lacks else "scale_out"
     if endpoint.deployment.mode is Mode.DEDICATED or not endpoint.busy:
         rule = "keep_replicas"
     while endpoint.supply() + len(endpoint.activations) < endpoint.required:
-        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if has_none else Press.SPARE, nodes):
+        if activate(fleet, endpoint, now_ms, rule, Press.NORMAL if lacks else Press.SPARE, nodes):
             continue
         # What still runs on a replica on its way out is service, too: an endpoint of long requests would else come back
         # at once each time it gave way, until all memory is held by replicas that drain.
         evicts = fleet.settings.victim_order != "none"
-        starves = has_none and not endpoint.in_flight and bound_ms <= now_ms and evicts
+        starves = lacks and (endpoint.floor > 1 or not endpoint.in_flight) and bound_ms <= now_ms and evicts
         if starves and activate(fleet, endpoint, now_ms, "wait_bound", Press.FORCE, nodes):
             continue
         if nodes is None:
             again_ms = bound_ms if bound_ms > now_ms else now_ms + fleet.settings.wait_ms_max
-            if has_none:  # what became ready a moment ago may leave when its minimum residency ends: no event says so
+            if lacks:  # what became ready a moment ago may leave when its minimum residency ends: no event says so
                 soon_ms = max(SEARCH_PAUSE_MS, fleet.settings.residency_ms_min) if evicts else NO_VICTIM_PAUSE_MS
                 again_ms = min(again_ms, now_ms + soon_ms + 1)
             fleet.look_again(endpoint, again_ms)
