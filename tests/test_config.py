@@ -93,7 +93,7 @@ CONTRADICTIONS: list[tuple[str, str, str]] = [
     ("[remotes.x]\nurl = 'https://h/v1'\nkey_env = 'A'\nkey_file = 'b'", "remotes.x", "one of them"),
     ("[remotes.x]\nurl = 'https://u:p@h/v1'", "remotes.x", "credentials"),
     ("[remotes.x]\nurl = 'http://h/v1'\nkey_env = 'A'", "remotes.x", "in the clear"),
-    ("[[tenants]]\nid = 'a'\n[[endpoints]]\nname = 'nameonly'\nmodel = 'm'", "endpoints.0.name", "expected TENANT/NAME"),
+    ("[[tenants]]\nid = 'a'\n[[endpoints]]\nname = 'bare'\nmodel = 'm'", "endpoints.0.name", "expected TENANT/NAME"),
 ]
 
 

@@ -39,7 +39,7 @@ def test_the_life_of_an_endpoint(run: Any, tmp_path: Path) -> None:
         model = str(models.llama(seed=300))
         made = await as_json(live, "endpoints", "create", "zeta/one", "--model", model, "--slots", "2", "--wait")
         assert (made["name"], made["generation"], made["slots"]) == ("zeta/one", 1, 2)
-        _, refused = await tidegate(live, "endpoints", "create", "zeta/one", "--model", model, expected=1)
+        _, refused = await tidegate(live, "endpoints", "create", "zeta/one", "--model", model, expected=2)
         assert "exists already" in refused
         file = tmp_path / "endpoint.toml"
         file.write_text(f"name = 'zeta/one'\nmodel = '{model}'\nslots = 3\n")
@@ -50,7 +50,7 @@ def test_the_life_of_an_endpoint(run: Any, tmp_path: Path) -> None:
         await as_json(live, "endpoints", "sleep", "zeta/one")
         assert await as_json(live, "endpoints", "logs", "zeta/one")
         assert (await as_json(live, "endpoints", "delete", "zeta/one"))["deleted"] is True
-        _, gone = await tidegate(live, "endpoints", "get", "zeta/one", expected=1)
+        _, gone = await tidegate(live, "endpoints", "get", "zeta/one", expected=2)
         assert "zeta/one" in gone
 
     run(story)

@@ -91,7 +91,7 @@ def create(
     }
     api = Api(url, key)
     if any(endpoint["name"] == name for endpoint in api.get("endpoints")["data"]):
-        raise Problem(f"{name} exists already; `tidegate endpoints apply` changes it")
+        raise Problem(f"{name} exists already; `tidegate endpoints apply` changes it", exit_code=2)
     _ensure_tenant(api, name)
     _apply(api, name, {key: value for key, value in given.items() if value is not None}, wait, output)
 

@@ -210,7 +210,7 @@ class BatchConfig(Section):
 
 class BillingConfig(Section):
     """`record_days`: usage records older than this are removed (sums and entries stay); 0 keeps them for ever.
-    `machine_hour_usd`: what the operator pays for an accelerator-hour; `machine_hours_usd` of kinds that cost otherwise.
+    `machine_hour_usd`: what the operator pays for an accelerator-hour; `machine_hours_usd`: of kinds that cost another.
     """
 
     record_days: int = Field(default=0, ge=0)
