@@ -131,6 +131,8 @@ def measure(options: argparse.Namespace) -> None:
             print(f"{number} of {len(rows)}: {Row(**line['row'])} {share:.2%} in {line['cpu_s']} s", file=sys.stderr)
 
 
+SHOWN = ("tidegate", "lru", "knative", "fixed-keepalive:60", "dedicated")  # of other traces
+
 HEAD = (
     "| trace | TTFT SLO | policy | accelerators | attainment | worst endpoint | endpoints below 99 % | activations "
     "| cold share | code |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -142,7 +144,7 @@ def table(lines: Lines) -> str:
     body = []
     for row in wanted():
         line = lines.get(row)
-        if line is None:
+        if line is None or (row.trace != COMPOSITE and row.policy not in SHOWN):
             continue
         result = line["result"]
         worst, code = result["endpoint_attainment_min"], line["code"]
@@ -190,13 +192,10 @@ def render(page: Path, out: Path) -> None:
     lines, text = load(out), page.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    parts = [
-        table(lines),
-        "Batch behind the traffic (`tidegate` at 2 s; harvest as defined below):",
-        harvest_table(lines),
-        "Speed of the simulator:",
-        speeds(lines),
-    ]
+    parts = [table(lines)]
+    if any(row.batch for row in lines):
+        parts += ["Batch behind the traffic (`tidegate` at 2 s; harvest as defined below):", harvest_table(lines)]
+    parts += ["Speed of the simulator:", speeds(lines)]
     page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after)
 
 
