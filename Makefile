@@ -49,7 +49,7 @@ demo: $(READY)
 	@exec $(BIN)/tidegate demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff check .
