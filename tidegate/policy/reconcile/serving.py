@@ -9,7 +9,7 @@ from tidegate.policy.reconcile.room import Press, activate
 # A waiting endpoint looks over the fleet at most this often; in between it is offered what comes free.
 SEARCH_PAUSE_MS = 200
 NO_VICTIM_PAUSE_MS = 1_000  # where nobody gives way (baselines), what comes free is offered; this finds the rest
-BATCH_PAUSE_MS = 250  # nobody waits for batch, and on a busy fleet it would look at every event
+BATCH_PAUSE_MS = 1_000  # nobody waits for batch, and on a busy fleet it would look at every event
 
 
 def serve_waiting(fleet: Fleet, touched: Iterable[str], now_ms: int) -> None:
