@@ -52,6 +52,7 @@ MUTANTS = [
     Mutant("pure", "dispatch/room.py", "import asyncio", "asyncio"),
     Mutant("policies", "policy/eviction.py", "from tidegate.policy import scaling", "tidegate.policy.scaling"),
     Mutant("policies", "policy/costs.py", "from tidegate.policy import forecast", "tidegate.policy.forecast"),
+    Mutant("who-may-ask", "quota/routing.py", "from tidegate.quota import admission", "tidegate.quota.admission"),
     Mutant("adapters-by-assemble", "node/agent.py", "from tidegate.engines import process", "tidegate.engines.process"),
     Mutant("adapters-by-assemble", "control/loop.py", "from tidegate.stores import state", "tidegate.stores.state"),
     Mutant("adapters-by-assemble", "cli/keys.py", "from tidegate.transports import local", "tidegate.transports.local"),
