@@ -96,6 +96,7 @@ class Endpoint:
     woken_until_ms: int = 0
     failures: int = 0
     failed_reason: str = ""
+    failed_on: str = ""  # the node of its last failure
     retry_ms: int = 0
     timer_ms: int | None = None
     ahead_ms: int = 0  # when it is looked at next to be brought up ahead of demand
@@ -176,9 +177,12 @@ class Endpoint:
             return waking
         return ready + waking + starting
 
-    def falling_asleep(self) -> bool:
-        """Whether a current replica is on its way to the host tier, from where it can be woken."""
-        return any(r.state is S.SLEEPING and self.current(r) for r in self.replicas.values())
+    def waits_for_wake(self) -> bool:
+        """Whether a start would help nobody: a current replica is on its way to the host tier, from where it can be
+        woken, or as many as are required are starting, and `supply` leaves them out for a sleeper's sake alone.
+        """
+        falling_asleep = any(r.state is S.SLEEPING and self.current(r) for r in self.replicas.values())
+        return falling_asleep or self.supply() < self.live_count() >= self.required - len(self.activations)
 
     def live_count(self) -> int:
         return sum(1 for r in self.replicas.values() if self.live(r))

@@ -64,14 +64,13 @@ def _issue(fleet: Fleet, activation: Activation, now_ms: int) -> None:
         watch(fleet, replica, fleet.settings.wake_ms_max)
         return
     deployment = endpoint.deployment
-    id, node, places = activation.id, activation.node, activation.places
-    replica = Replica(id, endpoint.name, node, places, deployment, deployment.generation, S.STARTING, now_ms)
+    id, node, generation = activation.id, activation.node, deployment.generation
+    replica = Replica(id, endpoint.name, node, activation.places, deployment, generation, S.STARTING, now_ms)
     replica.cold = fleet.cold_tier(deployment.model, node)
     fleet.add(replica)
     fleet.settle_on(replica, activation.places, activation.bytes_each)
     fleet.touch(endpoint.name)
-    start = Start(replica.id, replica.node, accelerators, deployment, activation.bytes_each, reason)
-    fleet.out.append(start)
+    fleet.out.append(Start(replica.id, replica.node, accelerators, deployment, activation.bytes_each, reason))
     watch(fleet, replica, fleet.settings.start_ms_max)
 
 
@@ -294,7 +293,7 @@ def blame(fleet: Fleet, replica: Replica, reason: str, now_ms: int) -> None:
     settings = fleet.settings
     served_well = replica.ready_ms > 0 and now_ms - replica.ready_ms > settings.failure_forget_ms
     endpoint.failures = 1 if served_well else endpoint.failures + 1
-    endpoint.failed_reason = reason
+    endpoint.failed_reason, endpoint.failed_on = reason, replica.node
     pause_ms = min(settings.backoff_ms_first << min(endpoint.failures - 1, 20), settings.backoff_ms_max)
     endpoint.retry_ms = now_ms + pause_ms
     fleet.touch(endpoint.name)

@@ -49,7 +49,7 @@ def activate(
     FORCE lets busy replicas drain for it (their requests finish first).
     """
     option = _best_wake(fleet, endpoint, now_ms, press, nodes)
-    if option is None and (endpoint.falling_asleep() or (press is Press.AHEAD and endpoint.replicas)):
+    if option is None and (endpoint.waits_for_wake() or (press is Press.AHEAD and endpoint.replicas)):
         return False  # a wake, now or in a moment, is far sooner than a start
     if option is None:
         option = _best_start(fleet, endpoint, now_ms, press, nodes)
@@ -74,9 +74,8 @@ def activate(
         why = (("for", endpoint.name), ("regret_ms", round(chosen.regret_ms, 1)))
         owner = fleet.endpoints[victim.endpoint]
         sticky = press is Press.FORCE
-        keep = owner.current(victim)
         how = "outdated" if owner is endpoint else "evict_busy" if sticky else "evict"
-        lifecycle.drain(fleet, victim, now_ms, how, why, keep=keep, sticky=sticky)
+        lifecycle.drain(fleet, victim, now_ms, how, why, keep=owner.current(victim), sticky=sticky)
     return True
 
 
@@ -101,9 +100,13 @@ def _best_wake(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, node
 
 
 def _best_start(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, only: Nodes) -> Option | None:
-    """Nodes of the home region first; at most `nodes_examined_max` a call, beginning further on at each attempt."""
+    """Nodes of the home region first, and the node where its last start failed after all others; at most
+    `nodes_examined_max` a call, beginning further on at each attempt.
+    """
     left = fleet.settings.nodes_examined_max
-    for region in endpoint.deployment.regions:
+    shunned = endpoint.failed_on if now_ms < endpoint.retry_ms + fleet.settings.failure_forget_ms else ""
+    best: tuple[tuple[bool, int, float], placement.Placement] | None = None
+    for rank, region in enumerate(endpoint.deployment.regions):
         nodes = fleet.region_nodes.get(region, [])
         if only is not None:
             names = [n for n in only if n in fleet.nodes and fleet.nodes[n].region == region][:left]
@@ -111,16 +114,16 @@ def _best_start(fleet: Fleet, endpoint: Endpoint, now_ms: int, press: Press, onl
             names = [nodes[(endpoint.attempts + step) % len(nodes)] for step in range(min(len(nodes), left))]
             endpoint.attempts += len(names)
         left -= len(names)
-        best: Option | None = None
         for name in names:
             places = tuple((name, a.id) for a in fleet.nodes[name].accelerators)
             tier = fleet.cold_tier(endpoint.deployment.model, name)
             chosen = _on_node(fleet, endpoint, places, tier, now_ms, press)
-            if chosen is not None and (best is None or chosen.score_ms < best[0].score_ms):
-                best = (chosen, None)
-        if best is not None:
-            return best
-    return None
+            if chosen is not None:
+                option = (name == shunned, rank, chosen.score_ms), chosen
+                best = option if best is None or option[0] < best[0] else best
+        if best is not None and not best[0][0]:
+            break
+    return (best[1], None) if best is not None else None
 
 
 def _on_node(
