@@ -197,9 +197,16 @@ def test_bad_questions_are_refused_by_parameter(client: Client, path: str, param
 
 
 @on_loop
-async def test_a_tenant_nobody_knows_has_an_empty_invoice(client: Client) -> None:
-    body = (await client.get("invoices/nobody")).json()
-    assert (body["lines"], body["dedicated"], body["total_usd"]) == ([], [], "0.000000000")
+async def test_a_tenant_nobody_knows_is_refused_and_one_who_left_keeps_its_invoices(client: Client) -> None:
+    assert (await client.get("invoices/nobody")).json()["code"] == "not_found"
+    for path in ("usage", "usage/time", "usage/export", "contracts"):
+        refused = await client.get(path, tenant="nobody")
+        assert (refused.status_code, refused.json()["param"]) == (404, "tenant"), path
+    for known in ("acme", "birch"):
+        assert (await client.get(f"invoices/{known}")).json()["total_usd"] == "0.000000000"
+    await client.world.write(usage("a", tenant="gone", endpoint="gone/chat"))
+    assert (await client.get("invoices/gone")).json()["total_usd"] != "0.000000000"
+    assert (await client.get("usage", tenant="gone")).json()["total"]["requests"] == 1
 
 
 @on_loop

@@ -182,6 +182,11 @@ async def test_csv_and_page_show_every_line_exactly_and_the_same_bytes_each_time
         mine = [row for row in rows if row["tenant"] == invoice.tenant]
         charges = [Decimal(row["usd"]) for row in mine if row["section"] == "charge"]
         assert sum(charges) == Decimal(invoice.total_usd)
+        priced = [row for row in mine if row["unit_quantity"]]
+        assert priced
+        for row in priced:
+            worth = Decimal(row["quantity"]) * Decimal(row["unit_usd"]) / Decimal(row["unit_quantity"])
+            assert abs(worth - Decimal(row["usd"])) < Decimal("0.00000001"), row
         assert [row["usd"] for row in mine if row["section"] == "total"] == [invoice.total_usd]
         would = {row["mode"]: row["usd"] for row in mine if row["section"] == "same_traffic_total"}
         assert would == {line.mode: line.usd for line in invoice.same_traffic_totals}

@@ -68,14 +68,14 @@ class _Api:
         """Usage of a period by endpoint, model, tenant, mode, hour or key, up to the last request that ended."""
         known(request, "by", "period", "from", "to", "tenant")
         by = choice(request, "by", UsageGroup, UsageGroup.ENDPOINT)
-        period, tenant = self._period(request), _tenant(request, identity)
+        period, tenant = self._period(request), await self._tenant(request, identity)
         await self._billing.drain()
         return answer(await asyncio.to_thread(self._statements.usage, period, by, tenant))
 
     async def time(self, request: Request, identity: Identity) -> Response:
         """Accelerator time of a period: who had it in which state, what was lent to whom, and what it brought in."""
         known(request, "period", "from", "to", "tenant")
-        period, tenant = self._period(request), _tenant(request, identity)
+        period, tenant = self._period(request), await self._tenant(request, identity)
         await self._billing.drain(checkpoint=True)
         now_ms = self._billing.clock.now_ms()
         return answer(await asyncio.to_thread(self._statements.time, period, now_ms, tenant))
@@ -86,7 +86,7 @@ class _Api:
         """
         known(request, "format", "period", "from", "to", "tenant")
         form = choice(request, "format", ExportFormat, ExportFormat.CSV)
-        period, tenant = self._period(request), _tenant(request, identity)
+        period, tenant = self._period(request), await self._tenant(request, identity)
         await self._billing.drain()
         adjustments = await asyncio.to_thread(self._statements.adjustments, period, tenant)
         body = iterate_in_threadpool(export(self._billing.ledger, form, period, tenant, adjustments))
@@ -115,6 +115,7 @@ class _Api:
             raise Refusal("not_found", f"there is no tenant {tenant[:64]!r}")
         period, as_of_ms = self._period(request), self._as_of(request)
         await self._billing.drain()
+        await self._billing.check_tenant(tenant)
         found = await asyncio.to_thread(self._statements.invoice, tenant, period, as_of_ms)
         return answer(found) if form is InvoiceFormat.JSON else _rendered([found], form)
 
@@ -131,14 +132,16 @@ class _Api:
         text = request.query_params.get("as_of")
         return self._billing.clock.now_ms() if text is None else parse_instant("as_of", text)
 
-
-def _tenant(request: Request, identity: Identity) -> str | None:
-    asked = request.query_params.get("tenant")
-    if identity.tenant is None:
+    async def _tenant(self, request: Request, identity: Identity) -> str | None:
+        asked = request.query_params.get("tenant")
+        if identity.tenant is not None:
+            if asked not in (None, identity.tenant):
+                message = "`tenant`: this key may read its own tenant's usage only"
+                raise Refusal("permission_denied", message, param="tenant")
+            return identity.tenant
+        if asked is not None:
+            await self._billing.check_tenant(asked)
         return asked
-    if asked not in (None, identity.tenant):
-        raise Refusal("permission_denied", "`tenant`: this key may read its own tenant's usage only", param="tenant")
-    return identity.tenant
 
 
 def _rendered(invoices: Sequence[Invoice], form: InvoiceFormat) -> Response:

@@ -55,6 +55,8 @@ class _Api:
         known(request, "tenant")
         await self._billing.drain()
         tenant = identity.tenant or request.query_params.get("tenant")
+        if tenant is not None:
+            await self._billing.check_tenant(tenant)
         found = await asyncio.to_thread(self._contracts.all)
         shown = [(c, drawn) for c, drawn in found if tenant in (None, c.tenant)]
         return answer(Listing([await self._view(contract, drawn) for contract, drawn in shown]))

@@ -11,7 +11,7 @@ from tidegate.billing.metrics import BillingMetrics
 from tidegate.billing.retention import keep_records
 from tidegate.billing.statements import Statements
 from tidegate.domain.contract import Contract
-from tidegate.domain.errors import StoreFault
+from tidegate.domain.errors import Refusal, StoreFault
 from tidegate.domain.ledger import EndpointFacts, TimeReport
 from tidegate.domain.limits import Limits
 from tidegate.domain.money_ports import Contracts, DeadLetters, Ledger, PriceBook, TimeSource
@@ -97,6 +97,12 @@ class Billing:
                 log.warning("the ledger is behind: %s", fault.reason)
                 retry_ms = min(retry_ms * 2, RETRY_MS_MAX)
             await asyncio.sleep(retry_ms / 1000)
+
+    async def check_tenant(self, tenant: str) -> None:
+        """Somebody there is, or somebody who was removed and is still in the ledger. Raises Refusal, StoreFault."""
+        if tenant in self.tenants() or await asyncio.to_thread(self.statements.remembers, tenant):
+            return
+        raise Refusal("not_found", f"`tenant`: there is no tenant {tenant[:64]!r}", param="tenant")
 
     @property
     def spent(self) -> Spent | None:

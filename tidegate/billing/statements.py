@@ -7,10 +7,10 @@ Each is a function of what the stores hold and of its arguments, never of the cl
 from collections.abc import Callable, Sequence
 
 from tidegate.billing.accelerator_time import time_view
-from tidegate.billing.invoices import Book, make_invoice
+from tidegate.billing.invoices import Book, make_invoice, owner
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import Adjustment, FactsSpan, UsageGroup, UsageKey, UsageSum
+from tidegate.domain.ledger import Adjustment, FactsSpan, UsageGroup, UsageKey, UsageSum, tenant_account
 from tidegate.domain.money_ports import Contracts, Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.economics import MachineCost
@@ -65,6 +65,12 @@ class Statements:
 
     def time(self, period: Period, now_ms: int, tenant: str | None) -> TimeView:
         return time_view(self._ledger, self._prices, period, now_ms, tenant, self._machines)
+
+    def remembers(self, tenant: str) -> bool:
+        """Whether the ledger knows of this tenant: it was charged something, or had an endpoint."""
+        return tenant_account(tenant) in self._ledger.balances() or any(
+            owner(span.endpoint) == tenant for span in self._ledger.spans()
+        )
 
     def balances(self) -> list[BalanceView]:
         sums = self._ledger.balances()
