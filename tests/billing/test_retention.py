@@ -10,9 +10,10 @@ from tests.loop import on_loop
 from tests.money import DECEMBER_MS, HOUR_MS, NOVEMBER_MS, price, usage
 from tidegate.billing import retention
 from tidegate.billing.periods import Period
-from tidegate.billing.retention import MS_PER_DAY, purge
+from tidegate.billing.retention import purge
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import UsageGroup
+from tidegate.domain.units import MS_PER_DAY
 
 NOVEMBER = Period(NOVEMBER_MS, DECEMBER_MS)
 DAYS = 5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tidegate.domain.replica import COMING, HOLDS_ACCELERATOR, TRANSITIONS, IllegalTransition, step
+from tidegate.domain.replica import TRANSITIONS, IllegalTransition, step
 from tidegate.domain.replica import ReplicaEvent as E
 from tidegate.domain.replica import ReplicaState as S
 
@@ -28,14 +28,6 @@ def test_every_state_can_come_back_to_ready(start: S) -> None:
                 todo.append(after)
     assert S.READY in seen
     assert S.STOPPED in seen
-
-
-def test_memory_is_given_back_only_asleep_or_stopped() -> None:
-    assert frozenset(S) - HOLDS_ACCELERATOR == {S.STOPPED, S.ASLEEP}
-
-
-def test_a_replica_on_its_way_holds_its_memory() -> None:
-    assert COMING <= HOLDS_ACCELERATOR
 
 
 def test_ready_is_only_reached_through_a_canary_or_an_unfinished_drain() -> None:

@@ -17,6 +17,7 @@ from tidegate.billing.service import Billing
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import Charged
 from tidegate.domain.price import PriceVersion
+from tidegate.domain.units import MS_PER_DAY
 from tidegate.money.prices import PriceTable
 from tidegate.wire.admin import Identity
 
@@ -25,7 +26,6 @@ PAGE_ROWS = 5_000
 BODY_BYTES_MAX = 8 << 20
 WAITING_MAX = 4
 DAYS = 30
-DAY_MS = 86_400_000
 NUMBERS = ("slo_ttft_ms", "tpot_ms", "async_share")
 COUNTS = ("side_by_side", "requests_per_day", "input_tokens", "output_tokens", "service_ms", "models")
 SWITCHES = ("private", "promised", "models_apart")
@@ -62,7 +62,7 @@ class _Api:
         now_ms = self._billing.clock.now_ms()
         start = query.pop("from", None)
         if start is None and "period" not in query:
-            start = str(now_ms - DAYS * DAY_MS)
+            start = str(now_ms - DAYS * MS_PER_DAY)
         period = parse_period(query.pop("period", None), start, query.pop("to", None), now_ms)
         endpoint = query.pop("endpoint", None)
         options = _options(query)

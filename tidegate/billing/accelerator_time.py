@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tidegate.billing.invoices import owner
 from tidegate.billing.periods import Period
-from tidegate.domain.ledger import FactsSpan, TimeCell, TimeState
+from tidegate.domain.ledger import TimeCell, TimeState
 from tidegate.domain.money_ports import Ledger, PriceBook
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import usd
@@ -12,7 +12,7 @@ from tidegate.money.economics import Account, Economics, MachineCost, economics
 from tidegate.money.hours import dedicated_price
 from tidegate.money.prices import DEFAULT_PLAN, PriceTable
 from tidegate.money.rating import reserved_pieces
-from tidegate.money.tariff import plan_at
+from tidegate.money.tariff import by_endpoint, plan_at
 from tidegate.wire.accelerator_time import EndpointTime, LentTime, PlatformTime, StateTime, TimeView
 
 
@@ -20,9 +20,7 @@ def time_view(
     ledger: Ledger, book: PriceBook, period: Period, now_ms: int, tenant: str | None, machines: MachineCost | None
 ) -> TimeView:
     """Of everybody, or of one tenant's endpoints. Endpoints that used accelerators, were used or existed are in it."""
-    spans: dict[str, list[FactsSpan]] = {}
-    for span in ledger.spans():
-        spans.setdefault(span.endpoint, []).append(span)
+    spans = by_endpoint(ledger.spans())
     prices = PriceTable(book.versions())
 
     def price_of(endpoint: str, at_ms: int) -> PriceVersion | None:

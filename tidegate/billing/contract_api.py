@@ -18,7 +18,7 @@ from tidegate.domain.contract import Alert, Contract, Drawn
 from tidegate.domain.errors import Refusal
 from tidegate.domain.ledger import CREDITS, Adjustment, Entry, tenant_account
 from tidegate.domain.money_ports import Contracts
-from tidegate.domain.units import nano_usd, usd
+from tidegate.domain.units import MS_PER_DAY, nano_usd, usd
 from tidegate.money.drawdown import purchase, spendable, worth
 from tidegate.wire import webhooks
 from tidegate.wire.admin import Identity, Listing
@@ -31,8 +31,6 @@ from tidegate.wire.contracts import (
     CreditCreate,
     OnExhausted,
 )
-
-MS_PER_DAY = 86_400_000
 
 
 def contract_routes(billing: Billing, contracts: Contracts, guarded: Guarded) -> list[Route]:

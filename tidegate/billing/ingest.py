@@ -24,7 +24,7 @@ from tidegate.money.drawdown import Commitments, overage_plan, with_drawdown
 from tidegate.money.hours import rate_hour
 from tidegate.money.prices import PriceTable
 from tidegate.money.rating import rate
-from tidegate.money.tariff import Tariff
+from tidegate.money.tariff import Tariff, by_endpoint
 from tidegate.quota.prepaid import rules
 
 log = logging.getLogger(__name__)
@@ -180,9 +180,7 @@ class Ingest:
             self._observed = dict(facts)
         elif self._spans:
             return
-        self._spans = {}
-        for span in self._ledger.spans():
-            self._spans.setdefault(span.endpoint, []).append(span)
+        self._spans = by_endpoint(self._ledger.spans())
 
     def _post_time(self, settled_ms: int, tariff: Tariff) -> None:
         """Charges every hour of which nothing more will be reported, once; an hour that is over costs what it cost."""

@@ -13,12 +13,12 @@ from tidegate.billing.periods import Period, iso, parse_period
 from tidegate.billing.service import Billing
 from tidegate.domain.contract import Rerate
 from tidegate.domain.errors import Refusal
-from tidegate.domain.ledger import Adjustment, FactsSpan
+from tidegate.domain.ledger import Adjustment
 from tidegate.domain.money_ports import Contracts
 from tidegate.domain.units import usd
 from tidegate.money.prices import PriceTable
 from tidegate.money.rerate import Rerating
-from tidegate.money.tariff import plan_at
+from tidegate.money.tariff import by_endpoint, plan_at
 from tidegate.wire.admin import Identity, Listing
 from tidegate.wire.contracts import RerateCreate, RerateReport, RerateView
 
@@ -80,9 +80,7 @@ def _check(billing: Billing, period: Period, now_ms: int) -> None:
 
 def _rated_again(billing: Billing, period: Period) -> Rerating:
     ledger, rerating = billing.ledger, Rerating(PriceTable(billing.prices.versions()))
-    spans: dict[str, list[FactsSpan]] = {}
-    for span in ledger.spans():
-        spans.setdefault(span.endpoint, []).append(span)
+    spans = by_endpoint(ledger.spans())
     after = (-1, 0)
     while page := ledger.records(period.start_ms, period.end_ms, None, after, PAGE_RECORDS_MAX):
         entries = ledger.entries([charged.number for charged in page])

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.money_ports import Ledger
 from tidegate.domain.ports import Clock
-from tidegate.domain.units import MS_PER_HOUR
+from tidegate.domain.units import MS_PER_DAY, MS_PER_HOUR
 
 log = logging.getLogger(__name__)
 
 DAYS_MIN = 2  # an id is what tells a repeated record from a new one, for as long as it is kept
 EVERY_S = 600.0
 ROWS_A_TURN_MAX = 10_000
-MS_PER_DAY = 24 * MS_PER_HOUR
 
 
 async def keep_records(ledger: Ledger, clock: Clock, days: int, sinks: Sequence[str]) -> None:

@@ -10,12 +10,13 @@ from tidegate.billing.accelerator_time import time_view
 from tidegate.billing.invoices import Book, make_invoice, owner
 from tidegate.billing.periods import Period, iso
 from tidegate.domain.endpoint import Mode
-from tidegate.domain.ledger import Adjustment, FactsSpan, UsageGroup, UsageKey, UsageSum, tenant_account
+from tidegate.domain.ledger import Adjustment, UsageGroup, UsageKey, UsageSum, tenant_account
 from tidegate.domain.money_ports import Contracts, Ledger, PriceBook
 from tidegate.domain.units import usd
 from tidegate.money.economics import MachineCost
 from tidegate.money.prices import PriceTable
 from tidegate.money.same_traffic import cuts, token_costs
+from tidegate.money.tariff import by_endpoint
 from tidegate.wire.accelerator_time import TimeView
 from tidegate.wire.billing import BalanceView, Invoice, UsageReport, UsageRow
 
@@ -83,9 +84,7 @@ class Statements:
 
     def _book(self, period: Period, tenant: str | None, as_of_ms: int) -> Book:
         end_ms = max(min(period.end_ms, as_of_ms), period.start_ms)
-        spans: dict[str, list[FactsSpan]] = {}
-        for span in self._ledger.spans():
-            spans.setdefault(span.endpoint, []).append(span)
+        spans = by_endpoint(self._ledger.spans())
         versions = self._prices.versions()
         prices = PriceTable(versions)
         usage: list[tuple[UsageKey, UsageSum]] = []

@@ -5,7 +5,7 @@ Adapters implement them; only `assemble` plugs them in.
 Every method may raise the `Fault` its docstring names, and nothing else that is not a bug.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -256,7 +256,3 @@ class StateStore(Protocol):
     def activity(self, limit: int, subject: str | None = None) -> Sequence[Activity]:
         """Newest first."""
         ...
-
-
-# Live events for the console and `endpoints watch`: an async stream of small JSON-able dicts.
-EventStream = Callable[[], AsyncIterator[dict[str, object]]]

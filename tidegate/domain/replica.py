@@ -60,8 +60,6 @@ TRANSITIONS: dict[tuple[ReplicaState, ReplicaEvent], ReplicaState] = (
     | {(s, E.EXITED): S.STOPPED for s in S if s is not S.STOPPED}
 )
 
-# A replica in one of these may hold accelerator memory, so its reservation stays in the book.
-HOLDS_ACCELERATOR = frozenset({S.STARTING, S.READY, S.DRAINING, S.SLEEPING, S.WAKING, S.STOPPING, S.FAILED})
 # Work on the way to READY: never a victim, counts as capacity that is coming.
 COMING = frozenset({S.STARTING, S.WAKING})
 

@@ -1,7 +1,7 @@
 """Which price a record pays: the plan its endpoint had, the version in force, both when the request arrived. Pure."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tidegate.domain.ledger import FactsSpan
 from tidegate.domain.price import PriceVersion
@@ -38,6 +38,14 @@ class Tariff:
         place = bisect_right(starts, at_ms)
         from_ms, until_ms, version = self.prices.stretch(self.plan_at(sold.endpoint, at_ms), at_ms, sold)
         return max(from_ms, starts[place - 1]), min(until_ms, starts[place]), version
+
+
+def by_endpoint(spans: Iterable[FactsSpan]) -> dict[str, list[FactsSpan]]:
+    """Spans of all endpoints, in the order of time, as those of each."""
+    found: dict[str, list[FactsSpan]] = {}
+    for span in spans:
+        found.setdefault(span.endpoint, []).append(span)
+    return found
 
 
 def plan_at(spans: Sequence[FactsSpan], at_ms: int) -> str:

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 from tidegate.domain.limits import Window
+from tidegate.domain.units import MS_PER_DAY
 
-MS_PER_DAY = 86_400_000
 NEVER_MS = 253_402_300_800_000  # the end of the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

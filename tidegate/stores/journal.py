@@ -25,7 +25,7 @@ from time import monotonic, sleep
 
 from tidegate.domain.errors import StoreFault
 from tidegate.domain.usage import UsageRecord
-from tidegate.stores.journal_format import BALLAST_NAME, LOCK_NAME, encode_frame, segment_path
+from tidegate.stores.journal_format import BALLAST_NAME, LOCK_NAME, encode_frame, segment_path, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class SegmentJournal:
             path = segment_path(self._directory, self._next_number)
             segment = self._segment = _Segment(path)
             self._next_number += 1
-            _fsync_directory(self._directory)
+            sync_directory(self._directory)
         return segment
 
     def _abandon_segment(self) -> None:
@@ -242,19 +242,11 @@ def _create_locked(root: Path, boot: str) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(root / boot)
-        _fsync_directory(root)
+        sync_directory(root)
     except OSError:
         os.close(fd)
         raise
     return fd
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _resolve_on_loop(batch: list[Pending], fault: StoreFault | None) -> None:

@@ -10,6 +10,7 @@ next frame by it. Light on purpose: the gateway imports this module, and nothing
 comes with it.
 """
 
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -143,3 +144,12 @@ def segment_numbers(directory: Path) -> list[int]:
     """Numbers of the segments of one boot, ascending."""
     names = (path.name for path in directory.glob(f"*{SEGMENT_SUFFIX}"))
     return sorted(int(name[: -len(SEGMENT_SUFFIX)]) for name in names if name[: -len(SEGMENT_SUFFIX)].isdigit())
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes the names in a directory durable: a file that is synced may otherwise be gone after a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

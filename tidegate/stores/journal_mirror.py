@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tidegate.domain.errors import StoreFault
-from tidegate.stores.journal_format import LOCK_NAME, segment_numbers, segment_path
+from tidegate.stores.journal_format import LOCK_NAME, segment_numbers, segment_path, sync_directory
 
 MARK_NAME = "mirrored"
 BOOTS_MAX = 1_024
@@ -89,7 +89,7 @@ class JournalMirror:
             os.close(os.open(self.root / boot / name, os.O_WRONLY | os.O_CREAT, 0o600))
             if name == MARK_NAME:
                 self._lock(boot)
-        _sync_directory(self.root)
+        sync_directory(self.root)
 
     def _lock(self, boot: str) -> None:
         lock = os.open(self.root / boot / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
@@ -110,12 +110,4 @@ class JournalMirror:
         finally:
             os.close(descriptor)
         if new:
-            _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_directory(path.parent)
