@@ -11,8 +11,10 @@ import pytest
 
 from tidegate.advisor.described import SHAPES, describe
 from tidegate.advisor.read import Reading, read
+from tidegate.advisor.tables import write_trace
 from tidegate.advisor.traffic import HOUR_MS
 from tidegate.domain.errors import Refusal
+from tidegate.sim.trace import rows
 
 HEADER = "t_s,endpoint,input_tokens,output_tokens"
 ROWS = ["0.5,a,100,10", "1.5,b,200,20", "3600,a,300,30"]
@@ -37,6 +39,43 @@ def test_every_format_reads_the_same(tmp_path: Path) -> None:
         assert traffic.t_ms.tolist() == [500.0, 1500.0, 3_600_000.0], name
         assert traffic.inputs.tolist() == [100, 200, 300], name
         assert [traffic.endpoints[k] for k in traffic.endpoint_of] == ["a", "b", "a"], name
+
+
+STAMPS = ("2026-11-20T10:00:00Z", "2026-11-20T10:00:01Z", "2026-11-20T11:00:00Z")
+OTHER_TOOLS = [
+    ("bom and Windows line ends", "\ufefftimestamp,model,prompt_tokens,completion_tokens\r\n", "{0},{1},{2},{3}\r\n"),
+    ("semicolons", "Timestamp;Model;Prompt Tokens;Completion-Tokens\n", "{0};{1};{2};{3}\n"),
+    ("tabs, empty lines", "timestamp\tmodel\ttokens_in\ttokens_out\n\n", "{0}\t{1}\t{2}\t{3}\n\n"),
+    ("a JSON log by another name", "", '{{"ts":"{0}","req":{{"model":"{1}"}},"resp":{{"usage":'
+     '{{"prompt_tokens":{2},"completion_tokens":{3}}}}}}}\r\n'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(("what", "header", "row"), OTHER_TOOLS, ids=[what for what, _, _ in OTHER_TOOLS])
+def test_files_as_other_tools_write_them(tmp_path: Path, what: str, header: str, row: str, encoding: str) -> None:
+    rows = [(STAMPS[0], "a", 100, 1), (STAMPS[1], "b", 200, 2), (STAMPS[2], "a", 300, 3)]
+    text = header.removeprefix("\ufeff") if encoding == "utf-16" else header
+    (tmp_path / "access.log").write_bytes((text + "".join(row.format(*one) for one in rows)).encode(encoding))
+    traffic = read(tmp_path / "access.log")
+    assert traffic.t_ms.tolist() == [0.0, 1000.0, 3_600_000.0], what
+    assert (traffic.inputs.tolist(), traffic.outputs.tolist()) == ([100, 200, 300], [1, 2, 3])
+    assert [traffic.endpoints[k] for k in traffic.endpoint_of] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("name", ["saved.csv", "saved.csv.gz"])
+def test_what_was_read_can_be_saved_for_the_simulator(tmp_path: Path, name: str) -> None:
+    source = trace(tmp_path, ["100;b, c;7;1", "100.5;a;8;2"], "t_s;model;tokens_in;tokens_out")
+    write_trace(tmp_path / name, read(source))
+    assert list(rows(tmp_path / name)) == [(100_000.0, "b, c", 7, 1), (100_500.0, "a", 8, 2)]
+    with pytest.raises(Refusal, match="needs tokens"):
+        write_trace(tmp_path / name, read(trace(tmp_path, ["1,a", "2,a"], "t_s,endpoint"), Reading(service_ms=5)))
+
+
+def test_a_nested_name_that_two_columns_end_in_is_not_guessed(tmp_path: Path) -> None:
+    rows = ["1,a,5,6,1", "2,a,5,6,1"]
+    with pytest.raises(Refusal, match=r"no column holds input tokens; .*'first\.prompt_tokens'"):
+        read(trace(tmp_path, rows, "t_s,endpoint,first.prompt_tokens,retry.prompt_tokens,output_tokens"))
 
 
 def test_litellm_spend_logs_newest_first(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Files as a header and rows: CSV, CSV.gz, Parquet, JSON lines, and JSON pages of OpenAI's usage API."""
+"""Files as a header and rows: CSV, CSV.gz, Parquet, JSON lines, and JSON pages of OpenAI's usage API.
+
+What a text is shows in how it begins, not in its name: access logs are called `.log` as often as `.jsonl`.
+"""
 
 import csv
 import gzip
@@ -11,7 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tidegate.advisor.columns import refuse
+from tidegate.advisor.traffic import Traffic
+from tidegate.sim.trace import COLUMNS
 
+SEPARATORS = ",;\t|"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 HEAD_ROWS = 50
 """JSON objects of one log need not all have the same keys: the columns are those of the first so many."""
 
@@ -29,13 +36,31 @@ def open_table(path: Path) -> Table:
     try:
         text = _text(path, suffixes[-1:] == [".gz"])
         kind = suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:]
-        if kind in ([".jsonl"], [".ndjson"]):
+        begins = _begins(text)
+        if kind in ([".jsonl"], [".ndjson"]) or (kind != [".json"] and begins == "{"):
             return _json_lines(path.name, text)
-        if kind == [".json"]:
+        if kind == [".json"] or begins == "[":
             return _objects(path.name, iter(_documents(path.name, text)))
         return _csv(path.name, text)
     except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise refuse(f"{path.name}: not readable ({error}); expected CSV, CSV.gz, Parquet, JSONL or JSON") from error
+
+
+def write_trace(path: Path, traffic: Traffic) -> None:
+    """The requests as a trace for the simulator: `t_s,endpoint,input_tokens,output_tokens`, CSV or CSV.gz.
+
+    Raises Refusal for work without tokens, OSError where it cannot be written.
+    """
+    if not (traffic.inputs.all() and traffic.outputs.all()):
+        raise refuse("--save-trace: a trace needs tokens; this work has none (--service-ms)")
+    out = StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    names = (traffic.endpoints[k] for k in traffic.endpoint_of)
+    instants = (f"{at_ms / 1e3:.3f}" for at_ms in traffic.t_ms.tolist())
+    writer.writerows(zip(instants, names, traffic.inputs.tolist(), traffic.outputs.tolist(), strict=True))
+    data = out.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 def from_text(name: str, text: TextIO) -> Table:
@@ -46,11 +71,22 @@ def from_text(name: str, text: TextIO) -> Table:
 def _text(path: Path, compressed: bool) -> TextIO:
     """The whole file in memory, so that no file stays open behind an iterator; a trace is tens of megabytes."""
     data = path.read_bytes()
-    return StringIO((gzip.decompress(data) if compressed else data).decode("utf-8-sig"), newline="")
+    data = gzip.decompress(data) if compressed else data
+    return StringIO(data.decode("utf-16" if data[:2] in UTF16 else "utf-8-sig"), newline="")
+
+
+def _begins(text: TextIO) -> str:
+    """Its first character that is not blank."""
+    first = next((line.lstrip()[0] for line in text if line.strip()), "")
+    text.seek(0)
+    return first
 
 
 def _csv(name: str, text: TextIO) -> Table:
-    lines = csv.reader(text)
+    """Separated by whichever of `SEPARATORS` is most often in the header; lines with nothing in them are left out."""
+    head = text.readline()
+    text.seek(0)
+    lines = (line for line in csv.reader(text, delimiter=max(SEPARATORS, key=head.count)) if line)
     try:
         header = next(lines, None)
     except csv.Error as error:

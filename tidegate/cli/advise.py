@@ -54,6 +54,9 @@ def advise(
     timezone: Annotated[str | None, typer.Option(help="of times that carry none, and of the hours shown")] = None,
     sort: Annotated[bool, typer.Option("--sort", help="put rows in order of time instead of refusing")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out rows that are not requests")] = False,
+    save_trace: Annotated[
+        Path | None, typer.Option(help="also write what was read as a trace for `simulate` and `plan` (.csv, .csv.gz)")
+    ] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="replay every accelerator and number")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="recompute what articles claim about cost")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="keep measuring a running platform")] = False,
@@ -84,6 +87,10 @@ def _act(given: dict[str, Any]) -> None:
     needed = {name: given[name] for name in NEEDED} | {"provider": given["provider"] or []}
     if given["profile"] is not None:
         needed["profile"] = _measured(given["profile"], given)
+    if given["save_trace"] is not None and given["trace"] is None and given["shape"] is None:
+        raise Problem(
+            "--save-trace goes with --trace or --shape; `usage export` writes the platform's own", exit_code=2
+        )
     if given["watch"]:
         from tidegate.cli.advise_watch import watch as keep_watching
 
@@ -97,7 +104,15 @@ def _act(given: dict[str, Any]) -> None:
         how["columns"] = _columns(given["column"] or [])
         described = {name: given[name] for name in DESCRIBED}
         answer = _answer(
-            given["trace"], endpoint, described, given["service_ms"], how, needed, given["providers"] or [], output
+            given["trace"],
+            endpoint,
+            described,
+            given["service_ms"],
+            how,
+            needed,
+            given["providers"] or [],
+            given["save_trace"],
+            output,
         )
     if given["html"] is not None:
         _write_page(given["html"], answer)
@@ -129,10 +144,11 @@ def _answer(
     how: dict[str, Any],
     needed: dict[str, Any],
     files: list[Path],
+    saved: Path | None,
     output: Format,
 ) -> dict[str, Any]:
     with _refusals():
-        from tidegate.advisor import catalogue, question, read
+        from tidegate.advisor import catalogue, question, read, tables
         from tidegate.advisor import described as shapes
         from tidegate.advisor.advise import advise as ask
 
@@ -141,6 +157,8 @@ def _answer(
         else:
             traffic = shapes.describe(**described, service_ms=service_ms or 0.0)
         traffic = question.only(traffic, endpoint)
+        if saved is not None:
+            tables.write_trace(saved, traffic)
         offers = catalogue.load(files)
         with _counting(output) as progress:
             return ask(traffic, offers, question.build(needed), datetime.datetime.now(datetime.UTC).date(), progress)

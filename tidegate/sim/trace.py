@@ -64,7 +64,7 @@ def rows(path: Path) -> Iterator[Row]:
         return
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield from _checked(path, csv.reader(file))
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise Refusal("invalid_request", f"{path.name} is not a readable trace: {error}", param="trace") from error
