@@ -48,13 +48,15 @@ OTHER_TOOLS = [
     ("tabs, empty lines", "timestamp\tmodel\ttokens_in\ttokens_out\n\n", "{0}\t{1}\t{2}\t{3}\n\n"),
     ("a JSON log by another name", "", '{{"ts":"{0}","req":{{"model":"{1}"}},"resp":{{"usage":'
      '{{"prompt_tokens":{2},"completion_tokens":{3}}}}}}}\r\n'),
+    ("a web server's times", "time_local,model,tokens_in,tokens_out\n", "20/Nov/2026:{0:.8} +0000,{1},{2},{3}\n"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 @pytest.mark.parametrize(("what", "header", "row"), OTHER_TOOLS, ids=[what for what, _, _ in OTHER_TOOLS])
 def test_files_as_other_tools_write_them(tmp_path: Path, what: str, header: str, row: str, encoding: str) -> None:
-    rows = [(STAMPS[0], "a", 100, 1), (STAMPS[1], "b", 200, 2), (STAMPS[2], "a", 300, 3)]
+    stamps = [stamp[11:] for stamp in STAMPS] if what == "a web server's times" else STAMPS
+    rows = [(stamps[0], "a", 100, 1), (stamps[1], "b", 200, 2), (stamps[2], "a", 300, 3)]
     text = header.removeprefix("\ufeff") if encoding == "utf-16" else header
     (tmp_path / "access.log").write_bytes((text + "".join(row.format(*one) for one in rows)).encode(encoding))
     traffic = read(tmp_path / "access.log")

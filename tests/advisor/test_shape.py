@@ -1,11 +1,14 @@
 """The shape of traffic of which the shape is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tidegate.advisor import svg
 from tidegate.advisor.described import describe
 from tidegate.advisor.shape import measure
+from tidegate.advisor.traffic import DAY_MS
 
 
 @pytest.mark.parametrize("kind", ["steady", "business-hours", "spiky", "mixed"])
@@ -31,6 +34,14 @@ def test_business_hours_are_idle_at_night_and_predictable_but_for_the_weekend() 
     assert shape.predictability is not None
     assert shape.predictability > 0.5
     assert shape.weekday is not None
+    assert shape.weekday[0] > 5 * shape.weekday[6]
+
+
+def test_a_week_that_begins_after_midnight_has_its_seven_days() -> None:
+    traffic = describe("business-hours", 4_000)
+    shape = measure(replace(traffic, start_ms=20_759 * DAY_MS + 3 * 60_000.0))  # a Monday, three minutes past
+    assert shape.weekday is not None
+    assert np.isfinite(shape.weekday).all()
     assert shape.weekday[0] > 5 * shape.weekday[6]
 
 

@@ -16,7 +16,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "time": (
         "starttime", "start_time", "startdate", "timestamp", "time", "created", "created_at", "arrival_time", "arrived",
         "request_time", "@timestamp", "starttimeunixnano", "start_time_unix_nano", "timestamp_iso", "date", "datetime",
-        "ts", "ts_ms", "timestamp_ms", "time_iso8601",
+        "ts", "ts_ms", "timestamp_ms", "time_iso8601", "time_local",
     ),
     "endpoint": (
         "endpoint", "model_group", "model", "model_name", "served_model_name", "gen_ai.request.model",

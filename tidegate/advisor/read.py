@@ -1,5 +1,6 @@
 """From a file to Traffic. Every problem is a Refusal that names the file, the row, and what was expected there."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,8 @@ ROWS_WANTED = 1_000
 GAP_DAYS_MAX = 31
 COUNT_MAX = 5_000_000
 TOKEN_FIELDS = ("input", "output", "cached")
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_COMMON_LOG = re.compile(r"\[?(\d\d)/(\w{3})/(\d{4}:\d\d:\d\d:\d\d) ([+-]\d{4})]?")
 _EPOCH_S_MIN = 1e8  # a stamp below is seconds from the start, not since 1970
 _UNITS = ((1e17, 1e-6), (1e14, 1e-3), (1e11, 1.0), (_EPOCH_S_MIN, 1e3))  # ns, µs, ms, s -> ms
 
@@ -156,7 +159,7 @@ class _Reader:
             number = float(text)
         except ValueError:
             try:
-                return self._local(datetime.fromisoformat(text.replace(" UTC", "Z")))
+                return self._local(_written(text))
             except ValueError:
                 raise _Bad(f"{text[:40]!r} is not a time; expected ISO 8601 with an offset, or epoch seconds") from None
         factor = next((factor for least, factor in _UNITS if number >= least), None)
@@ -276,6 +279,15 @@ def _rounded_span(last_ms: float) -> float:
         if last_ms and (whole - last_ms) <= 0.02 * unit + 0.01 * last_ms:
             return float(whole)
     return last_ms
+
+
+def _written(text: str) -> datetime:
+    """ISO 8601, or the Common Log Format of web servers (`21/Nov/2026:21:28:12 +0000`). Raises ValueError."""
+    if found := _COMMON_LOG.fullmatch(text):
+        day, month, rest, zone = found.groups()
+        year, _, clock = rest.partition(":")
+        return datetime.fromisoformat(f"{year}-{_MONTHS.index(month) + 1:02}-{day}T{clock}{zone}")
+    return datetime.fromisoformat(text.replace(" UTC", "Z"))
 
 
 def _zone(name: str) -> ZoneInfo:

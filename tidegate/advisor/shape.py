@@ -132,8 +132,10 @@ def _predictability(hours: Floats) -> float | None:
 
 def _weekday(traffic: Traffic, hours: Floats) -> tuple[float, ...] | None:
     """Mean requests a day from Monday on; None where the trace has no date or is short of a week."""
-    if traffic.start_ms is None or len(hours) < 7:
+    watched = ~np.isnan(hours).all(axis=1)  # a trace that begins minutes after midnight ends minutes into an eighth day
+    if traffic.start_ms is None or watched.sum() < 7:
         return None
     first = int(traffic.start_ms // DAY_MS + 3) % 7  # 1 January 1970 was a Thursday
-    whole = np.nanmean(hours, axis=1) * 24.0
-    return tuple(float(np.mean(whole[(np.arange(len(whole)) + first) % 7 == day])) for day in range(7))
+    whole = np.nanmean(hours[watched], axis=1) * 24.0
+    days = (np.flatnonzero(watched) + first) % 7
+    return tuple(float(np.mean(whole[days == day])) for day in range(7))

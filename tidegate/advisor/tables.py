@@ -18,6 +18,7 @@ from tidegate.advisor.traffic import Traffic
 from tidegate.sim.trace import COLUMNS
 
 SEPARATORS = ",;\t|"
+GZIP = b"\x1f\x8b"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 HEAD_ROWS = 50
 """JSON objects of one log need not all have the same keys: the columns are those of the first so many."""
@@ -71,7 +72,7 @@ def from_text(name: str, text: TextIO) -> Table:
 def _text(path: Path, compressed: bool) -> TextIO:
     """The whole file in memory, so that no file stays open behind an iterator; a trace is tens of megabytes."""
     data = path.read_bytes()
-    data = gzip.decompress(data) if compressed else data
+    data = gzip.decompress(data) if compressed or data[:2] == GZIP else data
     return StringIO(data.decode("utf-16" if data[:2] in UTF16 else "utf-8-sig"), newline="")
 
 
