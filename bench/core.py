@@ -152,6 +152,8 @@ class Driver:
                 self.answer(command, ReplicaState.ASLEEP, 50)
             case plan.Stop():
                 self.answer(command, ReplicaState.STOPPED, 50)
+            case plan.Pause():
+                raise AssertionError("there is no batch here")
             case plan.Drain():
                 self.later(2, FenceConfirmed("gw", command.replica, command.fence))
             case plan.Route():

@@ -206,6 +206,19 @@ def test_an_endpoint_that_becomes_idle_says_so_at_once_while_something_waits_els
     assert dispatch.handle(Ended("a"), 9) == [ReportDemand(E, urgent=True)]
 
 
+def test_while_batch_is_about_each_replica_that_begins_or_ends_to_work_is_told_at_once() -> None:
+    """Batch may have to stand still beside it, and nobody should wait a gathering pause for that."""
+    dispatch, _ = play((0, route(1, target("r", 2))))
+    dispatch.demand(E, 0)
+    dispatch.prompt = True
+    assert dispatch.handle(arrived("a"), 1)[1:] == [ReportDemand(E, urgent=True)]
+    assert dispatch.demand(E, 2).busy == ("r",)
+    assert dispatch.handle(arrived("b"), 3)[1:] == [ReportDemand(E, urgent=False)], "it works already"
+    assert dispatch.handle(Ended("a"), 4) == []
+    assert dispatch.handle(Ended("b"), 5) == [ReportDemand(E, urgent=True)]
+    assert dispatch.demand(E, 6).busy == ()
+
+
 @given(st.integers(200, 400))
 @settings(max_examples=3)
 def test_deadlines_of_granted_requests_do_not_pile_up(count: int) -> None:

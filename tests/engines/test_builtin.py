@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.loop import until
 from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.fleet import Accelerator
@@ -58,13 +59,6 @@ async def ready(driver: BuiltinDriver, replica: str = "acme/chat-1") -> BuiltinE
     return engine
 
 
-async def until(check: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not check():
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.02)
-
-
 def test_engines_outlive_the_template_and_it_comes_back() -> None:
     async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
         first = await ready(driver)
@@ -108,6 +102,23 @@ def test_everything_ends_with_the_lifeline() -> None:
         await asyncio.wait_for(engine.exited(), 30)
         await asyncio.wait_for(template.exited(), 30)
         await until(lambda: not Path(engine.address.removeprefix("unix:")).exists(), "the socket goes with its engine")
+
+    play(scene)
+
+
+def test_it_stands_still_in_the_middle_of_an_answer_and_goes_on_where_it_was() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        engine = await ready(driver)
+        canary = await engine.canary()
+        engine.pause(True)
+        asked = asyncio.create_task(engine.canary())
+        done, _ = await asyncio.wait({asked}, timeout=0.3)
+        assert not done, "who asks waits"
+        engine.pause(False)
+        assert await asyncio.wait_for(asked, 30) == canary
+        engine.pause(True)
+        await asyncio.wait_for(engine.stop(), 30)
+        assert "engine process" in await engine.exited()
 
     play(scene)
 

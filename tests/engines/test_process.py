@@ -6,26 +6,19 @@ import os
 import select
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from tests.loop import until
 from tidegate.domain.errors import EngineFault
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Child, Lifeline, Process, Restart, held_by_session, memory_of, resident_of_files
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 SLEEPER = (*PYTHON, "import time; time.sleep(60)")
-
-
-async def until(check: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "not in time"
-        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -241,5 +234,45 @@ def test_a_foreign_program_and_all_it_started_end_with_it_and_with_us(tmp_path: 
         await until(lambda: bool(select.select([child], [], [], 0)[0]))
         os.close(child)
         lifeline.close()
+
+    asyncio.run(main())
+
+
+def _stands_still(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    return stat[stat.rfind(b")") + 2 :].split()[0] == b"T"
+
+
+def test_a_pause_stops_all_a_program_started_and_it_can_be_ended_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        lifeline, pid_file = Lifeline(), tmp_path / "pid"
+        process = Process.start([*PYTHON, FAMILY, str(pid_file)], lifeline=lifeline)
+        await until(lambda: pid_file.exists() and pid_file.read_text() != "")
+        family = (process.pid, int(pid_file.read_text()))
+        for on in (True, True, False, True):
+            process.pause(on)
+            await until(lambda on=on: all(_stands_still(pid) is on for pid in family))
+        ended = await process.stop(grace_ms_max=20_000)
+        assert ended.code == -signal.SIGTERM, "it heard that it was asked to end, and needed no kill"
+        process.pause(True)
+        lifeline.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_adopted_and_stands_still_ends_with_the_lifeline(tmp_path: Path) -> None:
+    """It cannot see for itself that we are gone."""
+
+    async def main() -> None:
+        lifeline, pid_file = Lifeline(), tmp_path / "pid"
+        watch = f"os.setsid(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); os.read({lifeline.read_fd}, 1)"
+        fork = f"import os\nif os.fork() == 0: {watch}\nelse: os.wait()"
+        async with started(*PYTHON, fork, pass_fds=(lifeline.read_fd,)):
+            await until(lambda: pid_file.exists() and pid_file.read_text() != "")
+            engine = Process.adopt(int(pid_file.read_text()), lifeline)
+            engine.pause(True)
+            await until(lambda: _stands_still(engine.pid))
+            lifeline.close()
+            await asyncio.wait_for(engine.exited(), 20)
 
     asyncio.run(main())

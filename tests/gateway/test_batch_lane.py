@@ -1,13 +1,15 @@
 """Batch lines at the gateway: only the runner reaches a lane, and what it gets done has the line's name."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gateway.engine import refuse
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run, until
+from tests.gateway.engine import Exchange, refuse, serve_well
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run
+from tests.loop import until
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.usage import Outcome
 from tidegate.wire.internal import Catalog, EndpointEntry
@@ -107,5 +109,26 @@ def test_files_are_for_good_keys_only(path: str, tmp_path: Path) -> None:
             client = await r.client()
             await client.post(path, {}, "nobody")
             assert (await client.reply()).status == 401
+
+    run(main())
+
+
+def test_a_line_waits_for_an_engine_that_stands_still_longer_than_others_would(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with rig(tmp_path, engine_first_byte_ms_max=30, checkpoint_ms=10) as r:
+            await publish(r, lane())
+            await r.control.route(r.target(), name="acme/chat:batch")
+            goes_on = asyncio.Event()
+
+            async def stand_still(exchange: Exchange) -> None:
+                await goes_on.wait()
+                await serve_well(exchange)
+
+            r.engine.script.append(stand_still)
+            asking = asyncio.create_task(ask(r))
+            done, _ = await asyncio.wait({asking}, timeout=0.3)
+            assert not done
+            goes_on.set()
+            assert (await asking).status == 200
 
     run(main())

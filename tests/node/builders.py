@@ -8,7 +8,7 @@ from typing import Any
 from tests.node.loop import LoopClock
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile
 from tidegate.domain.fleet import Accelerator, Node
-from tidegate.domain.plan import Reason, ReplicaStatus, Sleep, Start, Stop, Wake
+from tidegate.domain.plan import NodeCommand, Pause, Reason, ReplicaStatus, Sleep, Start, Stop, Wake
 from tidegate.domain.ports import EngineDriver
 from tidegate.domain.replica import TRANSITIONS, ReplicaState
 from tidegate.engines.fake import MIB, FakeDriver, Script
@@ -38,6 +38,10 @@ def sleep(replica: str = "r1") -> Sleep:
 
 def stop(replica: str = "r1") -> Stop:
     return Stop(replica, "node-1", WHY)
+
+
+def pause(replica: str = "r1", *, on: bool = True) -> Pause:
+    return Pause(replica, "node-1", on, WHY)
 
 
 class Recorder:
@@ -78,7 +82,7 @@ class Bench:
             node=NODE, drivers=drivers or {"fake": self.driver}, clock=LoopClock(), limits=limits, report=self.reports
         )
 
-    async def do(self, *commands: Start | Wake | Sleep | Stop) -> ReplicaStatus:
+    async def do(self, *commands: NodeCommand) -> ReplicaStatus:
         """Gives the commands one after another, letting each come to rest; the last report."""
         for command in commands:
             self.supervisor.carry_out(command)

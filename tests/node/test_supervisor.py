@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.node.builders import DEPLOYMENT, RESERVED, Bench, settle, sleep, start, stop, wake
+from tests.node.builders import DEPLOYMENT, RESERVED, Bench, pause, settle, sleep, start, stop, wake
 from tests.node.loop import run_virtual
 from tidegate.domain.plan import NodeCommand
 from tidegate.domain.replica import ReplicaState as S
@@ -49,6 +49,22 @@ def test_wake_compares_the_canary_and_reports_its_time() -> None:
     run_virtual(main)
 
 
+def test_pause_is_carried_out_at_once_and_told_and_ends_with_whatever_comes_next() -> None:
+    async def main() -> None:
+        bench = Bench(FakeScript())
+        status = await bench.do(start(), pause())
+        (engine,) = bench.driver.engines
+        assert (engine.paused, status.paused, status.state) == (True, True, S.READY)
+        assert status.address, "who asks it waits"
+        assert bench.supervisor.statuses == (status,), "a new link begins with it"
+        status = await bench.do(pause(on=False))
+        assert (engine.paused, status.paused) == (False, False)
+        status = await bench.do(pause(), sleep())
+        assert (engine.paused, status.paused, status.state) == (False, False, S.ASLEEP), "it must run to sleep"
+
+    run_virtual(main)
+
+
 REST: dict[str, tuple[NodeCommand, ...]] = {
     "unknown": (),
     "ready": (start(),),
@@ -60,18 +76,22 @@ TABLE: list[tuple[str, NodeCommand, list[S]]] = [
     ("unknown", wake(), [S.STOPPED]),
     ("unknown", sleep(), [S.STOPPED]),
     ("unknown", stop(), [S.STOPPED]),
+    ("unknown", pause(), [S.STOPPED]),
     ("ready", start(), [S.READY]),
     ("ready", wake(), [S.READY]),
     ("ready", sleep(), [S.DRAINING, S.SLEEPING, S.ASLEEP]),
     ("ready", stop(), [S.DRAINING, S.STOPPING, S.STOPPED]),
+    ("ready", pause(), [S.READY]),
     ("asleep", start(), [S.ASLEEP]),
     ("asleep", wake(), [S.WAKING, S.READY]),
     ("asleep", sleep(), [S.ASLEEP]),
     ("asleep", stop(), [S.STOPPING, S.STOPPED]),
+    ("asleep", pause(), [S.ASLEEP]),
     ("stopped", start(), [S.STARTING, S.READY]),
     ("stopped", wake(), [S.STOPPED]),
     ("stopped", sleep(), [S.STOPPED]),
     ("stopped", stop(), [S.STOPPED]),
+    ("stopped", pause(), [S.STOPPED]),
 ]
 
 

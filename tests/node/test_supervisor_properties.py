@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.node.builders import RESERVED, Bench, settle, sleep, start, stop, wake
+from tests.node.builders import RESERVED, Bench, pause, settle, sleep, start, stop, wake
 from tests.node.loop import run_virtual
 from tidegate.domain.plan import NodeCommand
 from tidegate.domain.replica import ReplicaState
@@ -29,7 +29,7 @@ scripts = st.builds(
     lies_about_sleep=st.booleans(),
     canary_after_wake=st.sampled_from([None, None, None, "other"]),
 )
-commands = st.sampled_from([make(name) for make in (start, wake, sleep, stop) for name in NAMES])
+commands = st.sampled_from([make(name) for make in (start, wake, sleep, stop, pause) for name in NAMES])
 acts = st.lists(
     st.tuples(st.one_of(commands, st.sampled_from(["die", "wait"])), st.sampled_from([0, 5, 100, 1_000])), max_size=25
 )
@@ -59,6 +59,7 @@ def test_laws(script: FakeScript, plan: list[tuple[NodeCommand | str, int]]) -> 
         for status in bench.reports.statuses:
             assert status.accelerator_bytes <= RESERVED
             assert (status.address != "") == (status.state is ReplicaState.READY)
+            assert not status.paused or status.state is ReplicaState.READY
             if status.state is ReplicaState.STOPPED:
                 assert status.accelerator_bytes == 0
         alive = {status.replica for status in bench.supervisor.statuses}

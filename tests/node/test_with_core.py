@@ -104,7 +104,7 @@ class Loop:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case plan.Start() | plan.Wake() | plan.Sleep() | plan.Stop():
+            case plan.Start() | plan.Wake() | plan.Sleep() | plan.Stop() | plan.Pause():
                 self.supervisor.carry_out(command)
             case plan.Drain():
                 self.routes.pop(command.endpoint, None)

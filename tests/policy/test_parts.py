@@ -8,7 +8,7 @@ from tests.policy.world import GB, node
 from tidegate.domain.fleet import Tier
 from tidegate.policy.book import Book
 from tidegate.policy.costs import CostPriors, Costs
-from tidegate.policy.eviction import Candidate, KeepAlive, TierCost, choose, descend_after_ms
+from tidegate.policy.eviction import Candidate, KeepAlive, choose
 from tidegate.policy.forecast import ArrivalHistory
 from tidegate.policy.placement import Offer, pick
 from tidegate.policy.reconcile import CoreSettings
@@ -82,43 +82,6 @@ def test_victims_free_enough_and_none_is_superfluous(raw: list[tuple[int, float]
     alone = [c.regret_ms for c in candidates if c.nbytes >= need]
     if need > 0 and alone:
         assert sum(v.regret_ms for v in victims) <= min(alone) + 1e-6
-
-
-@given(
-    st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.1, 1_000)), min_size=1, max_size=4),
-    st.floats(0, 1e6),
-)
-def test_ski_rental_is_never_above_twice_the_clairvoyant(steps: list[tuple[float, float]], gap: float) -> None:
-    """A ladder of falling holding and rising return cost; any gap; additive returns (arXiv 0802.2832)."""
-    holding, back = sum(h for h, _ in steps), 0.0
-    ladder = [TierCost(holding, 0.0)]
-    for less, dearer in steps:
-        holding, back = max(0.0, holding - less), back + dearer
-        ladder.append(TierCost(holding, back))
-    instants = descend_after_ms(ladder)
-    assert list(instants) == sorted(instants)
-    paid, since, rung = 0.0, 0.0, 0
-    for at in instants:
-        if at > gap:
-            break
-        paid += (at - since) * ladder[rung].holding_per_ms
-        since, rung = at, rung + 1
-    paid += (gap - since) * ladder[rung].holding_per_ms + ladder[rung].return_cost
-    best = min(tier.holding_per_ms * gap + tier.return_cost for tier in ladder)
-    assert paid <= 2.0 * best + 1e-6 * (1.0 + best)
-
-
-def test_keep_alive_costs_little_over_the_clairvoyant_on_memoryless_gaps() -> None:
-    """Mean over exponential gaps around the break-even: below the guard rail's 2, above 1."""
-    from random import Random
-
-    dice, instant = Random(5), descend_after_ms((TierCost(1.0, 0.0), TierCost(0.0, 10.0)))[0]
-    assert instant == 10.0
-    for mean in (1.0, 10.0, 100.0):
-        gaps = [dice.expovariate(1.0 / mean) for _ in range(20_000)]
-        ours = sum(g if g < instant else instant + 10.0 for g in gaps)
-        best = sum(min(g, 10.0) for g in gaps)
-        assert 1.0 <= ours / best <= 2.0
 
 
 def offer(place: str, headroom: int, free: int, *victims: Candidate, ready_ms: int = 500) -> Offer:

@@ -43,6 +43,7 @@ class Truth:
     state: S
     busy_until: int = 0
     order: int = 0
+    paused: bool = False
 
 
 @dataclass
@@ -107,6 +108,9 @@ class World:
         match thing:
             case ("node", str(replica), S() as state, int(order)):
                 self.node_step(replica, state, order)
+            case ("told", str(replica)):
+                if replica in self.truth and self.truth[replica].state is S.READY:
+                    self.tell(ReplicaChanged(self.status(self.truth[replica])))
             case ("done", str(gateway), str(replica), str(endpoint)):
                 self.request_done(gateway, replica, endpoint)
             case _:
@@ -179,6 +183,9 @@ class World:
         entry = self.gateways.get(gateway)
         if entry is None or endpoint not in entry.running.get(replica, ()):
             return
+        if self.truth[replica].paused:
+            self.later(10, ("done", gateway, replica, endpoint))
+            return
         entry.running[replica].remove(endpoint)
         self.served[endpoint] = self.served.get(endpoint, 0) + 1
         self.grant(gateway, endpoint)
@@ -200,8 +207,9 @@ class World:
         held = entry.held.get(endpoint, [])
         in_flight = sum(running.count(endpoint) for running in entry.running.values())
         oldest = self.now - held[0][0] if held else 0
+        busy = tuple(replica for replica, running in entry.running.items() if endpoint in running)
         arrivals = entry.arrivals.get(endpoint, 0)
-        self.later(1, plan.DemandReported(gateway, endpoint, len(held), in_flight, arrivals, oldest))
+        self.later(1, plan.DemandReported(gateway, endpoint, len(held), in_flight, arrivals, oldest, busy))
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -236,6 +244,11 @@ class World:
                 elif command.node in self.nodes:
                     gone = ReplicaStatus(command.replica, "", command.node, 0, S.STOPPED)
                     self.later(5, ReplicaChanged(gone))
+            case plan.Pause():
+                engine = self.truth.get(command.replica)
+                if engine is not None and engine.state is S.READY:
+                    engine.paused = command.on
+                    self.later(3, ("told", command.replica))
             case plan.Drain():
                 self.check_drain(command)
                 for name, entry in self.gateways.items():
@@ -277,6 +290,7 @@ class World:
     def step_later(self, replica: str, now: S, then: S, typical: int, kind: str) -> None:
         engine = self.truth[replica]
         engine.state = now
+        engine.paused = False
         engine.order += 1
         roll = self.dice.random()
         if roll < self.faults.get(kind, 0.0):
@@ -320,4 +334,5 @@ class World:
             took_ms=60,
             address=f"unix:{engine.id}" if ready else "",
             reason="scripted fault" if engine.state in (S.FAILED, S.STOPPED) else "",
+            paused=engine.paused,
         )

@@ -36,9 +36,9 @@ def test_an_idle_fleet_is_harvested(tmp_path: Path) -> None:
 
 
 def test_lines_give_way_and_none_is_lost(tmp_path: Path) -> None:
-    trace = small_trace(tmp_path / "t.csv", endpoints=6, minutes=12.0, per_second=0.03)
-    without = api.simulate(trace, accelerators=3)
-    result = api.simulate(trace, accelerators=3, batch_trace=job(tmp_path / "j.csv", 15_000))
+    trace = small_trace(tmp_path / "t.csv", endpoints=12, minutes=12.0, per_second=0.03)
+    without = api.simulate(trace, accelerators=2)
+    result = api.simulate(trace, accelerators=2, batch_trace=job(tmp_path / "j.csv", 15_000))
     assert result["batch_preempted"] > 0
     assert 0 < result["batch_lines"] < 15_000
     assert result["batch_lines"] + result["batch_lines_left"] == 15_000

@@ -15,7 +15,7 @@ from tidegate.batch.ports import BatchSettings
 from tidegate.wire.batch import InputLine, StoredBatch
 
 CONNECT_S_MAX = 5.0
-ANSWER_S_MAX = 900.0  # beyond the gateway's own bounds on a hold and on a silent engine
+ANSWER_S_MAX = 3_900.0  # beyond the gateway's own bounds on a hold and on an engine that stands still
 ANSWER_BYTES_MAX = 64 << 20
 PAUSE_S_MIN, PAUSE_S_MAX = 0.1, 10.0
 

@@ -15,7 +15,7 @@ from tidegate.control.meters import Meters
 from tidegate.domain import plan
 from tidegate.domain.errors import LinkFault, Refusal
 from tidegate.domain.fleet import Node
-from tidegate.domain.plan import Drain, Prefetch, Resume, Route, Sleep, Start, Stop, Wake
+from tidegate.domain.plan import Drain, Pause, Prefetch, Resume, Route, Sleep, Start, Stop, Wake
 from tidegate.domain.ports import Clock, Link
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.reconcile import FleetCore
@@ -237,7 +237,8 @@ class FleetLoop:
             # A node that never heard of a replica says it is stopped, and cannot say whose it was.
             endpoint = status.endpoint or self._owners.get(status.replica, "")
             self._owners[status.replica] = endpoint
-            self._activity.note("node", status.state.value, endpoint or status.replica, _report(status))
+            if status.state is not ReplicaState.READY or status.took_ms:  # else an echo of a pause: nothing moved
+                self._activity.note("node", status.state.value, endpoint or status.replica, _report(status))
             if status.state is ReplicaState.STOPPED:
                 del self._owners[status.replica]
         self._meters.event(event, now_ms)
@@ -249,7 +250,7 @@ class FleetLoop:
                 return command.deployment.endpoint
             case Drain() | Resume() | Route():
                 return command.endpoint
-            case Wake() | Sleep() | Stop():
+            case Wake() | Sleep() | Stop() | Pause():
                 return self._owners.get(command.replica, "")
             case Prefetch():
                 return ""  # weights may serve several endpoints
@@ -258,7 +259,7 @@ class FleetLoop:
 
     async def _carry_out(self, command: plan.Command) -> None:
         match command:
-            case Start() | Wake() | Sleep() | Stop():
+            case Start() | Wake() | Sleep() | Stop() | Pause():
                 self._note(command)
                 if (session := self._nodes.get(command.node)) is not None:
                     await self._send(session, command)
@@ -300,7 +301,7 @@ class FleetLoop:
         where = f"replica={command.replica} node={command.node}"
         if isinstance(command, Start | Wake):
             where += f" accelerators={','.join(command.accelerators)}"
-        kind = type(command).__name__.lower()
+        kind = type(command).__name__.lower() if not isinstance(command, Pause) or command.on else "go_on"
         self._activity.note("core", kind, self._owner(command) or command.replica, f"{command.reason} {where}")
 
     def _note_route(self, route: Route) -> None:

@@ -63,7 +63,7 @@ class Lane:
 
     __slots__ = (
         "arrivals", "breaker", "endpoint", "in_flight", "ready_at_ms", "ready_ms", "reason", "refusal", "removed",
-        "reported", "seats", "service_ms", "state", "ttft", "version", "waiting",
+        "reported", "seats", "service_ms", "state", "stirred", "ttft", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint: str) -> None:
@@ -82,6 +82,7 @@ class Lane:
         self.ready_ms = 0
         self.service_ms = 0
         self.reported = True
+        self.stirred = False  # a replica began or ended to work since the last report
         self.removed = False
 
     def slots(self) -> int:

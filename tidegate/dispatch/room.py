@@ -43,6 +43,8 @@ class Dispatch:
         self._requests: dict[str, Request] = {}
         self._held = 0
         self._deadlines = Deadlines(self._is_held, lambda: self._held)
+        self.prompt = False
+        """Whether it is told at once that a replica begins or ends to work: batch may stand still for it."""
 
     # --- what can be read ---------------------------------------------------------------------------------------------
 
@@ -298,6 +300,7 @@ class Dispatch:
         request.seat = seat
         request.granted_ms = now_ms
         seat.in_flight += 1
+        lane.stirred = lane.stirred or seat.in_flight == 1
         lane.in_flight += 1
         held_ms = now_ms - request.arrived_ms
         activation_ms = min(held_ms, max(0, lane.ready_ms - request.arrived_ms))
@@ -338,6 +341,7 @@ class Dispatch:
         request.seat = None
         seat.in_flight -= 1
         request.lane.in_flight -= 1
+        request.lane.stirred = request.lane.stirred or not seat.in_flight
         assert seat.in_flight >= 0
         self._seats.fence(seat, effects)
 
@@ -385,8 +389,10 @@ class Dispatch:
             self._deadlines.push(now_ms + SUSPECT_MS, request.id, request.lane.endpoint, now_ms)
 
     def _report(self, lane: Lane, effects: list[Effect]) -> None:
-        """At once where somebody may wait for the place of an endpoint that has just become idle."""
-        urgent = self._held > 0 and not lane.in_flight and not lane.waiting and bool(lane.seats)
+        """At once where somebody may wait for the place, or the compute, of what has just become idle."""
+        gone_idle = self._held > 0 and not lane.in_flight and not lane.waiting and bool(lane.seats)
+        urgent = gone_idle or (self.prompt and lane.stirred)
+        lane.stirred = False
         if lane.reported or urgent:
             lane.reported = False
             effects.append(ReportDemand(lane.endpoint, urgent))

@@ -19,7 +19,7 @@ class ReplicaStatus:
 
     `since_ms` is the node's instant at which `state` began, 0 if it does not say. `took_ms` is how long the step that
     led to `state` took (start, wake, sleep); `address` is where gateways reach it (``unix:PATH`` or ``tcp:HOST:PORT``),
-    empty unless READY.
+    empty unless READY. `paused`: READY, and standing still for others.
     """
 
     replica: str
@@ -34,6 +34,7 @@ class ReplicaStatus:
     address: str = ""
     reason: str = ""
     since_ms: int = 0
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,16 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Node: a ready engine stands still from now on and keeps all it holds (`on`), or goes on where it was."""
+
+    replica: str
+    node: str
+    on: bool
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Prefetch:
     """Node: bring these weights from their source to the disk (tier `remote` → `disk`). Answered by WeightsChanged."""
 
@@ -258,5 +269,5 @@ class Route:
     refusal: str = ""
 
 
-Command = Start | Wake | Drain | Resume | Sleep | Stop | Prefetch | Route
-NodeCommand = Start | Wake | Sleep | Stop
+Command = Start | Wake | Drain | Resume | Sleep | Stop | Pause | Prefetch | Route
+NodeCommand = Start | Wake | Sleep | Stop | Pause

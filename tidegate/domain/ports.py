@@ -102,6 +102,10 @@ class Engine(Protocol):
 
     async def memory(self) -> Memory: ...
 
+    def pause(self, on: bool) -> None:
+        """Stand still at once and keep all it holds (nothing it is asked is answered then), or go on where it was."""
+        ...
+
     async def stop(self) -> None:
         """End the process and wait until it is gone. Idempotent."""
         ...

@@ -135,6 +135,9 @@ class BuiltinEngine:
         mapped = max(0, file_resident_of(self.pid) - slept.file_bytes)
         return slept.held_bytes + min(mapped, sum(file.stat().st_size for file in self._weights))
 
+    def pause(self, on: bool) -> None:
+        self._process.pause(on)
+
     async def stop(self) -> None:
         # One that never got ready has nothing to end in order, and may not have its signal handlers yet.
         self._count_no_more()

@@ -51,7 +51,7 @@ class FakeEngine:
         self.calls: list[str] = []
         self.running = 0
         self.asleep = False
-        self.draining = False
+        self.draining = self.paused = False
         self._woken = False
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -99,6 +99,10 @@ class FakeEngine:
         await self._act("memory", 0)
         held = self.script.asleep_accelerator_bytes if self.asleep else self.script.accelerator_bytes
         return Memory(held, self.script.host_bytes)
+
+    def pause(self, on: bool) -> None:
+        self.calls.append("pause" if on else "go on")
+        self.paused = on
 
     async def stop(self) -> None:
         self.calls.append("stop")

@@ -61,11 +61,14 @@ class Process:
         pidfd: int,
         child: subprocess.Popen[bytes] | None,
         guard: subprocess.Popen[bytes] | None = None,
+        lifeline: Lifeline | None = None,
     ) -> None:
         self.pid = pid
         self._pidfd = pidfd
         self._child = child
         self._guard = guard
+        self._lifeline = lifeline
+        self._paused = False
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pidfd, self._ended)
 
@@ -107,10 +110,12 @@ class Process:
         return cls(child.pid, os.pidfd_open(child.pid), child, guard)
 
     @classmethod
-    def adopt(cls, pid: int) -> "Process":
-        """Watches a process somebody else started. Raises EngineFault when it is already gone."""
+    def adopt(cls, pid: int, lifeline: Lifeline | None = None) -> "Process":
+        """Watches a process somebody else started, which ends with `lifeline` by itself. Raises EngineFault when it is
+        already gone.
+        """
         try:
-            return cls(pid, os.pidfd_open(pid), None)
+            return cls(pid, os.pidfd_open(pid), None, lifeline=lifeline)
         except ProcessLookupError as error:
             raise EngineFault("the process ended at once") from error
 
@@ -127,6 +132,20 @@ class Process:
             with contextlib.suppress(ProcessLookupError):  # ended this instant: the reader is about to say so
                 signal.pidfd_send_signal(self._pidfd, number)
 
+    def pause(self, on: bool) -> None:
+        """SIGSTOP, or SIGCONT, to it and, where it was started here, to all of its group. Idempotent."""
+        if not self.running or on is self._paused:
+            return
+        self._paused = on
+        if self._guard is None and self._lifeline is not None:
+            self._guard = _guard(self.pid, self._lifeline)  # standing still it would not see the lifeline end
+        number = signal.SIGSTOP if on else signal.SIGCONT
+        if self._child is None:
+            self.send(number)
+            return
+        with contextlib.suppress(ProcessLookupError):  # ended this instant: the reader is about to say so
+            os.killpg(self.pid, number)
+
     async def stop(self, *, grace_ms_max: int, kill_ms_max: int = 5_000) -> Exit:
         """SIGTERM, then SIGKILL after `grace_ms_max` (at once when 0); waits until it is gone. Idempotent.
 
@@ -135,6 +154,7 @@ class Process:
         try:
             if grace_ms_max > 0:
                 self.send(signal.SIGTERM)
+                self.pause(False)  # what stands still hears nothing
                 return await asyncio.wait_for(self.exited(), grace_ms_max / 1000)
         except TimeoutError:
             log.warning("process %d did not end within %d ms of being asked; killing it", self.pid, grace_ms_max)
@@ -147,9 +167,9 @@ class Process:
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         if self._guard is not None:
-            # Before the leader is reaped, so that its number cannot be another group's yet.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            if self._child is not None:  # not reaped yet, so that its number cannot be another group's
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
             self._guard.kill()
             self._guard.wait()
         code = self._child.wait() if self._child is not None else _reap(self._pidfd)

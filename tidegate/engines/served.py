@@ -155,6 +155,9 @@ class ServedEngine(ABC):
             return Memory(0, held.total)
         return Memory(held.total, 0)
 
+    def pause(self, on: bool) -> None:
+        self._process.pause(on)
+
     async def stop(self) -> None:
         try:
             await self._process.stop(grace_ms_max=self.limits.stop_grace_ms_max)

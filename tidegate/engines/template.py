@@ -34,7 +34,7 @@ class Template:
         start_ms_max: int = 60_000,
         fork_ms_max: int = 10_000,
     ) -> None:
-        self._socket = directory / "template.sock"
+        self._socket, self._lifeline = directory / "template.sock", lifeline
         self._start_ms_max, self._fork_ms_max = start_ms_max, fork_ms_max
         argv = [sys.executable, "-m", PROGRAM, "--socket", str(self._socket)]
         self._child = Child(
@@ -76,7 +76,7 @@ class Template:
         if not isinstance(reply, dict) or not isinstance(reply.get("pid"), int):
             reason = reply.get("error") if isinstance(reply, dict) else None
             raise EngineFault(str(reason)[:300] if reason else "the template process broke off")
-        return Process.adopt(reply["pid"])
+        return Process.adopt(reply["pid"], self._lifeline)
 
     async def close(self) -> None:
         await self._child.stop()

@@ -3,6 +3,7 @@
 import logging
 from datetime import UTC, datetime
 
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import EngineFault, Refusal
 from tidegate.gateway import runtime_lora
 from tidegate.gateway.intake import Call
@@ -148,6 +149,8 @@ class Exchange:
         remote = self._call.entry.remote
         first_ms_max = remote.first_byte_ms_max if remote is not None else limits.engine_first_byte_ms_max
         silence_ms_max = limits.engine_silence_ms_max if self._pieces else first_ms_max
+        if self._call.entry.mode is Mode.BATCH:
+            silence_ms_max = limits.batch_silence_ms_max
         if now_ms - self._quiet_since_ms > silence_ms_max:
             self.give_up(f"it said nothing for {silence_ms_max} ms")
 

@@ -308,6 +308,7 @@ class GatewayLoop:
             if entry.overflow or entry.fallback
         }
         lanes, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
+        self._dispatch.prompt = bool(catalog.batch) or any(e.mode is Mode.BATCH for e in catalog.endpoints)
         gone_lanes = {e.base or e.endpoint for e in lanes.values()} - {e.base or e.endpoint for e in catalog.batch}
         self.limiter.rules(catalog.limits, self._endpoints, self._clock.now_ms())
         for entry in catalog.endpoints:

@@ -12,14 +12,11 @@ from dataclasses import replace
 from tidegate.domain.errors import LinkFault
 from tidegate.domain.fleet import Node
 from tidegate.domain.plan import (
+    NodeCommand,
     NodeJoined,
     Prefetch,
     ReplicaChanged,
     ReplicaStatus,
-    Sleep,
-    Start,
-    Stop,
-    Wake,
     WeightsChanged,
 )
 from tidegate.domain.ports import Clock, Connect, EngineDriver, Link, Weights
@@ -127,7 +124,7 @@ class NodeAgent:
     async def _receive(self, link: Link) -> None:
         while True:
             message = await link.receive()
-            if isinstance(message, Start | Wake | Sleep | Stop):
+            if isinstance(message, NodeCommand):
                 log.info("node %s: %s %s: %s", self._node.id, type(message).__name__, message.replica, message.reason)
                 self._supervisor.carry_out(message)
             elif isinstance(message, Prefetch) and self._prefetcher is not None:

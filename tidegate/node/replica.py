@@ -13,7 +13,7 @@ from typing import TypeVar, assert_never
 
 from tidegate.domain.endpoint import ModelProfile
 from tidegate.domain.errors import EngineFault, WeightFault
-from tidegate.domain.plan import NodeCommand, ReplicaStatus, Sleep, Start, Stop, Wake
+from tidegate.domain.plan import NodeCommand, Pause, ReplicaStatus, Sleep, Start, Stop, Wake
 from tidegate.domain.ports import Clock, Engine, EngineDriver, HeldWeights, Memory, StartOrder, Weights
 from tidegate.domain.replica import ReplicaEvent, ReplicaState, step
 from tidegate.node.limits import NodeLimits
@@ -74,6 +74,8 @@ class Replica:
                 self._report(self.status)
             case Stop(reason=reason):
                 self.stop(str(reason))
+            case Pause(on=on):
+                self._pause(on)
             case Wake() | Sleep():
                 if len(self._mailbox) >= self._limits.commands_max:
                     self._report(self.status)  # the answers to what is queued will say more
@@ -90,6 +92,14 @@ class Replica:
             return
         self._stop_reason = reason
         self._stop_asked.set()
+
+    def _pause(self, on: bool) -> None:
+        """At once, whatever waits in the mailbox: who it stands still for computes already."""
+        if self.status.state is not ReplicaState.READY:
+            self._report(self.status)
+            return
+        self._living_engine().pause(on)
+        self._publish(replace(self.status, paused=on, took_ms=0))
 
     async def run(self) -> None:
         """The life. Returns with `status` STOPPED and the engine process gone, whatever happened in between."""
@@ -188,6 +198,8 @@ class Replica:
             raise _StopAsked
         engine = self._living_engine()
         limits = self._limits
+        if self.status.paused:
+            engine.pause(False)
         self._step(ReplicaEvent.DRAIN, address="")
         await self._bounded(engine.drain(), limits.drain_ms_max, "drain")
         self._step(ReplicaEvent.DRAINED)
@@ -282,7 +294,7 @@ class Replica:
     ) -> None:
         """Moves the state along one arrow and reports it."""
         state, now_ms = step(self.status.state, event), self._clock.now_ms()
-        status = replace(self.status, state=state, took_ms=took_ms, since_ms=now_ms)
+        status = replace(self.status, state=state, took_ms=took_ms, since_ms=now_ms, paused=False)
         if memory is not None:
             status = replace(status, accelerator_bytes=memory.accelerator_bytes, host_bytes=memory.host_bytes)
         if address is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tidegate.domain.fleet import Node
-from tidegate.domain.plan import NodeCommand, ReplicaStatus, Sleep, Start, Stop, Wake
+from tidegate.domain.plan import NodeCommand, ReplicaStatus, Start, Wake
 from tidegate.domain.ports import Clock, EngineDriver, StartOrder, Weights
 from tidegate.domain.replica import ReplicaState
 from tidegate.node.limits import NodeLimits
@@ -114,7 +114,7 @@ class Supervisor:
         if report:
             self._report(status)
 
-    def _unknown(self, command: Start | Wake | Sleep | Stop) -> ReplicaStatus:
+    def _unknown(self, command: NodeCommand) -> ReplicaStatus:
         deployment = command.deployment if isinstance(command, Start) else None
         return ReplicaStatus(
             replica=command.replica,

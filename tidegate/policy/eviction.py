@@ -47,41 +47,6 @@ def choose(candidates: Sequence[Candidate], need_bytes: int) -> tuple[Candidate,
     return tuple(picked)
 
 
-@dataclass(frozen=True, slots=True)
-class TierCost:
-    """One rung of the residency ladder: what staying there costs per ms, and what coming back from there costs."""
-
-    holding_per_ms: float
-    return_cost: float
-
-
-def descend_after_ms(ladder: Sequence[TierCost]) -> tuple[float, ...]:
-    """Multislope ski-rental (Lotker, Patt-Shamir, Rawitz: arXiv 0802.2832): when to leave each rung but the last.
-
-    `ladder` goes from the dearest to hold (cheapest to return from) downwards. Follows the lower envelope of
-    ``holding × t + return`` over the rungs: at every instant be where the clairvoyant would have gone had the gap ended
-    now. With additive returns its cost is never above 2 × the clairvoyant's. A rung the envelope skips gets the instant
-    of the rung above it.
-    """
-    assert ladder, "a ladder has at least one rung"
-    instants: list[float] = []
-    current, since = 0, 0.0
-    while current < len(ladder) - 1:
-        crossings = []
-        for lower in range(current + 1, len(ladder)):
-            saved = ladder[current].holding_per_ms - ladder[lower].holding_per_ms
-            dearer = ladder[lower].return_cost - ladder[current].return_cost
-            if saved > 0:
-                crossings.append((max(dearer / saved, since), -lower))
-        if not crossings:
-            instants.extend([float("inf")] * (len(ladder) - 1 - current))
-            break
-        at, lower = min(crossings)
-        instants.extend([at] * (-lower - current))
-        current, since = -lower, at
-    return tuple(instants)
-
-
 class KeepAlive:
     """How long one idle replica keeps its place: a forecast's instant within a guard rail, so that the cost of all gaps
     together is never above twice the clairvoyant's and one return.

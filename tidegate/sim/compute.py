@@ -62,7 +62,8 @@ class Engine:
 
     __slots__ = (
         "batch", "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "live",
-        "mask", "pace_ms", "part_ms", "places", "prefilling", "queue", "seq", "tokens_max", "virtual", "weight_ms",
+        "mask", "pace_ms", "part_ms", "paused", "places", "prefilling", "queue", "seq", "tokens_max", "virtual",
+        "weight_ms",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +84,7 @@ class Engine:
         self.chunk_tokens = max(1.0, self.chunk_ms / self.flop_ms)
         self.pace_ms = self.part_ms = 0.0
         self.batch = batch
+        self.paused = False
         self.mask = self.live = 0
         self.tokens_max = self.kv_free = int(kv_bytes // model.kv_bytes_per_token)
         self.queue: deque[Request] = deque()
@@ -173,7 +175,8 @@ class Compute:
         request.prefill_ms = request.input_tokens * engine.flop_ms
         engine.queue.append(request)
         engine.take_next(now_ms)
-        self.active[replica] = engine
+        if not engine.paused:
+            self.active[replica] = engine
         self._reckon()
 
     def advance(self, now_ms: float) -> None:
@@ -211,6 +214,17 @@ class Compute:
             del self.active[replica]
         self._reckon()
         return finished
+
+    def pause(self, replica: str, on: bool, now_ms: float) -> None:
+        """The engine stands still with all it has, or goes on."""
+        self.advance(now_ms)
+        engine = self.engines[replica]
+        engine.paused = on
+        if on:
+            self.active.pop(replica, None)
+        elif engine.prefilling is not None or engine.decoding:
+            self.active[replica] = engine
+        self._reckon()
 
     def remove(self, replica: str, now_ms: float) -> list[Request]:
         """The engine ends; what it had is handed back."""

@@ -35,6 +35,7 @@ class Process:
     nbytes: int = 0
     step: int = 0
     began_ms: float = 0.0
+    paused: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +110,7 @@ class SimNode:
         process = self.processes[command.replica]
         if process.state is not S.READY:
             raise LawBroken(f"{command.replica} put to sleep while {process.state}")
+        self.pause(process, False, now_ms)
         process.began_ms = now_ms
         for accelerator in process.accelerators:
             if command.replica in self.devices[accelerator].compute.active:
@@ -134,7 +136,14 @@ class SimNode:
         lost = self._close_engine(process, now_ms)
         return self._begin(process, S.STOPPING, now_ms + STOP_MS), lost
 
+    def pause(self, process: Process, on: bool, now_ms: float) -> None:
+        """Its engine stands still with all it has, or goes on."""
+        if process.state is S.READY and process.paused is not on:
+            process.paused, process.began_ms = on, now_ms
+            self.compute_of(process).pause(process.replica, on, now_ms)
+
     def _begin(self, process: Process, state: ReplicaState, until_ms: float) -> float:
+        process.paused = False
         process.state = state
         process.step += 1
         return until_ms
@@ -187,6 +196,7 @@ class SimNode:
             took_ms=int(now_ms - process.began_ms),
             address=f"sim:{process.replica}" if ready else "",
             reason=reason,
+            paused=process.paused,
         )
 
     # --- memory -------------------------------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ class World:
                 node = self.nodes[command.node]
                 process = node.processes[command.replica]
                 self._finish_at(node, process, node.sleep(command, self.now_ms))
+            case plan.Pause():
+                self._pause(command)
             case plan.Stop():
                 stopping = self.nodes.get(command.node)
                 stopped = stopping.stop(command, self.now_ms) if stopping is not None else None
@@ -161,6 +163,15 @@ class World:
                     self._stopping(stopping, stopping.processes[command.replica], *stopped)
             case _:
                 assert_never(command)
+
+    def _pause(self, command: plan.Pause) -> None:
+        node = self.nodes.get(command.node)
+        process = node.processes.get(command.replica) if node is not None else None
+        if node is not None and process is not None:
+            node.pause(process, command.on, self.now_ms)
+            if process.accelerators:
+                self._plan_compute(node.compute_of(process))
+            self.at(self.now_ms + MESSAGE_MS, lambda: self.report(node, process))
 
     def _stopping(self, node: SimNode, process: Process, until_ms: float, lost: list[Request]) -> None:
         if process.accelerators:
@@ -245,7 +256,7 @@ class World:
 
     def _demand(self, endpoint: str) -> None:
         d = self.room.demand(endpoint, int(self.now_ms))
-        self.tell(DemandReported(GATEWAY, endpoint, d.queued, d.in_flight, d.arrivals_total, d.oldest_wait_ms))
+        self.tell(DemandReported(GATEWAY, endpoint, d.queued, d.in_flight, d.arrivals_total, d.oldest_wait_ms, d.busy))
 
     def _granted(self, grant: Grant) -> None:
         request = self.requests[grant.request]
@@ -276,6 +287,7 @@ class World:
     def begin_job(self, job: Job, deployment: Deployment) -> None:
         """From now on its lines are asked, while its endpoint has the lowest class."""
         self.job = job
+        self.room.prompt = True
         job.began_ms, job.live_ms = self.now_ms, self.live_ms()
         self.apply(deployment)
         self._ask_lines()
@@ -303,6 +315,7 @@ class World:
             self._gateway(Arrived(request.id, job.endpoint, int(self.now_ms) + BATCH_WINDOW_MS, QUEUED_MAX))
         if not job.left:
             job.end(self.now_ms, self.live_ms())
+            self.room.prompt = False
             self._gateway(plan.EndpointRemoved(job.endpoint))
             self.at(self.now_ms, lambda: self.tell(plan.EndpointRemoved(job.endpoint)))
 

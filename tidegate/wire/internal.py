@@ -193,6 +193,7 @@ Message = (
     | plan.Wake
     | plan.Sleep
     | plan.Stop
+    | plan.Pause
     | plan.Prefetch
     | plan.Drain
     | plan.Resume

@@ -102,11 +102,9 @@ class FleetCore:
             endpoint.quiet_since_ms = now_ms
         if arrived > 0 or event.queued > 0:
             endpoint.slept_by_hand = False
-        if fleet.batch and endpoint.busy and not was_busy and endpoint.deployment.mode is not Mode.BATCH:
+        if fleet.batch and event.busy != (last.busy if last else ()):
             for replica in endpoint.replicas.values():
-                for neighbour in fleet.neighbours(replica):  # batch computes beside nobody who works
-                    if neighbour.endpoint in fleet.batch:
-                        fleet.touch(neighbour.endpoint)
+                fleet.stir(replica)
         if was_busy and not endpoint.busy:  # its replicas have become candidates
             for replica in endpoint.replicas.values():
                 fleet.room_nodes[replica.node] = None
@@ -133,6 +131,9 @@ class FleetCore:
         fleet.batch.pop(deployment.endpoint, None)
         if deployment.mode is Mode.BATCH:
             fleet.batch[deployment.endpoint] = None
+        for replica in endpoint.replicas.values():  # perhaps not of batch mode any more
+            if replica.paused_ms is not None:
+                lifecycle.pause(fleet, replica, now_ms, "")
         self._prefetch(deployment)
         fleet.touch(deployment.endpoint)
 
@@ -179,6 +180,7 @@ class FleetCore:
                 endpoint.queued -= last.queued
                 endpoint.in_flight -= last.in_flight
                 fleet.touch(name)
+        fleet.dirty.update(fleet.batch)
         for replica in list(fleet.replicas.values()):
             fleet.room_nodes[replica.node] = None
             if gateway in replica.fences:
@@ -239,6 +241,7 @@ class FleetCore:
         name, generation = status.endpoint, status.generation
         replica = Replica(status.replica, name, node.id, places, deployment, generation, status.state, now_ms)
         replica.ready_ms, replica.address = now_ms, status.address
+        replica.paused_ms = now_ms if status.paused else None
         fleet.add(replica)
         fleet.book.reserve_host(replica.id, node.id, status.host_bytes, found=True)
         asleep = status.state is S.ASLEEP and status.accelerator_bytes <= fleet.settings.slept_accelerator_bytes_max

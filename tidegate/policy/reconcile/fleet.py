@@ -49,6 +49,7 @@ class Replica:
     counted: bool = False
     cold: Tier = Tier.DISK  # where its weights were when it was started
     note: str = ""  # how far its node says a long start is
+    paused_ms: int | None = None  # since when it stands still for others
 
 
 @dataclass(slots=True, eq=False)
@@ -319,6 +320,7 @@ class Fleet:
 
     def leave(self, replica: Replica) -> tuple[Place, ...]:
         """A report shows the accelerator bytes freed."""
+        self.stir(replica)
         self._count(replica, False)
         places = self.book.release(replica.id)
         for place in places:
@@ -328,13 +330,27 @@ class Fleet:
     def enter(self, replica: Replica, state: ReplicaState, now_ms: int) -> None:
         if state is not S.READY:
             self._count(replica, False)
+            replica.paused_ms = None
         replica.state = state
         replica.since_ms = now_ms
         self.touch(replica.endpoint)
+        self.stir(replica)
 
     def neighbours(self, replica: Replica) -> list[Replica]:
         """Who else is on its accelerators."""
         return [r for place in replica.places for r in self.residents[place].values() if r is not replica]
+
+    def works(self, replica: Replica) -> bool:
+        """Whether a real-time request runs on it."""
+        owner = self.endpoints.get(replica.endpoint)
+        busy = owner is not None and any(replica.id in demand.busy for demand in owner.demand.values())
+        return busy and replica.endpoint not in self.batch
+
+    def stir(self, replica: Replica) -> None:
+        """It began or ended to work, came or went: batch beside it stands still, or goes on."""
+        for neighbour in self.neighbours(replica) if self.batch else ():
+            if neighbour.endpoint in self.batch:
+                self.touch(neighbour.endpoint)
 
     def touch(self, name: str) -> None:
         """Something of this endpoint changed: steer it before the event is over."""

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.fleet import Tier
-from tidegate.domain.plan import Drain, Reason, ReplicaStatus, Resume, Sleep, Start, Stop, Wake
+from tidegate.domain.plan import Drain, Pause, Reason, ReplicaStatus, Resume, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy.book import Place
 from tidegate.policy.reconcile import hostroom, regret
@@ -113,6 +113,13 @@ def resume(fleet: Fleet, replica: Replica, now_ms: int, rule: str) -> None:
         for activation in list(fleet.pending[place].values()):
             if fleet.book.accounts[place].headroom < 0:
                 cancel(fleet, activation)
+
+
+def pause(fleet: Fleet, replica: Replica, now_ms: int, worker: str) -> None:
+    """It stands still while `worker` has a request beside it, with all it holds; with nobody there, it goes on."""
+    replica.paused_ms = now_ms if worker else None
+    reason = Reason("neighbour_works", (("for", worker),)) if worker else Reason("nobody_works")
+    fleet.out.append(Pause(replica.id, replica.node, bool(worker), reason))
 
 
 def fenced(fleet: Fleet, replica: Replica, gateway: str, fence: int, now_ms: int) -> None:
@@ -231,6 +238,8 @@ def reported(fleet: Fleet, status: ReplicaStatus, now_ms: int) -> None:
 def _is_ready(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int) -> None:
     if replica.state is S.READY:
         replica.address = status.address or replica.address
+        if status.paused is (replica.paused_ms is None):  # an older report, or an order that was lost: said again
+            fleet.out.append(Pause(replica.id, replica.node, not status.paused, Reason("said_again")))
         fleet.touch(replica.endpoint)
         return
     if replica.state not in (S.STARTING, S.WAKING):

@@ -2,11 +2,8 @@
 by.
 """
 
-from functools import lru_cache
-
 from tidegate.domain.endpoint import Mode
 from tidegate.domain.fleet import Tier
-from tidegate.policy.eviction import TierCost, descend_after_ms
 from tidegate.policy.forecast import BURST_MS
 from tidegate.policy.reconcile.fleet import Endpoint, Fleet, Replica
 
@@ -69,12 +66,7 @@ def gap_ended(fleet: Fleet, owner: Endpoint, now_ms: int) -> None:
 
 def _back_ms(fleet: Fleet, owner: Endpoint, node: str) -> float:
     """The instant of ski-rental: what batch forwent by then equals what the owner's next request will wait."""
-    return _instant(_return_ms(fleet, owner, node, Tier.HOST))
-
-
-@lru_cache(maxsize=4_096)
-def _instant(back_ms: float) -> float:
-    return descend_after_ms((TierCost(BATCH_WORTH_PER_MS, 0.0), TierCost(0.0, back_ms)))[0]
+    return _return_ms(fleet, owner, node, Tier.HOST) / BATCH_WORTH_PER_MS
 
 
 def _missed(fleet: Fleet, owner: Endpoint, back_ms: float, now_ms: int) -> float:

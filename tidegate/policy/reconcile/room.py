@@ -145,7 +145,7 @@ def _on_node(
         residents = fleet.residents[place].values()
         if any(r.endpoint == endpoint.name and endpoint.live(r) for r in residents):
             continue  # a second replica beside the first shares its compute: slots without speed
-        if deployment.mode is Mode.BATCH and not all(_lent(fleet, endpoint, r, now_ms) for r in residents):
+        if deployment.mode is Mode.BATCH and any(fleet.works(r) for r in residents):
             continue
         headroom = account.headroom
         if press is not Press.FORCE:  # a busy replica's leaving is not to be counted on yet
@@ -237,21 +237,11 @@ def _evictable(fleet: Fleet, taker: Endpoint, owner: Endpoint, replica: Replica,
         fleet.look_again(taker, settled_ms)
         return False
     spare = owner.ready_count() > owner.required
-    if taker.deployment.mode is Mode.BATCH:  # what its owner must have would be called back at once, for ever
-        return spare and _lent(fleet, taker, replica, now_ms)
+    if spare and taker.deployment.mode is Mode.BATCH:  # lent once its owner has been quiet for long enough
+        lent_ms = owner.quiet_since_ms + int(regret.lend_after_ms(fleet, owner, replica.node))
+        if lent_ms > now_ms:
+            fleet.look_again(taker, lent_ms)
+        return lent_ms <= now_ms and not owner.busy
     if spare:
         return True
     return press is Press.FORCE and CLASS_RANK[mode] >= CLASS_RANK[taker.deployment.mode]
-
-
-def _lent(fleet: Fleet, taker: Endpoint, replica: Replica, now_ms: int) -> bool:
-    """Whether batch may have the place of `replica`, or compute beside it: its owner has been idle for so long that it
-    is worth the way back.
-    """
-    owner = fleet.endpoints.get(replica.endpoint)
-    if owner is None or owner.deployment.mode is Mode.BATCH:
-        return True
-    lent_ms = owner.quiet_since_ms + int(regret.lend_after_ms(fleet, owner, replica.node))
-    if lent_ms > now_ms:
-        fleet.look_again(taker, lent_ms)
-    return lent_ms <= now_ms and not owner.busy

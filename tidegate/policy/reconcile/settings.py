@@ -15,6 +15,8 @@ class CoreSettings:
     `stranded_ms`: without a node where it may run, an endpoint's requests are held for this long, then refused.
     `return_home_ms`: how often an endpoint that borrows in another region looks for room at home.
     `drain_ms`: what drain, fence and sleep of an idle replica are expected to take.
+    `pause_ms_max`: how long a batch replica stands still for others before it ends (below the 300 s in which the
+    watchdogs of vLLM and SGLang take an engine for dead).
     `victim_order`: "regret" (the policy), "lru" or "none" (nobody is evicted for another): baselines to compare with.
     `horizon_ms`: how far ahead regret looks. `prewarm`: endpoints may come up ahead of demand (by regret only).
     """
@@ -31,6 +33,7 @@ class CoreSettings:
     wake_ms_max: int = 180_000
     sleep_ms_max: int = 60_000
     stop_ms_max: int = 60_000
+    pause_ms_max: int = 120_000
     backoff_ms_first: int = 1_000
     backoff_ms_max: int = 30_000
     failures_max: int = 3

@@ -4,7 +4,7 @@ from tidegate.domain.endpoint import Mode
 from tidegate.domain.replica import ReplicaState
 from tidegate.policy import scaling, schedule
 from tidegate.policy.reconcile import lifecycle, prewarm
-from tidegate.policy.reconcile.fleet import ABORTABLE, Endpoint, Fleet
+from tidegate.policy.reconcile.fleet import Endpoint, Fleet
 from tidegate.policy.reconcile.room import Press, activate
 from tidegate.policy.reconcile.waiting import leave_queue, queue_up
 
@@ -21,7 +21,7 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
         return
     _drop_outdated(fleet, endpoint, now_ms)
     if deployment.mode is Mode.BATCH:
-        _leave_workers_alone(fleet, endpoint, now_ms)
+        _pause_beside_workers(fleet, endpoint, now_ms)
     want = _want(fleet, endpoint, now_ms)
     endpoint.required = want.required
     _call_off_drains(fleet, endpoint, now_ms)
@@ -162,13 +162,18 @@ def _drop_outdated(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
                 replica.keep = False
 
 
-def _leave_workers_alone(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
-    """Batch beside a replica whose endpoint has requests slows it down: aborted at once, as if its room were needed."""
-    for replica in list(endpoint.replicas.values()):
-        owners = (fleet.endpoints.get(r.endpoint) for r in fleet.neighbours(replica) if r.state is S.READY)
-        working = next((o for o in owners if o is not None and o.busy and o.deployment.mode is not Mode.BATCH), None)
-        if replica.state in ABORTABLE and working is not None:
-            lifecycle.drain(fleet, replica, now_ms, "neighbour_works", (("for", working.name),), keep=False)
+def _pause_beside_workers(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
+    """Batch computes beside nobody who works: it stands still meanwhile, with all it holds. If that takes long, its
+    memory is of no use there, and what it began may be done elsewhere.
+    """
+    for replica in [r for r in endpoint.replicas.values() if r.state is S.READY]:
+        worker = next((r.endpoint for r in fleet.neighbours(replica) if fleet.works(r)), "")
+        if bool(worker) is (replica.paused_ms is None):
+            lifecycle.pause(fleet, replica, now_ms, worker)
+        if replica.paused_ms is not None:
+            fleet.look_again(endpoint, replica.paused_ms + fleet.settings.pause_ms_max)
+            if replica.paused_ms + fleet.settings.pause_ms_max <= now_ms:
+                lifecycle.drain(fleet, replica, now_ms, "paused_long", (("for", worker),), keep=False)
 
 
 def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
