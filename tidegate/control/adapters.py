@@ -9,6 +9,7 @@ from dataclasses import replace
 from urllib.parse import quote, unquote, urlsplit
 
 from tidegate.control.engines import ADAPTER_ROOM, LORA_SWITCH
+from tidegate.control.refusals import refused
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, Slo
 from tidegate.domain.errors import Refusal
 from tidegate.wire.admin import EndpointApply
@@ -29,7 +30,7 @@ def deployment(
     for name in EndpointApply.__struct_fields__:
         if name not in OWN and getattr(body, name) != getattr(plain, name):
             accepted = f"leaving it out: capacity is that of the base {base.endpoint}"
-            raise _wrong(name, str(getattr(body, name)), accepted)
+            raise refused(name, getattr(body, name), accepted)
     _check_base(base, tenant, adapter.weight_bytes)
     model = replace(adapter, context_tokens_max=base.model.context_tokens_max)
     return replace(
@@ -59,7 +60,7 @@ def find_base(endpoint: str, base: str, deployments: Mapping[str, Deployment]) -
         shown = (
             ", ".join(mine[:10]) or f"(none; a base is applied with engine_args.{ADAPTER_ROOM}, on vllm {LORA_SWITCH})"
         )
-        raise _wrong("base", base, f"an endpoint that takes adapters, of this tenant or serverless: {shown}")
+        raise refused("base", base, f"an endpoint that takes adapters, of this tenant or serverless: {shown}")
     _check_base(found, tenant, 0)
     return found
 
@@ -94,17 +95,17 @@ def _may_use(tenant: str, base: Deployment) -> bool:
 
 def _check_base(base: Deployment, tenant: str, adapter_bytes: int) -> None:
     if base.engine not in ("builtin", "vllm") or base.model.kind is not ModelKind.GENERATIVE:
-        raise _wrong("base", base.endpoint, "a generative model on engine builtin or vllm")
+        raise refused("base", base.endpoint, "a generative model on engine builtin or vllm")
     if not _may_use(tenant, base):
-        raise _wrong("base", base.endpoint, "an endpoint of this tenant or a serverless one")
+        raise refused("base", base.endpoint, "an endpoint of this tenant or a serverless one")
     if base.engine == "vllm":
         if not _takes(base):
-            raise _wrong("base", base.endpoint, f'a base applied with engine_args.{LORA_SWITCH} = "true"')
+            raise refused("base", base.endpoint, f'a base applied with engine_args.{LORA_SWITCH} = "true"')
         return
     need = max(1, adapter_bytes * base.slots)  # a batch may have as many adapters as it has slots
     if _room(base) < need:
         accepted = f"a base applied with engine_args.{ADAPTER_ROOM} of at least {need} bytes; it has {_room(base)}"
-        raise _wrong("base", base.endpoint, accepted)
+        raise refused("base", base.endpoint, accepted)
 
 
 def _takes(base: Deployment) -> bool:
@@ -114,7 +115,3 @@ def _takes(base: Deployment) -> bool:
 def _room(base: Deployment) -> int:
     value = dict(base.engine_args).get(ADAPTER_ROOM, "0")
     return int(value) if value.isdecimal() else 0
-
-
-def _wrong(param: str, value: str, accepted: str) -> Refusal:
-    return Refusal("invalid_configuration", f"`{param}`: {value!r} is not accepted; accepted: {accepted}", param=param)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tidegate.control.catalog import entry
+from tidegate.control.refusals import refused
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment
-from tidegate.domain.errors import Refusal
 from tidegate.wire.internal import Catalog
 
 SUFFIX = ":canary"  # no endpoint of a tenant can be called so
@@ -21,13 +21,15 @@ PERMILLE = 1_000
 def beside(owner: Deployment, made: Deployment, weight: float) -> Deployment:
     """`owner` with a canary: `made` is what the owner's own request makes of the canary's model."""
     if owner.base:
-        raise _wrong("canary", "one of an adapter", "none: give the adapter another endpoint, or its base a canary")
+        accepted = "none on an adapter: give the adapter another endpoint, or its base a canary"
+        raise refused("canary", made.model.source, accepted)
     if made.model.kind is not owner.model.kind:
         accepted = f"a {owner.model.kind} model, as its own is"
-        raise _wrong("canary.model", f"a {made.model.kind} model", accepted)
+        raise refused("canary.model", made.model.kind, accepted)
     if made.model.context_tokens_max < owner.model.context_tokens_max:
-        accepted = f"a context of {owner.model.context_tokens_max} tokens or more, or less `context_tokens`"
-        raise _wrong("canary.model", f"a context of {made.model.context_tokens_max} tokens", accepted)
+        needed, has = owner.model.context_tokens_max, made.model.context_tokens_max
+        accepted = f"a context of {needed} tokens or more (it has {has}), or less `context_tokens`"
+        raise refused("canary.model", made.model.source, accepted)
     lane = replace(
         made,
         endpoint=owner.endpoint + SUFFIX,
@@ -50,7 +52,3 @@ def with_entries(catalog: Catalog, deployments: Iterable[Deployment], settings: 
     lanes = [(d.endpoint, d.canary) for d in deployments if d.canary is not None]
     made = (replace(entry(lane, settings), serves=owner, resident=True) for owner, lane in lanes)
     return replace(catalog, endpoints=(*catalog.endpoints, *made))
-
-
-def _wrong(param: str, value: str, accepted: str) -> Refusal:
-    return Refusal("invalid_configuration", f"`{param}`: {value} is not accepted; accepted: {accepted}", param=param)

@@ -3,7 +3,7 @@
 from tidegate.control import adapters, remotes
 from tidegate.control.engines import EngineTraits
 from tidegate.control.settings import ControlSettings
-from tidegate.domain.endpoint import Deployment, Mode, ModelProfile
+from tidegate.domain.endpoint import ApiKey, Deployment, Mode, ModelProfile
 from tidegate.domain.ports import State
 from tidegate.wire.internal import Catalog, EndpointEntry, KeyEntry
 
@@ -12,13 +12,15 @@ def catalog(state: State, settings: ControlSettings) -> Catalog:
     """Revoked and expired keys stay in it, so that a gateway can say which of the two a key is."""
     return Catalog(
         version=state.version,
-        keys=tuple(
-            KeyEntry(key.digest, key.id, key.tenant, key.expires_ms, revoked=key.revoked_ms is not None)
-            for key in state.keys
-        ),
+        keys=tuple(key_entry(key) for key in state.keys),
         endpoints=tuple(entry(deployment, settings) for deployment in state.deployments),
         limits=state.limits,
     )
+
+
+def key_entry(key: ApiKey) -> KeyEntry:
+    """What decides whether a key is good, here and in gateways."""
+    return KeyEntry(key.digest, key.id, key.tenant, key.expires_ms, revoked=key.revoked_ms is not None)
 
 
 def model_name(model: ModelProfile) -> str:

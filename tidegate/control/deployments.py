@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from tidegate.control import remotes, tuning
 from tidegate.control.engines import ADAPTER_ROOM, EngineTraits
+from tidegate.control.refusals import refused
 from tidegate.control.settings import ControlSettings
 from tidegate.domain.endpoint import Deployment, Mode, ModelProfile, Overflow, Scaling, ScheduleEntry, Slo
 from tidegate.domain.errors import Refusal
@@ -116,11 +117,6 @@ def rolled_back(present: Deployment) -> Deployment:
     return succeed(present, replace(present.previous, canary=None, canary_permille=0))
 
 
-def _wrong(param: str, value: object, accepted: str) -> Refusal:
-    shown = "null" if value is None else repr(value) if isinstance(value, str) else str(value)
-    return Refusal("invalid_configuration", f"`{param}`: {shown} is not accepted; accepted: {accepted}", param=param)
-
-
 def _words(names: Collection[str]) -> str:
     return ", ".join(sorted(names)) or "(none)"
 
@@ -130,18 +126,18 @@ def _engine(body: EndpointApply, model: ModelProfile, settings: ControlSettings)
     usable = [name for name, known in settings.engines.items() if not known.missing]
     if traits is None or traits.missing:
         because = f" ({traits.missing})" if traits else ""
-        raise _wrong("engine", body.engine, f"one of {_words(usable)}{because}")
+        raise refused("engine", body.engine, f"one of {_words(usable)}{because}")
     for name in sorted(body.engine_args):
         pattern = traits.arguments.get(name)
         if pattern is None:
-            raise _wrong(f"engine_args.{name}", body.engine_args[name], f"arguments {_words(traits.arguments)}")
+            raise refused(f"engine_args.{name}", body.engine_args[name], f"arguments {_words(traits.arguments)}")
         if not re.fullmatch(pattern, body.engine_args[name]):
-            raise _wrong(f"engine_args.{name}", body.engine_args[name], f"values like {pattern}")
+            raise refused(f"engine_args.{name}", body.engine_args[name], f"values like {pattern}")
     if traits.remote != model.source.startswith(remotes.SCHEME):
-        raise _wrong("engine", body.engine, "remote with a model remote://PROVIDER/MODEL, and only with one")
+        raise refused("engine", body.engine, "remote with a model remote://PROVIDER/MODEL, and only with one")
     if traits.gguf != model.source.lower().endswith(".gguf"):
         fits = "a GGUF file (a path that ends in .gguf)" if traits.gguf else "a model directory with safetensors files"
-        raise _wrong("engine", body.engine, f"with this model another engine; {body.engine} loads {fits}")
+        raise refused("engine", body.engine, f"with this model another engine; {body.engine} loads {fits}")
     return traits
 
 
@@ -153,19 +149,19 @@ def _overflow(body: EndpointApply) -> Overflow | None:
     given = sum(threshold is not None for threshold in thresholds)
     if given != 1:
         accepted = "exactly one of above_concurrency, above_queue_ms, above_ttft_ms"
-        raise _wrong("overflow", f"{given or 'no'} threshold{'s' * (given != 1)}", accepted)
+        raise refused("overflow", f"{given or 'no'} threshold{'s' * (given != 1)}", accepted)
     return Overflow(wanted.to, *thresholds)
 
 
 def _check_price_plan(body: EndpointApply, facts: Facts) -> None:
     if body.price_plan not in facts.price_plans:
-        raise _wrong("price_plan", body.price_plan, f"one of {_words(facts.price_plans)}")
+        raise refused("price_plan", body.price_plan, f"one of {_words(facts.price_plans)}")
 
 
 def _check_regions(regions: tuple[str, ...], facts: Facts) -> None:
     known = facts.accelerator_bytes
     if known and not any(region in known for region in regions):
-        raise _wrong("regions", ", ".join(regions), f"at least one region with nodes: {_words(known.keys())}")
+        raise refused("regions", ", ".join(regions), f"at least one region with nodes: {_words(known.keys())}")
 
 
 def _replicas(body: EndpointApply) -> tuple[int, int]:
@@ -173,13 +169,13 @@ def _replicas(body: EndpointApply) -> tuple[int, int]:
     low = body.min_replicas if body.min_replicas is not None else min(body.max_replicas or 1, 1) if dedicated else 0
     high = body.max_replicas if body.max_replicas is not None else max(low, 1)
     if dedicated and low == 0:
-        raise _wrong("min_replicas", 0, "at least 1 with mode dedicated, whose replicas are always resident")
+        raise refused("min_replicas", 0, "at least 1 with mode dedicated, whose replicas are always resident")
     if body.lend and not dedicated:
-        raise _wrong("lend", True, f"mode dedicated only: what is idle in mode {body.mode.value} is always lent")
+        raise refused("lend", True, f"mode dedicated only: what is idle in mode {body.mode.value} is always lent")
     if body.mode is Mode.BATCH and low > 0:
-        raise _wrong("min_replicas", low, "0 with mode batch, which only uses capacity nobody else is using")
+        raise refused("min_replicas", low, "0 with mode batch, which only uses capacity nobody else is using")
     if low > high:
-        raise _wrong("min_replicas", low, f"at most max_replicas = {high}")
+        raise refused("min_replicas", low, f"at most max_replicas = {high}")
     return low, high
 
 
@@ -189,11 +185,11 @@ def _schedule(body: EndpointApply) -> tuple[ScheduleEntry, ...]:
         try:
             schedule.parse(entry.cron)
         except ValueError as error:
-            raise _wrong(f"{key}.cron", entry.cron, f"minute hour day month weekday; {error}") from None
+            raise refused(f"{key}.cron", entry.cron, f"minute hour day month weekday; {error}") from None
         if entry.min_replicas > entry.max_replicas:
-            raise _wrong(f"{key}.min_replicas", entry.min_replicas, f"at most max_replicas = {entry.max_replicas}")
+            raise refused(f"{key}.min_replicas", entry.min_replicas, f"at most max_replicas = {entry.max_replicas}")
         if body.mode is Mode.BATCH and entry.min_replicas:
-            raise _wrong(f"{key}.min_replicas", entry.min_replicas, "0 with mode batch")
+            raise refused(f"{key}.min_replicas", entry.min_replicas, "0 with mode batch")
     return tuple(ScheduleEntry(e.cron, e.min_replicas, e.max_replicas, e.utc_offset_minutes) for e in body.schedule)
 
 
@@ -202,10 +198,11 @@ def _scaling(body: EndpointApply, settings: ControlSettings) -> Scaling:
     headroom = wanted.headroom_slots or wanted.headroom_percent
     if body.mode is Mode.BATCH and (wanted.up_window_ms or headroom):
         name = "headroom" if headroom else "up_window_ms"
-        raise _wrong(f"scaling.{name}", headroom or wanted.up_window_ms, "0 with mode batch, whose work waits for room")
+        given = headroom or wanted.up_window_ms
+        raise refused(f"scaling.{name}", given, "0 with mode batch, whose work waits for room")
     if settings.hold_ms_max and wanted.up_window_ms > settings.hold_ms_max:
         accepted = f"at most gateway.hold_ms_max = {settings.hold_ms_max}: nothing is held for longer"
-        raise _wrong("scaling.up_window_ms", wanted.up_window_ms, accepted)
+        raise refused("scaling.up_window_ms", wanted.up_window_ms, accepted)
     return Scaling(
         wanted.headroom_slots, wanted.headroom_percent,
         wanted.up_window_ms, wanted.down_window_ms, wanted.zero_window_ms,
@@ -218,17 +215,17 @@ def _with_context(body: EndpointApply, model: ModelProfile, settings: ControlSet
         return replace(model, context_tokens_max=most)
     if body.context_tokens > most:
         limit = "the model's own" if most == model.context_tokens_max else "this installation's"
-        raise _wrong("context_tokens", body.context_tokens, f"at most {most}, {limit} context")
+        raise refused("context_tokens", body.context_tokens, f"at most {most}, {limit} context")
     return replace(model, context_tokens_max=body.context_tokens)
 
 
 def _check_accelerators(body: EndpointApply, traits: EngineTraits, regions: tuple[str, ...], facts: Facts) -> None:
     wanted, engine_most = body.accelerators_per_replica, traits.accelerators_per_replica_max
     if wanted > engine_most:
-        raise _wrong("accelerators_per_replica", wanted, f"at most {engine_most} with engine {body.engine}")
+        raise refused("accelerators_per_replica", wanted, f"at most {engine_most} with engine {body.engine}")
     most = max((facts.accelerators.get(region, 0) for region in regions), default=0)
     if facts.accelerators and wanted > most:
-        raise _wrong("accelerators_per_replica", wanted, f"at most {most}, all that one node has")
+        raise refused("accelerators_per_replica", wanted, f"at most {most}, all that one node has")
 
 
 def _footprint(
@@ -247,7 +244,7 @@ def _footprint(
     largest = max((facts.accelerator_bytes.get(region, 0) for region in regions), default=0)
     asked = None if body.accelerator_memory is None else _size(body.accelerator_memory)
     if asked is not None and largest and asked > largest:
-        raise _wrong("accelerator_memory", asked, f"at most {largest} bytes, the largest accelerator of these regions")
+        raise refused("accelerator_memory", asked, f"at most {largest} bytes, the largest accelerator of these regions")
     room = asked if asked is not None else largest or fixed + slot * (body.slots or settings.slots)
     if fixed + slot > room:
         what, where = ("accelerator_memory", "what was asked") if asked else ("model", "the largest accelerator")
@@ -260,14 +257,14 @@ def _footprint(
         )
     fitting = (room - fixed) // slot if slot else settings.slots
     if body.slots is not None and slot and body.slots > fitting:
-        raise _wrong("slots", body.slots, f"at most {fitting}, with contexts of {context} tokens in {room} bytes")
+        raise refused("slots", body.slots, f"at most {fitting}, with contexts of {context} tokens in {room} bytes")
     slots = body.slots if body.slots is not None else min(settings.slots, fitting)
     return slots, asked if asked is not None else fixed + slot * slots
 
 
 def _concurrency_target(body: EndpointApply, slots: int) -> int:
     if body.concurrency_target is not None and body.concurrency_target > slots:
-        raise _wrong("concurrency_target", body.concurrency_target, f"at most slots = {slots}")
+        raise refused("concurrency_target", body.concurrency_target, f"at most slots = {slots}")
     return body.concurrency_target or slots
 
 
@@ -291,5 +288,5 @@ def _size(value: int | str) -> int:
     match = _SIZE.fullmatch(value.strip())
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if size <= 0:
-        raise _wrong("accelerator_memory", value, "bytes as a number, or text such as 512MiB or 1.5GiB")
+        raise refused("accelerator_memory", value, "bytes as a number, or text such as 512MiB or 1.5GiB")
     return size

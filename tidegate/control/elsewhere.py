@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from tidegate.control.refusals import refused
 from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import Refusal
 
@@ -34,7 +35,7 @@ def _of_mode(param: str, mode: Mode, wanted: Deployment, others: Mapping[str, De
             return target.endpoint
         why_not = f"{target.endpoint} is one, but " + (mismatch[1] if mismatch else "it leads back here")
     accepted = f"a mode that another endpoint with this model has, or an endpoint tenant/name ({why_not})"
-    raise _wrong(param, mode.value, accepted)
+    raise refused(param, mode.value, accepted)
 
 
 def check(wanted: Deployment, others: Mapping[str, Deployment]) -> None:
@@ -68,14 +69,14 @@ def _edges(deployment: Deployment) -> Iterator[tuple[str, str]]:
 
 def _check_edge(param: str, wanted: Deployment, to: str, every: Mapping[str, Deployment]) -> None:
     if to == wanted.endpoint:
-        raise _wrong(param, to, "another endpoint than this one")
+        raise refused(param, to, "another endpoint than this one")
     target = every.get(to)
     if target is None or not (target.tenant == wanted.tenant or target.mode is Mode.SERVERLESS):
         mine = sorted(d.endpoint for d in every.values() if d.tenant == wanted.tenant and d is not wanted)
         shown = ", ".join(mine[:10]) or "(this tenant has no other)"
-        raise _wrong(param, to, f"an endpoint of this tenant or a serverless one: {shown}")
+        raise refused(param, to, f"an endpoint of this tenant or a serverless one: {shown}")
     if path := _way_back(to, wanted.endpoint, every):
-        raise _wrong(param, to, f"an endpoint that does not lead back here ({' → '.join([wanted.endpoint, *path])})")
+        raise refused(param, to, f"an endpoint that does not lead back here ({' → '.join([wanted.endpoint, *path])})")
     if why := _mismatch(wanted, target):
         raise Refusal(why[0], f"`{param}`: {to!r} is not accepted: {why[1]}", param=param)
 
@@ -109,7 +110,3 @@ def _mismatch(sender: Deployment, target: Deployment) -> tuple[str, str] | None:
     if target.mode is Mode.BATCH:
         return "invalid_configuration", "batch endpoints have no capacity of their own"
     return None
-
-
-def _wrong(param: str, value: str, accepted: str) -> Refusal:
-    return Refusal("invalid_configuration", f"`{param}`: {value!r} is not accepted; accepted: {accepted}", param=param)

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from tidegate.domain.units import GIB, MIB
 
 COUNT = r"[1-9]\d{0,8}"
-SHARE = r"0?\.\d{1,4}|1|1\.0"
 SWITCH = r"true"
 LORA_SWITCH = "enable_lora"  # vLLM sets its own room aside, for max_loras adapters of max_lora_rank
 ADAPTER_ROOM = "adapter_bytes_max"  # set aside by the built-in engine for LoRA adapters, and as much again for a batch

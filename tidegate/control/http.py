@@ -13,9 +13,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.control import keys
+from tidegate.control.catalog import key_entry
 from tidegate.control.desired import DesiredState
 from tidegate.domain.errors import Fault, Refusal
 from tidegate.domain.ports import Clock
+from tidegate.quota import admission
 from tidegate.wire import openai
 from tidegate.wire.admin import Identity
 
@@ -33,7 +35,8 @@ def authorizer(desired: DesiredState, clock: Clock) -> Authorize:
     def authorize(request: Request, admin: bool) -> Identity:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         usable = scheme.lower() == "bearer" and 0 < len(secret) <= SECRET_CHARS_MAX
-        key = keys.check(desired.key(keys.digest(secret.strip())) if usable else None, clock.now_ms())
+        found = desired.key(keys.digest(secret.strip())) if usable else None
+        key = admission.check_key(key_entry(found) if found is not None else None, clock.now_ms())
         if admin and key.tenant is not None:
             raise Refusal("permission_denied", "this needs an administrator's key")
         return Identity(key.id, key.tenant)

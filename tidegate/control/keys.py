@@ -4,7 +4,6 @@ import hashlib
 import secrets
 
 from tidegate.domain.endpoint import ApiKey
-from tidegate.domain.errors import Refusal
 
 SECRET_PREFIX = "tg-"
 SECRET_BYTES = 32
@@ -35,13 +34,3 @@ def key_state(key: ApiKey, now_ms: int) -> str:
     if key.revoked_ms is not None:
         return "revoked"
     return "expired" if key.expires_ms is not None and key.expires_ms <= now_ms else "active"
-
-
-def check(key: ApiKey | None, now_ms: int) -> ApiKey:
-    """The key, if it may be used now. Raises Refusal invalid_, revoked_ or expired_api_key."""
-    if key is None:
-        raise Refusal("invalid_api_key", "no valid API key was given: send it as `Authorization: Bearer tg-…`")
-    state = key_state(key, now_ms)
-    if state != "active":
-        raise Refusal(f"{state}_api_key", f"this API key is {state}")
-    return key

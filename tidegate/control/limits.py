@@ -10,8 +10,6 @@ from tidegate.quota.windows import bounds
 from tidegate.wire.admin import Identity, Listing, StatusView
 from tidegate.wire.limits import BudgetView, LimitsPut, LimitsView
 
-BUDGET_USD_MAX = 1_000_000_000
-
 
 async def list_limits(call: Call) -> object:
     """Limits, and what is left of budgets."""

@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tidegate.control.refusals import refused
 from tidegate.domain.endpoint import Deployment, Mode, ModelKind, ModelProfile, Slo
-from tidegate.domain.errors import Refusal
 from tidegate.wire.admin import EndpointApply
 from tidegate.wire.internal import RemoteTarget
 
@@ -23,11 +23,7 @@ def profile(source: str, providers: Mapping[str, RemoteTarget]) -> ModelProfile:
     provider, model = _parts(source)
     if provider not in providers or not model:
         known = ", ".join(sorted(providers)) or "(none: declare one under [remotes.NAME])"
-        raise Refusal(
-            "invalid_configuration",
-            f"`model`: {source!r} is not accepted; accepted: remote://PROVIDER/MODEL with a declared provider: {known}",
-            param="model",
-        )
+        raise refused("model", source, f"remote://PROVIDER/MODEL with a declared provider: {known}")
     digest = hashlib.sha256(source.encode()).hexdigest()
     return ModelProfile(source, digest, ModelKind.GENERATIVE, 0, 0, providers[provider].context_tokens_max)
 
@@ -46,14 +42,14 @@ def deployment(
     plain = EndpointApply(model=body.model)
     for name in EndpointApply.__struct_fields__:
         if name not in OWN and getattr(body, name) != getattr(plain, name):
-            raise _wrong(name, getattr(body, name), "leaving it out: engine remote has no replicas of its own")
+            raise refused(name, getattr(body, name), "leaving it out: engine remote has no replicas of its own")
     if body.mode not in (Mode.SERVERLESS, Mode.DEDICATED_SERVERLESS):
-        raise _wrong("mode", body.mode.value, "serverless or dedicated_serverless: nothing is reserved there")
+        raise refused("mode", body.mode.value, "serverless or dedicated_serverless: nothing is reserved there")
     if body.regions is not None and body.regions != [found.region]:
-        raise _wrong("regions", ", ".join(body.regions), f"{found.region}, where provider {found.provider} computes")
+        raise refused("regions", ", ".join(body.regions), f"{found.region}, where provider {found.provider} computes")
     context = body.context_tokens or model.context_tokens_max
     if context > model.context_tokens_max:
-        raise _wrong("context_tokens", context, f"at most {model.context_tokens_max}, as its provider is declared")
+        raise refused("context_tokens", context, f"at most {model.context_tokens_max}, as its provider is declared")
     return Deployment(
         endpoint=endpoint,
         tenant=tenant,
@@ -81,7 +77,3 @@ def provider_of(model: ModelProfile) -> str:
 def _parts(source: str) -> tuple[str, str]:
     provider, _, model = source.removeprefix(SCHEME).partition("/")
     return provider, model
-
-
-def _wrong(param: str, value: object, accepted: str) -> Refusal:
-    return Refusal("invalid_configuration", f"`{param}`: {value} is not accepted; accepted: {accepted}", param=param)

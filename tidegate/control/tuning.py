@@ -5,12 +5,13 @@ many as served most tokens a second within the SLO of the very endpoint.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from tidegate.control.refusals import refused
 from tidegate.domain.endpoint import ModelProfile
-from tidegate.domain.errors import Refusal
 from tidegate.wire import profiles
 from tidegate.wire.admin import EndpointApply
 
@@ -32,32 +33,25 @@ def filled(body: EndpointApply, model: ModelProfile, known: Profiles) -> Endpoin
     """`body` with what its profile says. Raises Refusal invalid_configuration naming the profile."""
     if not body.profile:
         return body
-    texts = known()
+    texts, wrong = known(), partial(refused, "profile", body.profile)
     if body.profile not in texts:
-        raise _wrong(
-            body, f"one of {', '.join(sorted(texts))}, or a file NAME.toml in `profiles` of the data directory"
-        )
+        raise wrong(f"one of {', '.join(sorted(texts))}, or a file NAME.toml in `profiles` of the data directory")
     try:
         profile = profiles.parse(texts[body.profile])
     except ValueError as error:
-        raise _wrong(body, f"a profile that can be read; {body.profile}.toml: {error}") from error
+        raise wrong(f"a profile that can be read; {body.profile}.toml: {error}") from error
     if profile.engine != body.engine:
-        raise _wrong(body, f"a profile of engine {body.engine}; this one is of {profile.engine}")
+        raise wrong(f"a profile of engine {body.engine}; this one is of {profile.engine}")
     if profile.model not in ("", model.digest):
-        raise _wrong(body, "a profile of this model; this one was measured on another")
+        raise wrong("a profile of this model; this one was measured on another")
     slots = profile.slots
     if profile.curve:
         if profile.percentile < body.slo.percentile:
-            raise _wrong(body, f"one measured at p{body.slo.percentile} or above; it is at p{profile.percentile}")
+            raise wrong(f"one measured at p{body.slo.percentile} or above; it is at p{profile.percentile}")
         point = profiles.best(profile, body.slo.ttft_ms, body.slo.tpot_ms)
         if point is None and body.slots is None:
             kept = f"ttft_ms {body.slo.ttft_ms} and tpot_ms {body.slo.tpot_ms}"
-            raise _wrong(body, f"a curve on which something keeps the SLO of {kept}; nothing on this one does")
+            raise wrong(f"a curve on which something keeps the SLO of {kept}; nothing on this one does")
         slots = point.slots if point else None
     arguments = {**profile.engine_args, **body.engine_args}
     return msgspec.structs.replace(body, slots=body.slots or slots, engine_args=arguments)
-
-
-def _wrong(body: EndpointApply, accepted: str) -> Refusal:
-    message = f"`profile`: {body.profile!r} is not accepted; accepted: {accepted}"
-    return Refusal("invalid_configuration", message, param="profile")
