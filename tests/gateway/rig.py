@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any, TypeVar
 import uvloop
 
 from tests.gateway.engine import StandInEngine
+from tests.loop import until
+from tidegate.assemble.clock import WallClock
 from tidegate.assemble.sockets import listen_tcp
 from tidegate.domain.endpoint import EndpointState, Mode, ModelKind
 from tidegate.domain.errors import StoreFault
@@ -27,11 +28,6 @@ from tidegate.wire.internal import Catalog, EndpointEntry, GatewayHello, KeyEntr
 
 KEY, OTHER_KEY, ADMIN_KEY, OLD_KEY, REVOKED_KEY = "tg-acme", "tg-other", "tg-admin", "tg-old", "tg-revoked"
 T = TypeVar("T")
-
-
-class WallClock:
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
 
 
 class MemoryJournal:
@@ -254,17 +250,8 @@ class Rig:
     async def at_rest(self) -> None:
         """Nothing is left behind: no relay, no slot, no connection that is not idle in the pool."""
         parts = self.gateway.parts
-        await until(lambda: not parts.relays and not parts.loop.in_flight and not parts.loop.held, "relays to end")
+        await until(lambda: not parts.relays and not parts.room.in_flight and not parts.room.held, "relays to end")
         await until(lambda: parts.pool.open_count == parts.pool.idle_count, "connections to be given back")
-
-
-async def until(check: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := check():
-            return value
-        await asyncio.sleep(0.002)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.gateway.engine import hang
-from tests.gateway.rig import ADMIN_KEY, KEY, OLD_KEY, REVOKED_KEY, Reply, chat, rig, run, until
+from tests.gateway.rig import ADMIN_KEY, KEY, OLD_KEY, REVOKED_KEY, Reply, chat, rig, run
+from tests.loop import until
 from tidegate.domain.errors import REFUSALS
 
 SECRET = "the-planted-secret"

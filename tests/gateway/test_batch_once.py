@@ -10,8 +10,9 @@ import msgspec
 
 from tests.billing.world import World
 from tests.gateway.engine import Exchange, answer
-from tests.gateway.rig import Rig, rig, run, until
+from tests.gateway.rig import Rig, rig, run
 from tests.gateway.test_batch_lane import RUNNER, lane, publish
+from tests.loop import until
 from tests.money import HOUR_MS, NOVEMBER_MS
 from tests.stores.test_ledger import EVER
 from tidegate.batch.calls import Answered, Gateway

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.gateway.engine import Behaviour, die, refuse
-from tests.gateway.rig import Rig, chat, endpoint, rig, run, until
+from tests.gateway.rig import Rig, chat, endpoint, rig, run
+from tests.loop import until
 from tidegate.domain.endpoint import EndpointState, Mode, Overflow
 from tidegate.domain.usage import Outcome
 
@@ -21,7 +22,7 @@ async def hybrid(r: Rig, *, slots: int = 1, overflow: Overflow | None = None, **
     await r.control.publish()
     await r.control.route(r.target(0, slots))
     await r.control.route(r.target(1, 8), name="acme/pool")
-    await until(lambda: "acme/pool" in r.gateway.parts.loop.endpoints, "the catalog")
+    await until(lambda: "acme/pool" in r.gateway.parts.room.endpoints, "the catalog")
     await asyncio.sleep(0.01)
 
 
@@ -55,7 +56,7 @@ def test_a_dead_base_falls_back_at_once_and_returns_when_it_is_back(tmp_path: Pa
         async with rig(tmp_path, engines=2) as r:
             await hybrid(r)
             await r.control.route(state=EndpointState.LOADING)
-            await until(lambda: not r.gateway.parts.loop.in_flight, "the route")
+            await until(lambda: not r.gateway.parts.room.in_flight, "the route")
             replies = [await r.ask(chat()) for _ in range(3)]
             assert [reply.headers["x-tidegate-overflow"] for reply in replies] == ["acme/pool; reason=no_replica"] * 3
             await r.control.route(r.target())
@@ -127,7 +128,7 @@ def test_a_canary_gets_its_share_is_recorded_as_the_endpoint_and_loses_nothing_w
             await r.control.publish()
             await r.control.route(r.target(0, 8))
             await r.control.route(name="acme/chat:canary", state=EndpointState.LOADING)
-            await until(lambda: "acme/chat:canary" in r.gateway.parts.loop.endpoints, "the catalog")
+            await until(lambda: "acme/chat:canary" in r.gateway.parts.room.endpoints, "the catalog")
             early = [await r.ask(chat()) for _ in range(12)]
             assert {reply.headers["x-tidegate-replica"] for reply in early} == {"r0"}, "the canary is not ready yet"
             assert all("x-tidegate-overflow" not in reply.headers for reply in early)

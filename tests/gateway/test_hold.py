@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from tests.gateway.engine import event, hang
-from tests.gateway.rig import ENDPOINTS, MemoryJournal, WallClock, chat, endpoint, rig, run, until
+from tests.gateway.rig import ENDPOINTS, MemoryJournal, WallClock, chat, endpoint, rig, run
+from tests.loop import until
 from tidegate.assemble.sockets import listen_tcp
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.usage import Outcome
@@ -73,7 +74,7 @@ def test_the_endpoints_own_bound_caps_the_wait(tmp_path: Path) -> None:
         async with rig(tmp_path, routed=False) as r:
             r.control.endpoints = (endpoint(hold_ms_max=40),)
             await r.control.publish()
-            await until(lambda: r.gateway.parts.loop.endpoints["acme/chat"].hold_ms_max == 40, "the catalog")
+            await until(lambda: r.gateway.parts.room.endpoints["acme/chat"].hold_ms_max == 40, "the catalog")
             reply = await r.ask(chat(), x_scale_up_timeout="3600")
             assert reply.error["code"] == "hold_expired"
 
@@ -88,7 +89,7 @@ def test_a_full_queue_says_which_limit_and_how_full(tmp_path: Path) -> None:
             clients = [await r.client() for _ in range(3)]
             for client in clients:
                 await client.post("/v1/chat/completions", chat())
-            await until(lambda: r.gateway.parts.loop.held == 2, "a full queue")
+            await until(lambda: r.gateway.parts.room.held == 2, "a full queue")
             reply = await r.ask(chat())
             assert (reply.status, reply.error["code"]) == (429, "queue_full")
             assert reply.error["limit"] == {"kind": "queue", "current": 2, "full": 2}
@@ -137,9 +138,9 @@ def test_a_client_that_leaves_while_held_leaves_the_queue(tmp_path: Path) -> Non
             for stream in (False, True):
                 client = await r.client()
                 await client.post("/v1/chat/completions", chat(stream=stream))
-                await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+                await until(lambda: r.gateway.parts.room.held == 1, "the hold")
                 client.hang_up()
-                await until(lambda: not r.gateway.parts.loop.held, "the queue to empty")
+                await until(lambda: not r.gateway.parts.room.held, "the queue to empty")
             await until(lambda: len(r.journal.final) == 2, "records")
             assert {(x.outcome, x.replica) for x in r.journal.final} == {(Outcome.CLIENT_ABORTED, "")}
             assert not r.engine.exchanges
@@ -151,7 +152,7 @@ def test_failed_and_paused_endpoints_are_refused_with_their_reason(tmp_path: Pat
     async def main() -> None:
         async with rig(tmp_path, routed=False) as r:
             asking = asyncio.create_task(r.ask(chat()))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             await r.control.route(state=EndpointState.FAILED, reason="weights are truncated")
             for reply in (await asking, await r.ask(chat())):
                 assert (reply.status, reply.error["code"]) == (503, "endpoint_failed")
@@ -171,7 +172,7 @@ def test_a_drain_lets_what_runs_finish_and_confirms_the_fence_only_then(tmp_path
             await r.control.drain("r0")
             await r.control.route()
             held = asyncio.create_task(r.ask(chat()))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             assert not r.control.fences()
             while await client.chunk():
                 continue
@@ -191,7 +192,7 @@ def test_a_resume_gives_the_replica_back(tmp_path: Path) -> None:
             await r.control.drain("r0")
             await until(r.control.fences, "the fence")
             held = asyncio.create_task(r.ask(chat()))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             await r.control.resume("r0")
             assert (await held).status == 200
 
@@ -202,7 +203,7 @@ def test_an_endpoint_that_is_removed_refuses_what_waits(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path, routed=False) as r:
             asking = asyncio.create_task(r.ask(chat()))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             r.control.endpoints = ENDPOINTS[1:]
             await r.control.publish()
             assert (await asking).error["code"] == "model_not_found"
@@ -216,20 +217,20 @@ def test_control_away_ready_replicas_are_served_and_the_link_comes_back(tmp_path
         async with rig(tmp_path, reconnect_ms_min=5, reconnect_ms_max=10) as r:
             await r.ask(chat())
             await r.control.links[-1].close()
-            await until(lambda: not r.gateway.parts.loop.connected, "the loss to be seen")
+            await until(lambda: not r.gateway.parts.room.connected, "the loss to be seen")
             assert (await r.ask(chat())).status == 200
             assert (await r.get("/readyz")).json == {"status": "ready", "control": False}
             r.control.messages.clear()
             r.control.routes.clear()
             r.control.version = 0  # a control that was restarted counts from the beginning
             await r.control.accept()
-            await until(lambda: r.gateway.parts.loop.connected, "the link")
+            await until(lambda: r.gateway.parts.room.connected, "the link")
             await until(
                 lambda: r.control.demand()[-1:] and r.control.demand()[-1].arrivals_total == 2, "demand told anew"
             )
             await r.control.route()
             held = asyncio.create_task(r.ask(chat()))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the new route to be believed")
+            await until(lambda: r.gateway.parts.room.held == 1, "the new route to be believed")
             await r.control.route(r.target())
             assert (await held).status == 200
 
@@ -239,7 +240,7 @@ def test_control_away_ready_replicas_are_served_and_the_link_comes_back(tmp_path
 def test_before_control_has_spoken_nothing_is_guessed(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path) as r:
-            loop = r.gateway.parts.loop
+            loop = r.gateway.parts.room
             loop._told.clear()
             for reply in (await r.ask(chat()), await r.get("/v1/models"), await r.get("/readyz")):
                 assert (reply.status, reply.error["code"]) == (503, "not_ready")

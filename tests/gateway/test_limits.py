@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from tests.gateway.engine import hang
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, chat, endpoint, rig, run, until
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, chat, endpoint, rig, run
+from tests.loop import until
 from tests.money import price, usage
 from tidegate.domain.endpoint import Mode, Overflow
 from tidegate.domain.limits import Budget, Lease, Limits, Scope, Spending, Window
@@ -20,7 +21,7 @@ MINE = f"key-{KEY}"
 async def limited(made: Rig, *limits: Limits) -> None:
     made.control.version += 1
     await made.control.links[-1].send(Catalog(made.control.version, KEYS, ENDPOINTS, limits=limits))
-    await until(lambda: made.gateway.parts.loop.limiter.gate.active, "the limits")
+    await until(lambda: made.gateway.parts.room.limiter.gate.active, "the limits")
 
 
 def test_a_rate_is_kept_and_said(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_gateways_share_a_rate(tmp_path: Path) -> None:
         async with rig(tmp_path) as made:
             await limited(made, Limits(Scope.TENANT, "acme", requests_per_minute=6))
             await made.control.links[-1].send(Gateways(3))
-            await until(lambda: made.gateway.parts.loop.limiter.gate.gateways == 3, "the number of gateways")
+            await until(lambda: made.gateway.parts.room.limiter.gate.gateways == 3, "the number of gateways")
             assert (await made.ask(chat())).headers["x-ratelimit-limit-requests"] == "2"
 
     run(main())

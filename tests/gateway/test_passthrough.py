@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.engine import Exchange, die
-from tests.gateway.rig import rig, run, until
+from tests.gateway.rig import rig, run
+from tests.loop import until
 
 
 async def _echo(exchange: Exchange) -> None:
@@ -133,7 +134,7 @@ def test_metrics_are_the_gateways_and_controls(tmp_path: Path) -> None:
             assert buckets[-1] == 1
             r.control.endpoints = ()
             await r.control.publish()
-            await until(lambda: not r.gateway.parts.loop.endpoints, "the catalog")
+            await until(lambda: not r.gateway.parts.room.endpoints, "the catalog")
             assert b"acme/chat" not in (await r.get("/metrics")).body
 
     run(main())

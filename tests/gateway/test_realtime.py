@@ -14,7 +14,8 @@ import pytest
 import websockets
 
 from tests.gateway.engine import Exchange, die, event, refuse
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Client, Rig, key, rig, run, until
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Client, Rig, key, rig, run
+from tests.loop import until
 from tidegate.domain.limits import Limits, Scope
 from tidegate.domain.usage import Outcome
 from tidegate.gateway.relay import Relay
@@ -188,7 +189,7 @@ def test_a_session_is_in_flight_on_its_replica_and_a_drain_waits_for_it(tmp_path
         async with rig(tmp_path, engines=2) as r:
             async with session(r) as connection:
                 await until(lambda: r.control.demand() and r.control.demand()[-1].in_flight == 1, "the demand")
-                assert r.gateway.parts.loop.in_flight_at("acme/chat") == 1
+                assert r.gateway.parts.room.in_flight_at("acme/chat") == 1
                 assert b'tidegate_realtime_sessions{endpoint="acme/chat"} 1' in (await r.get("/metrics")).body
                 await r.control.drain("r0")
                 await r.control.route(r.target(0), r.target(1))
@@ -221,7 +222,7 @@ def test_a_session_waits_for_capacity_and_says_when_there_is_none(tmp_path: Path
     async def main() -> None:
         async with rig(tmp_path, routed=False) as r:
             async with session(r) as connection:
-                await until(lambda: r.gateway.parts.loop.held == 1, "it wants a replica before anybody asks")
+                await until(lambda: r.gateway.parts.room.held == 1, "it wants a replica before anybody asks")
                 await connection.response.create(response={"input": [HELLO], "max_output_tokens": 2})
                 assert (await connection.recv()).type == "response.created"
                 await r.control.route(r.target())
@@ -244,7 +245,7 @@ def test_a_session_waits_for_capacity_and_says_when_there_is_none(tmp_path: Path
 def test_a_lost_replica_is_replaced_and_a_second_loss_is_told(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path, engines=2) as r, session(r) as connection:
-            await until(lambda: r.gateway.parts.loop.in_flight == 1, "its place")
+            await until(lambda: r.gateway.parts.room.in_flight == 1, "its place")
             await r.control.route(r.target(0), r.target(1))
             r.engine.script.append(die)
             assert (await respond(connection, input=[HELLO]))[-1].response.status == "completed"
@@ -263,11 +264,11 @@ def test_a_lost_replica_is_replaced_and_a_second_loss_is_told(tmp_path: Path) ->
 def test_an_old_session_waits_for_a_new_replica_as_a_new_request_does(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path, engines=2) as r, session(r, extra_headers={"X-Scale-Up-Timeout": "0.3"}) as connection:
-            await until(lambda: r.gateway.parts.loop.in_flight == 1, "its place")
+            await until(lambda: r.gateway.parts.room.in_flight == 1, "its place")
             await asyncio.sleep(0.4)  # longer than the place itself might have waited
             await r.engines[0].kill()
             await connection.response.create(response={"input": [HELLO], "max_output_tokens": 2})
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             await r.control.route(r.target(1))
             assert (await done(connection))[-1].response.status == "completed"
             assert (await r.record()).replica == "r1"
@@ -420,7 +421,7 @@ def test_a_handshake_that_is_none_is_answered_and_ends(
             head += ["connection: Upgrade", "upgrade: websocket", *lines]
             await client.send(("\r\n".join(head) + "\r\n\r\n").encode())
             assert (await client.head())[0] == status
-            assert r.gateway.parts.loop.in_flight == 0
+            assert r.gateway.parts.room.in_flight == 0
 
     run(main())
 
@@ -467,9 +468,9 @@ def test_noise_after_the_handshake_ends_the_session_alone(tmp_path: Path) -> Non
     async def main() -> None:
         async with rig(tmp_path) as r, session(r) as other:
             client = await raw_session(r)
-            await until(lambda: r.gateway.parts.loop.in_flight == 2, "its place")
+            await until(lambda: r.gateway.parts.room.in_flight == 2, "its place")
             await client.send(b"\xff" * 64)
-            await until(lambda: r.gateway.parts.loop.in_flight == 1, "its end")
+            await until(lambda: r.gateway.parts.room.in_flight == 1, "its end")
             assert (await respond(other, input=[HELLO]))[-1].response.status == "completed"
 
     run(main())

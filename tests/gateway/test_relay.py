@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.engine import DONE, Exchange, die, event, hang, refuse
-from tests.gateway.rig import Rig, chat, rig, run, until
+from tests.gateway.rig import Rig, chat, rig, run
+from tests.loop import until
 from tidegate.domain.endpoint import EndpointState
 from tidegate.domain.usage import CountSource, Outcome
 
@@ -143,7 +144,7 @@ def test_a_killed_engine_holds_its_request_for_the_next_replica(tmp_path: Path) 
         async with rig(tmp_path, engines=2) as r:
             await r.engine.kill()
             asking = asyncio.create_task(r.ask(chat(max_tokens=4)))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             await r.control.route(state=EndpointState.WAKING)
             await r.control.route(r.target(1))
             assert (await asking).status == 200
@@ -291,7 +292,7 @@ def test_an_engine_that_is_asleep_is_never_shown(tmp_path: Path) -> None:
         async with rig(tmp_path, engines=2) as r:
             r.engine.script.append(refuse(503, "asleep"))
             asking = asyncio.create_task(r.ask(chat()))
-            await until(lambda: r.gateway.parts.loop.held == 1, "the hold")
+            await until(lambda: r.gateway.parts.room.held == 1, "the hold")
             await r.control.route(r.target(0), r.target(1))
             assert (await asking).status == 200
             assert (await r.record()).replica == "r1"

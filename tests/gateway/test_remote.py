@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.gateway.engine import Exchange, StandInEngine, refuse, serve_well
-from tests.gateway.rig import KEY, Rig, chat, endpoint, rig, run, until
+from tests.gateway.rig import KEY, Rig, chat, endpoint, rig, run
+from tests.loop import until
 from tidegate.domain.usage import CountSource, Outcome
 from tidegate.wire.internal import RemoteTarget
 
@@ -92,7 +93,7 @@ async def far(tmp_path: Path, **more: Any) -> AsyncIterator[tuple[Rig, Provider]
         entry = endpoint(NAME, remote=provider.target(**more), metering="usage_event", hold_ms_max=1_000)
         made.control.endpoints = (*made.control.endpoints, entry)
         await made.control.publish()
-        await until(lambda: NAME in made.gateway.parts.loop.endpoints, "the endpoint")
+        await until(lambda: NAME in made.gateway.parts.room.endpoints, "the endpoint")
         yield made, provider
         await provider.kill()
 

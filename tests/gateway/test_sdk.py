@@ -6,7 +6,8 @@ import openai
 import pytest
 
 from tests.gateway.engine import die, refuse
-from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, rig, run, until
+from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, rig, run
+from tests.loop import until
 from tidegate.domain.limits import Limits, Scope
 from tidegate.wire.internal import Catalog
 
@@ -23,7 +24,7 @@ async def limit(r: Rig, **limits: int) -> None:
     rules = (Limits(Scope.TENANT, "acme", **limits),)
     await r.control.links[-1].send(Catalog(r.control.version, KEYS, ENDPOINTS, limits=rules))
     await r.control.route(r.target())
-    await until(lambda: r.gateway._loop.limiter.gate.active and r.gateway.parts.loop.endpoints, "the limits")
+    await until(lambda: r.gateway._loop.limiter.gate.active and r.gateway.parts.room.endpoints, "the limits")
 
 
 def test_chat_unary_and_stream(tmp_path: Path) -> None:

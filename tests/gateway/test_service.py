@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 from tests.gateway.engine import die, refuse
-from tests.gateway.rig import Rig, chat, endpoint, rig, run, until
+from tests.gateway.rig import Rig, chat, endpoint, rig, run
+from tests.loop import until
 from tidegate.domain.endpoint import EndpointState, Slo
 from tidegate.wire.internal import ServiceReported
 

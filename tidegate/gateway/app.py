@@ -10,17 +10,8 @@ from tidegate.domain.errors import EngineFault, Refusal
 from tidegate.domain.ports import Clock, Connect, Journal
 from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import PEER, Peer
-from tidegate.gateway.intake import (
-    Call,
-    ClientGone,
-    Head,
-    acting_for,
-    check_size,
-    hold_ms,
-    new_request_id,
-    read_body,
-    read_head,
-)
+from tidegate.gateway.gatekeeper import Gatekeeper
+from tidegate.gateway.intake import ClientGone, Head, check_size, new_request_id, read_body, read_head
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.metrics import Family, Metrics, per_endpoint
@@ -28,13 +19,11 @@ from tidegate.gateway.passthrough import pass_through
 from tidegate.gateway.realtime import Sessions
 from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Header, Receive, Scope, Send, reply, reply_json, reply_refusal
-from tidegate.gateway.session import Door
 from tidegate.gateway.translate import DIALECTS, Behind, Dialect, Translated, bearer
 from tidegate.gateway.upstream import Dial, Pool
 from tidegate.quota import admission, routing
-from tidegate.wire import openai
 from tidegate.wire.batch import FILE_BYTES_MAX
-from tidegate.wire.internal import EndpointEntry, KeyEntry
+from tidegate.wire.internal import EndpointEntry
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +59,12 @@ class Gateway:
         self._admin_address = admin_address
         self._clock = clock
         self._journal = journal
-        self._region = region
         metrics = Metrics()
         self._loop = GatewayLoop(gateway, region, connect, clock, self.limits, metrics)
         pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max, dial)
         self._parts = Parts(gateway, region, self._loop, pool, journal, clock, self.limits, metrics, set())
-        self._limiter = self._loop.limiter
-        door = Door(self._parts, self._loop, self._authenticate, self._session_endpoint, self._admit)
-        self._sessions = Sessions(door)
+        self._gatekeeper = Gatekeeper(self._loop, journal, self.limits)
+        self._sessions = Sessions(self._parts, self._gatekeeper)
         self._tasks: list[asyncio.Task[None]] = []
         self._handlers: dict[str, Handler] = {
             "/healthz": self._healthz,
@@ -164,14 +151,14 @@ class Gateway:
             scope["headers"] = bearer(scope["headers"])
         try:
             head = self._read_head(api, scope)
-            key = self._authenticate(head, arrived_ms)
+            key = self._gatekeeper.authenticate(head, arrived_ms)
             body = peer.take_body() if isinstance(peer, Cycle) else None
             if body is None:
                 body = await read_body(receive, head, self.limits)
             if dialect is not None:
                 check_size(body, self.limits.body_bytes_max)
                 body = dialect.request(body)
-            call = self._admit(api, head, key, body, request_id, arrived_ms)
+            call = self._gatekeeper.admit(api, head, key, body, request_id, arrived_ms)
         except Refusal as refusal:
             await self._refuse(send, refusal, request_id)
             return
@@ -192,65 +179,6 @@ class Gateway:
         if scope["method"] != "POST":
             raise Refusal("method_not_allowed", f"/v1/{api} answers POST only")
         return read_head(scope)
-
-    def _admit(
-        self,
-        api: str,
-        head: Head,
-        key: KeyEntry,
-        body: bytes,
-        request_id: str,
-        arrived_ms: int,
-        session: EndpointEntry | None = None,
-    ) -> Call:
-        """`session` is the endpoint of a session's response, which was chosen when it began."""
-        if key.runner:
-            tenant, key_id, line = acting_for(head)
-        else:
-            tenant, key_id, line = admission.tenant_of(key), key.id, ""
-        if not self._journal.healthy:
-            raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
-        check_size(body, self.limits.body_bytes_max)
-        request = openai.parse_head(body)
-        entry = session or routing.resolve(self._loop.endpoints, tenant, request.model)
-        admission.check_kind(api, entry.kind, request.model)
-        if line:
-            entry = self._loop.batch_lane(entry)
-        elif session is None:
-            entry = self._or_canary(entry, request_id)
-        options = request.stream_options
-        call = Call(
-            id=request_id,
-            api=api,
-            key=key_id,
-            tenant=tenant,
-            entry=entry,
-            body=body,
-            stream=bool(request.stream) and api in _STREAMING,
-            wants_usage=options is not None and options.get("include_usage") is True,
-            arrived_ms=arrived_ms,
-            wait_ms=hold_ms(head, entry, self.limits),
-            wants_each_usage=options is not None and options.get("continuous_usage_stats") is True,
-            line=line,
-        )
-        if self._limiter.gate.active:
-            call.hold = self._limiter.admit(call, request)  # last: whatever it takes, the relay gives back
-        return call
-
-    def _or_canary(self, entry: EndpointEntry, request_id: str) -> EndpointEntry:
-        if entry.canary and routing.to_canary(entry.canary_permille, request_id):
-            return self._loop.endpoints.get(entry.canary, entry)
-        return entry
-
-    def _session_endpoint(self, api: str, key: KeyEntry, model: str, session_id: str) -> EndpointEntry:
-        entry = routing.resolve(self._loop.endpoints, admission.tenant_of(key), model)
-        admission.check_kind(api, entry.kind, model)
-        return self._or_canary(entry, session_id)
-
-    def _authenticate(self, head: Head, now_ms: int) -> KeyEntry:
-        if not self._loop.informed:
-            raise Refusal("not_ready", "the gateway has not heard from the control plane yet", retry_after_ms=1_000)
-        return admission.check_key(self._loop.key(head.digest), now_ms)
 
     async def _refuse(self, send: Send, refusal: Refusal, request_id: str) -> None:
         self._parts.metrics.refused(refusal.code)
@@ -279,13 +207,13 @@ class Gateway:
     def _check_upload(self, scope: Scope) -> None:
         """Before 200 MB are on their way: is the key good, can the size be? The control plane looks again."""
         head = read_head(scope)
-        self._authenticate(head, self._clock.now_ms())
+        self._gatekeeper.authenticate(head, self._clock.now_ms())
         if head.content_length > UPLOAD_BYTES_MAX:
             message = f"the file is over the limit of {FILE_BYTES_MAX >> 20} MB for a batch input file"
             raise Refusal("body_too_large", message, param="file")
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        key = self._authenticate(read_head(scope), self._clock.now_ms())
+        key = self._gatekeeper.authenticate(read_head(scope), self._clock.now_ms())
         name = scope["path"][len(MODELS) + 1 :]
         endpoints = self._loop.endpoints
         headers = [(b"x-request-id", request_id.encode())]
@@ -302,10 +230,8 @@ class Gateway:
         await reply_json(send, b'{"status":"ok"}', [(b"x-request-id", request_id.encode())])
 
     async def _readyz(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        if not self._loop.informed:
-            raise Refusal("not_ready", "the gateway has not heard from the control plane yet", retry_after_ms=1_000)
-        if not self._journal.healthy:
-            raise Refusal("journal_unavailable", "the usage journal cannot be written", retry_after_ms=1_000)
+        self._gatekeeper.check_informed()
+        self._gatekeeper.check_journal()
         body = b'{"status":"ready","control":%b}' % (b"true" if self._loop.connected else b"false")
         await reply_json(send, body, [(b"x-request-id", request_id.encode())])
 
@@ -342,9 +268,6 @@ class Gateway:
             ("tidegate_control_link", "gauge", "1 while the link to control is up.", [("", link)]),
             ("tidegate_journal_healthy", "gauge", "1 while the usage journal can be written.", [("", journal)]),
         ]
-
-
-_STREAMING = frozenset({"chat/completions", "completions"})
 
 
 def _model(entry: EndpointEntry) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tidegate.dispatch import Grant, Refuse
 from tidegate.domain.usage import UsageRecord
-from tidegate.gateway.loop import Answer, GatewayLoop, Waiting
+from tidegate.gateway.loop import Answer, Waiting
 from tidegate.quota.gate import Hold
 from tidegate.wire.internal import EndpointEntry
 
@@ -40,9 +40,9 @@ class Room(Protocol):
 class Place:
     """A `Room` of one. `take` asks for it, `leave` gives it up; `refused` is told when nobody waits for the answer."""
 
-    def __init__(self, name: str, loop: GatewayLoop, refused: Callable[[Answer], None]) -> None:
+    def __init__(self, name: str, room: Room, refused: Callable[[Answer], None]) -> None:
         self._name = name
-        self._loop = loop
+        self._room = room
         self._refused = refused
         self._grant: Grant | None = None
         self._asked: Waiting | None = None
@@ -62,13 +62,13 @@ class Place:
     def leave(self) -> None:
         """Harmless where it was never had."""
         self._grant = None
-        self._loop.ended(self._name, 0, self._tokens)  # its first byte says nothing of how soon a request is served
+        self._room.ended(self._name, 0, self._tokens)  # its first byte says nothing of how soon a request is served
 
     # --- what a relay asks of it --------------------------------------------------------------------------------------
 
     @property
     def endpoints(self) -> Mapping[str, EndpointEntry]:
-        return self._loop.endpoints
+        return self._room.endpoints
 
     def arrive(
         self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int, tenant: str, tokens: int
@@ -81,20 +81,20 @@ class Place:
             return grant
         if self._asked is not None:
             return self._wait()
-        return self._hear(self._loop.arrive(self._name, entry, arrived_ms, wait_ms, tenant, tokens))
+        return self._hear(self._room.arrive(self._name, entry, arrived_ms, wait_ms, tenant, tokens))
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
         """Its replica did not serve the response: another one, once a response."""
         self._grant = None
-        answer = self._loop.returned(self._name, lost)
+        answer = self._room.returned(self._name, lost)
         call, self._call = self._call, None
         if call is not None and isinstance(answer, Grant):
             return self._hear(answer)
-        self._loop.ended(self._name, 0, 0)
+        self._room.ended(self._name, 0, 0)
         if call is None:  # the second time in one response, which is told, like any request
             return Refuse(self._name, "engine_error" if lost else "capacity")
         # What the place may wait was counted from when the session began: this response waits from its own beginning.
-        return self._hear(self._loop.arrive(self._name, *call))
+        return self._hear(self._room.arrive(self._name, *call))
 
     def ended(self, request: str, first_byte_ms: int, tokens: int) -> None:
         """A response is over; the place is kept."""
@@ -103,7 +103,7 @@ class Place:
             self._waiter.set_result(None)
 
     def settled(self, hold: Hold, record: UsageRecord) -> None:
-        self._loop.settled(hold, record)
+        self._room.settled(hold, record)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

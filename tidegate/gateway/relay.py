@@ -44,7 +44,7 @@ class Parts:
 
     gateway: str
     region: str
-    loop: Room
+    room: Room
     pool: Pool
     journal: Journal
     clock: Clock
@@ -122,13 +122,13 @@ class Relay:
         if not self._left:
             self._left = True
             tokens = self.tokens
-            self._parts.loop.ended(self._call.id, self._first_ms, served_tokens(tokens.input, tokens.output))
+            self._parts.room.ended(self._call.id, self._first_ms, served_tokens(tokens.input, tokens.output))
 
     # --- place --------------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        call, loop = self._call, self._parts.loop
-        answer = loop.arrive(
+        call = self._call
+        answer = self._parts.room.arrive(
             call.id, call.entry, call.arrived_ms, call.wait_ms, call.tenant, len(call.body) // BYTES_PER_TOKEN
         )
         while True:
@@ -175,12 +175,12 @@ class Relay:
         """Its target did not serve it. What was only helping out is forgotten: a head sent from here on is home's."""
         if grant.reason:
             self._grant, self._call.entry = None, self._called
-        return self._parts.loop.returned(self._call.id, lost)
+        return self._parts.room.returned(self._call.id, lost)
 
     def _serve_by(self, grant: Grant) -> None:
         """The endpoint that serves it decides how it is counted, rated and called: from here on it is the call's."""
         call, called = self._call, self._called
-        served = self._parts.loop.endpoints.get(grant.endpoint) if grant.reason else called
+        served = self._parts.room.endpoints.get(grant.endpoint) if grant.reason else called
         if served is None:  # removed in the instant between the decision and this line
             raise Refusal("model_not_found", f"no such model: {called.endpoint}", param="model")
         call.entry = served
@@ -308,7 +308,7 @@ class Relay:
         cell.input_tokens += record.input_tokens
         cell.output_tokens += record.output_tokens
         if self._call.hold is not None:
-            self._parts.loop.settled(self._call.hold, record)
+            self._parts.room.settled(self._call.hold, record)
         return self._parts.journal.append(record)
 
     def _usage_record(self, outcome: Outcome, refusal: str) -> UsageRecord:

@@ -15,15 +15,15 @@ import msgspec
 from tidegate.dispatch import Refuse
 from tidegate.domain.errors import Refusal
 from tidegate.gateway.front import Peer
+from tidegate.gateway.gatekeeper import Gatekeeper
 from tidegate.gateway.intake import Call, Head, new_request_id
 from tidegate.gateway.loop import Answer as Placed
-from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.place import Place
 from tidegate.gateway.refusals import refusal_of
 from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Message, Receive, Send
 from tidegate.wire import realtime
-from tidegate.wire.internal import EndpointEntry, KeyEntry
+from tidegate.wire.internal import EndpointEntry
 from tidegate.wire.realtime_answer import Answer, Said
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,6 @@ log = logging.getLogger(__name__)
 API = "chat/completions"
 NORMAL, POLICY, BUG = 1000, 1008, 1011  # RFC 6455 7.4.1
 _DATA, _DONE = b"data: ", b"data: [DONE]"
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What sessions need of their gateway: who asks, for which endpoint, may it ask this now. Each raises Refusal."""
-
-    parts: Parts
-    loop: GatewayLoop
-    authenticate: Callable[[Head, int], KeyEntry]
-    resolve: Callable[[str, KeyEntry, str, str], EndpointEntry]
-    admit: Callable[[str, Head, KeyEntry, bytes, str, int, EndpointEntry], Call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +49,21 @@ class Opening:
 
 
 class Session:
-    def __init__(self, door: Door, opening: Opening, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, parts: Parts, gatekeeper: Gatekeeper, opening: Opening, receive: Receive, send: Send
+    ) -> None:
         self.entry = opening.entry
         self.tenant = opening.tenant
-        self._door = door
-        self._parts = door.parts
+        self._parts = parts
+        self._gatekeeper = gatekeeper
         self._head = opening.head
         self._wait_ms = opening.wait_ms
         self._subprotocol = opening.subprotocol
         self._id = opening.id
         self._receive, self._send = receive, send
         tail = opening.id.removeprefix("req-")
-        self._conversation = realtime.Conversation(tail, opening.model, door.parts.limits.session_bytes_max)
-        self._place = Place(opening.id, door.loop, self._no_place)
+        self._conversation = realtime.Conversation(tail, opening.model, parts.limits.session_bytes_max)
+        self._place = Place(opening.id, parts.room, self._no_place)
         self._opened_ms = self._active_ms = self._parts.clock.now_ms()
         self._events = 0
         self._response: asyncio.Task[None] | None = None
@@ -131,7 +122,7 @@ class Session:
             self._close(NORMAL, "session_idle", f"nothing was asked for {limits.session_idle_ms_max // 1000} s")
         else:
             try:
-                self._door.authenticate(self._head, now_ms)
+                self._gatekeeper.authenticate(self._head, now_ms)
                 self._current()
             except Refusal as refusal:
                 self._close(POLICY, refusal.code, refusal.message)
@@ -207,7 +198,7 @@ class Session:
             parts.metrics.refused(refusal.code)
             answer.fail(refusal)
         else:
-            relay = Relay(call, replace(parts, loop=self._place), _Listener(self._say, answer).send, peer)
+            relay = Relay(call, replace(parts, room=self._place), _Listener(self._say, answer).send, peer)
             await relay.run()
         counted = relay.tokens if relay is not None else None
         await self._say(
@@ -221,8 +212,8 @@ class Session:
 
     def _admit(self, request_id: str, body: bytes) -> Call:
         now_ms = self._parts.clock.now_ms()
-        key = self._door.authenticate(self._head, now_ms)
-        return self._door.admit(API, self._head, key, body, request_id, now_ms, self._current())
+        key = self._gatekeeper.authenticate(self._head, now_ms)
+        return self._gatekeeper.admit(API, self._head, key, body, request_id, now_ms, self._current())
 
     def _ended(self, response: "asyncio.Task[None]") -> None:
         self._response = None
@@ -235,7 +226,7 @@ class Session:
 
     def _current(self) -> EndpointEntry:
         """Its endpoint as it is now; one whose canary has ended goes on with what the canary was for."""
-        endpoints = self._door.loop.endpoints
+        endpoints = self._parts.room.endpoints
         entry = endpoints.get(self.entry.endpoint) or endpoints.get(self.entry.serves)
         if entry is None:
             raise Refusal("model_not_found", f"no such model: {self.entry.endpoint}", param="model")

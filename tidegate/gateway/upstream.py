@@ -21,7 +21,6 @@ from tidegate.wire.internal import RemoteTarget
 UNREAD_BYTES_MAX = 256 << 10
 # Connects a protocol to what is at a ``tls:`` address, on another machine. Raises OSError, LinkFault.
 Dial = Callable[[str, Callable[[], asyncio.Protocol]], Awaitable[None]]
-_BODYLESS = frozenset({204, 304})
 
 
 class Connection(asyncio.Protocol):
