@@ -12,6 +12,7 @@ import pytest
 
 from tests.contracts.subjects import RESERVED, SHAPE, STANDIN, children_named, standin_driver
 from tests.node.builders import WHY, Recorder
+from tidegate.assemble.clock import WallClock
 from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.fleet import Accelerator, Node
@@ -27,11 +28,6 @@ from tidegate.node.supervisor import Supervisor
 pytestmark = pytest.mark.e2e
 CPU = Accelerator("cpu-0", "cpu", 1 << 30)
 NODE = Node("node-1", "local", (CPU,), 1 << 30, 1 << 33)
-
-
-class WallClock:
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
 
 
 class Scene:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,10 +31,6 @@ VAULT = "batch"
 def runner_secret() -> str:
     """The runner's key: new at each start, known to gateways by its digest, never stored."""
     return secrets.token_urlsafe(32)
-
-
-def digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 async def batch_service(

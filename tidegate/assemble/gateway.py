@@ -20,7 +20,9 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from tidegate.assemble.clock import WallClock
 from tidegate.domain.errors import Fault
+from tidegate.domain.ports import Clock
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.server import Server
@@ -56,11 +58,6 @@ class GatewayProcess(msgspec.Struct, frozen=True):
         return [sys.executable, "-m", "tidegate.assemble.gateway", msgspec.json.encode(self).decode()]
 
 
-class _WallClock:
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-
 def boot_id(name: str) -> str:
     """New at each start, and in the order of starts. It says whose journal it is: ``NAME+`` of a gateway elsewhere."""
     return f"{name + '+' if name else 'gw-'}{time.time_ns() // 1_000_000:x}-{secrets.token_hex(3)}"
@@ -76,9 +73,11 @@ async def serve(settings: GatewayProcess) -> None:
     loop.add_reader(settings.lifeline_fd, stop.set)
     boot = boot_id(settings.name)
     dialer = Dialer(Credentials(Path(settings.credentials))) if settings.credentials else None
-    clock, shipper = _WallClock() if not settings.name else secure.SharedClock(), None
-    if dialer is not None and isinstance(clock, secure.SharedClock):
-        connect = secure.connector(dialer, settings.control_address, LINK, clock)
+    clock: Clock = WallClock()
+    shipper: Shipper | None = None
+    if dialer is not None and settings.name:
+        clock = shared = secure.SharedClock()
+        connect = secure.connector(dialer, settings.control_address, LINK, shared)
         ship = secure.connector(dialer, settings.control_address, JOURNAL)
         shipper = Shipper(JournalTail(Path(settings.journal_dir)), ship)
     else:

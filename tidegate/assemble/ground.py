@@ -1,6 +1,5 @@
-"""What services stand on: the database in the data directory, the stores in it, the clock."""
+"""What services stand on: the database in the data directory, and the stores in it."""
 
-import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,6 @@ from tidegate.stores.service_counts import SqlServiceCounts
 from tidegate.stores.state import SqlStateStore
 
 DATABASE_FILE = "tidegate.db"
-
-
-class WallClock:
-    """The real time, for everything that is handed a Clock."""
-
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 On the platform's machine they reach the control plane over its Unix socket, as the platform's own parts do, and must
 run as the same user. From another machine they come over mutual TLS with the certificate of a join token, and engines
-are reached through their node's relay (`assemble.links`).
+are reached through their node's relay (`assemble.membership`).
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from msgspec import structs
 
+from tidegate.assemble.clock import WallClock
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.folders import take
 from tidegate.assemble.gateway import GatewayProcess, serve
-from tidegate.assemble.ground import WallClock
-from tidegate.assemble.links import NodeLinks, member
 from tidegate.assemble.machine import machine_of
+from tidegate.assemble.membership import NodeLinks, member
 from tidegate.assemble.settings import gateway_limits, node_limits, node_of
 from tidegate.assemble.sockets import StartError, listen_tcp, public_url
 from tidegate.assemble.weights import cache_folder, node_weights

@@ -1,58 +1,40 @@
-"""Parts of the platform on other machines: the platform's side, and the side of a node that has joined from one."""
+"""Parts on other machines, on the side of the platform: one door for all of them, and who is let in."""
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate.assemble.membership import EVERYWHERE, FOLDER, PATHS, RENEW_S
 from tidegate.assemble.settings import OWN_NODE
 from tidegate.assemble.sockets import StartError, listen_tcp
 from tidegate.assemble.weights import cache_folder
 from tidegate.billing.receiving import Receiver
 from tidegate.config import Config
-from tidegate.domain.errors import LinkFault
-from tidegate.domain.plan import ReplicaStatus
 from tidegate.domain.ports import Clock
 from tidegate.engines.weights.peers import Peers
 from tidegate.engines.weights.sharing import Sharing
-from tidegate.gateway.app import APIS
 from tidegate.stores.journal_mirror import JournalMirror
 from tidegate.transports.authority import Authority, open_authority
 from tidegate.transports.door import Door, Service
-from tidegate.transports.enrolment import JOINERS_MAX, Joined, Registrar, is_new, join, joined, removed, renew_when_due
+from tidegate.transports.enrolment import JOINERS_MAX, Registrar
 from tidegate.transports.identity import CONTROL, GATEWAY, NODE, Identity, Peer
 from tidegate.transports.relay import Relay
-from tidegate.transports.secure import SecureListener, SharedClock, connector
-from tidegate.transports.tls import (
-    JOIN,
-    JOURNAL,
-    LINK,
-    RELAY,
-    UNREAD_MS_MAX,
-    WEIGHTS,
-    Credentials,
-    Dialer,
-    parse,
-    prepare,
-)
+from tidegate.transports.secure import SecureListener
+from tidegate.transports.tls import JOIN, JOURNAL, LINK, RELAY, UNREAD_MS_MAX, WEIGHTS, Credentials, Dialer, prepare
 
-FOLDER, ADDRESS_FILE = "pki", "address"
+ADDRESS_FILE = "address"
 LOCAL_GATEWAY = "platform"  # the certificate with which the platform's own gateway reaches nodes elsewhere
-RENEW_S = 6 * 3_600.0
-REMOVED_S = 10.0
-PATHS = frozenset(path.encode() for path in APIS)
-EVERYWHERE = frozenset(("0.0.0.0", "::", ""))
 
 Enrolled = Callable[[Identity, str], None]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformLinks:
-    """Everything behind the platform's door. `address` (``HOST:PORT``) is where other machines find it."""
+    """Everything behind the platform's door. `address` (``HOST:PORT``) is where other machines find it;
+    `admitted` says whether a certificate is one of a part that may come in.
+    """
 
     authority: Authority
     address: str
@@ -65,6 +47,7 @@ class PlatformLinks:
     gateway: Credentials
     region: str
     shared: Sharing
+    admitted: Callable[[Peer], bool]
 
     @property
     def relay_address(self) -> str:
@@ -96,9 +79,6 @@ class PlatformLinks:
                 group.create_task(self._renew())
         finally:
             await door.close()
-
-    def admitted(self, peer: Peer) -> bool:
-        return self.authority.admitted(peer.identity, peer.serial)
 
     async def _renew(self) -> None:
         """The platform's own certificates, long before they end."""
@@ -146,6 +126,7 @@ def platform_links(config: Config, data: Path, journal: Path, clock: Clock) -> P
         gateway=own[GATEWAY],
         region=config.region,
         shared=Sharing(cache_folder(config, data), f"tls:{address}/{CONTROL}/{CONTROL}"),
+        admitted=admitted,
     )
 
 
@@ -182,112 +163,3 @@ def _authority(config: Config) -> Authority:
             'listen = "0.0.0.0:7443" and address = "10.0.0.5:7443", and start it'
         )
     return open_authority(folder, config.links.ca_file, config.links.ca_key_file)
-
-
-# --- the side of whoever joins ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """What a part on another machine has of the platform it joined."""
-
-    known: Joined
-    credentials: Credentials
-    dialer: Dialer
-
-    async def renew(self) -> None:
-        """Keeps the certificate fresh until it is cancelled; while the platform is away, the one before does."""
-        while True:
-            try:
-                if await renew_when_due(self.credentials.folder, self.known, self.dialer):
-                    self.credentials.refresh()
-                    log.info("%s has a new certificate", self.known.identity)
-            except LinkFault as fault:
-                log.warning("no new certificate: %s", fault.reason)
-            await asyncio.sleep(RENEW_S)
-
-
-def has_joined(config: Config) -> bool:
-    """Whether this data directory has joined a platform on another machine. Raises LinkFault."""
-    return joined(config.data_dir / FOLDER) is not None
-
-
-async def member(data: Path, role: str, name: str, region: str, token: str) -> Membership:
-    """Joins with `token`, or is found to have joined before. Raises StartError, LinkFault."""
-    folder = data / FOLDER
-    known = joined(folder)
-    if known is None or is_new(known, token):
-        if not token:
-            raise StartError(
-                f"{data} has joined no platform: run `tidegate join token {role} {name} --region {region}` on the "
-                "platform's machine and give what it prints with --token or TIDEGATE_JOIN_TOKEN"
-            )
-        known = await join(folder, token)
-    if known.identity != (wanted := Identity(role, name, region)):
-        raise StartError(f"{data} has joined as {known.identity}, not as {wanted}: a join token is for one part only")
-    credentials = Credentials(folder)
-    return Membership(known, credentials, Dialer(credentials))
-
-
-class NodeLinks:
-    """A node's links to a platform on another machine, and its relay port for gateways."""
-
-    def __init__(self, config: Config, membership: Membership) -> None:
-        anywhere = "[::]:0" if ":" in parse(membership.known.control).host else "0.0.0.0:0"
-        host, _, port = (config.links.listen or anywhere).rpartition(":")
-        self._membership = membership
-        self._listener = prepare(listen_tcp(host.strip("[]"), int(port)), UNREAD_MS_MAX)
-        found = (self._listener.getsockname()[1], host.strip("[]"))
-        self.address = config.links.address or f"{_reached_from(membership.known, found[1])}:{found[0]}"
-        self._removed: frozenset[int] = frozenset()
-        self.clock = SharedClock()
-        self.connect = connector(membership.dialer, membership.known.control, LINK, self.clock)
-
-    def public(self, status: ReplicaStatus) -> str:
-        return f"tls:{self.address}/{NODE}/{self._membership.known.name}/replica:{status.replica}"
-
-    @property
-    def peers(self) -> Peers:
-        """Nodes of other machines, and the platform's own, which gives out turns."""
-        dial, own = self._membership.dialer.blocking, f"tls:{self.address}/{NODE}/{self._membership.known.name}"
-        return Peers(lambda address: dial(address, WEIGHTS), self._membership.known.control, own)
-
-    async def run(self, resolve: Callable[[str], str | None], shared: Sharing) -> None:
-        """Serves the relay port until it is cancelled."""
-        services = {
-            RELAY: Service(frozenset((GATEWAY,)), Relay(resolve, PATHS).serve),
-            WEIGHTS: Service(frozenset((NODE, CONTROL)), shared.serve),
-        }
-        door = Door(self._membership.credentials, services, lambda peer: peer.serial not in self._removed)
-        await door.listen(self._listener)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._membership.renew())
-                group.create_task(self._watch_removed(door))
-        finally:
-            await door.close()
-
-    async def _watch_removed(self, door: Door) -> None:
-        """Who was sent away is not let in here either. While the platform is away, what it said last counts."""
-        while True:
-            try:
-                self._removed = await removed(self._membership.known, self._membership.dialer)
-                door.look_again()
-            except LinkFault as fault:
-                log.debug("who was removed is not known: %s", fault.reason)
-            await asyncio.sleep(REMOVED_S)
-
-
-def _reached_from(known: Joined, host: str) -> str:
-    """The address of this machine on the way to the platform, unless it listens on one only."""
-    if host not in EVERYWHERE:
-        return f"[{host}]" if ":" in host else host
-    where = parse(known.control)
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # nothing is sent: a datagram socket only looks the way up
-            found = str(probe.getsockname()[0])
-    except OSError as error:
-        raise StartError(f"no way to the platform at {known.address}: {error.strerror}; set links.address") from error
-    return f"[{found}]" if ":" in found else found

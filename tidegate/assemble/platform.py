@@ -15,10 +15,11 @@ from typing import Any
 
 from tidegate import demo_models
 from tidegate.assemble import collector
+from tidegate.assemble.clock import WallClock
 from tidegate.assemble.credentials import DEMO_TENANT, Credentials, ensure, write_private
 from tidegate.assemble.declared import apply_endpoints, set_prices
 from tidegate.assemble.folders import Folders
-from tidegate.assemble.ground import Ground, WallClock, prepare
+from tidegate.assemble.ground import Ground, prepare
 from tidegate.assemble.machine import Machine
 from tidegate.assemble.services import Services, build
 from tidegate.assemble.settings import demo_endpoints

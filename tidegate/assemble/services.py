@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 
 from tidegate.assemble.advice import advice_routes
-from tidegate.assemble.batch import batch_service, digest, runner_secret
+from tidegate.assemble.batch import batch_service, runner_secret
 from tidegate.assemble.billing import billing_service
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.gateway import GatewayProcess
@@ -34,6 +34,7 @@ from tidegate.billing.api import routes
 from tidegate.billing.service import Billing
 from tidegate.config import Config
 from tidegate.control.api import build_app
+from tidegate.control.keys import digest
 from tidegate.control.service import Control
 from tidegate.domain.errors import Fault, StoreFault
 from tidegate.domain.fleet import Node

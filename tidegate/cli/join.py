@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from tidegate.cli.client import given
 from tidegate.cli.output import Format, Output, Problem, show
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ def node(
 ) -> None:
     """Give this machine's accelerators to a running platform until Ctrl-C."""
     overrides: dict[str, Any] = {"region": region}
-    for section, given in (
-        ("accelerators", {"count": accelerators, "memory": accelerator_memory}),
-        ("links", {"listen": listen, "address": address}),
+    for section, values in (
+        ("accelerators", given(count=accelerators, memory=accelerator_memory)),
+        ("links", given(listen=listen, address=address)),
     ):
-        if values := {key: value for key, value in given.items() if value is not None}:
+        if values:
             overrides[section] = values
 
     def part(settings: "Config", platform: "Platform | None") -> Coroutine[Any, Any, None]:
@@ -150,7 +151,7 @@ def _run(
     import uvloop
 
     from tidegate.assemble.joined import find
-    from tidegate.assemble.links import has_joined
+    from tidegate.assemble.membership import has_joined
 
     if join is None and (token or has_joined(settings)):
         _said(lambda: uvloop.run(part(settings, None)))
