@@ -74,7 +74,7 @@ class Api:
         return response.json() if response.content else None
 
     def _send(self, method: str, path: str, body: Any, query: Any) -> Any:
-        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        asked = given(**(query or {}))
         try:
             response = self._client.request(method, path, json=body, params=asked)
         except self._httpx.TransportError as error:
@@ -85,6 +85,11 @@ class Api:
         if response.status_code >= 400:
             raise refused(response)
         return response
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Options that were given: what was left out is for the platform to decide."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def escaped(name: str) -> str:

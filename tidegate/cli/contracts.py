@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.client import Api, Key, Url, escaped, given
 from tidegate.cli.output import Format, Output, show
 
 app = typer.Typer(help="Prepaid token commitments.", no_args_is_help=True)
@@ -40,25 +40,25 @@ def create(
     key: Key = None,
 ) -> None:
     """Sell a tenant tokens in advance. A secret made for its alerts is shown this once."""
-    body = {
-        "tenant": tenant,
-        "tokens": tokens,
-        "price_usd": price,
-        "expires": expires,
-        "starts": starts,
-        "id": id,
-        "priority": priority,
-        "models": model or None,
-        "modes": mode or None,
-        "rollover_percent": rollover_percent,
-        "rollover_days": rollover_days,
-        "overage_plan": overage_plan,
-        "on_exhausted": on_exhausted,
-        "minimum_month_usd": minimum_month,
-        "alert_url": alert_url,
-        "alert_secret": alert_secret,
-    }
-    made = Api(url, key).post("contracts", {name: value for name, value in body.items() if value is not None})
+    body = given(
+        tenant=tenant,
+        tokens=tokens,
+        price_usd=price,
+        expires=expires,
+        starts=starts,
+        id=id,
+        priority=priority,
+        models=model or None,
+        modes=mode or None,
+        rollover_percent=rollover_percent,
+        rollover_days=rollover_days,
+        overage_plan=overage_plan,
+        on_exhausted=on_exhausted,
+        minimum_month_usd=minimum_month,
+        alert_url=alert_url,
+        alert_secret=alert_secret,
+    )
+    made = Api(url, key).post("contracts", body)
     if output is Format.JSON:
         show(made, output)
         return
@@ -102,8 +102,8 @@ def credit(
     key: Key = None,
 ) -> None:
     """Give a tenant so much less to pay."""
-    body = {"tenant": tenant, "usd": usd, "note": note, "id": id}
-    show(Api(url, key).post("credits", {k: v for k, v in body.items() if v is not None}), output, title="credit")
+    body = given(tenant=tenant, usd=usd, note=note, id=id)
+    show(Api(url, key).post("credits", body), output, title="credit")
 
 
 def _alert(alert: dict[str, Any]) -> str:

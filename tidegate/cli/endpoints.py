@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.client import Api, Key, Url, escaped, given
 from tidegate.cli.output import Format, Output, Problem, cell, show, size
 
 app = typer.Typer(help="Create, change, watch and wake endpoints.", no_args_is_help=True)
@@ -74,26 +74,26 @@ def create(
     key: Key = None,
 ) -> None:
     """Create an endpoint; refused where one of that name exists (`apply` changes it)."""
-    given = {
-        "model": _model(model),
-        "mode": mode,
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
-        "concurrency_target": concurrency_target,
-        "slots": slots,
-        "context_tokens": context_tokens,
-        "accelerator_memory": accelerator_memory,
-        "price_plan": price_plan,
-        "engine": engine,
-        "engine_args": _engine_args(engine_arg),
-        "profile": profile,
-        "base": base,
-    }
+    body = given(
+        model=_model(model),
+        mode=mode,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        concurrency_target=concurrency_target,
+        slots=slots,
+        context_tokens=context_tokens,
+        accelerator_memory=accelerator_memory,
+        price_plan=price_plan,
+        engine=engine,
+        engine_args=_engine_args(engine_arg),
+        profile=profile,
+        base=base,
+    )
     api = Api(url, key)
     if any(endpoint["name"] == name for endpoint in api.get("endpoints")["data"]):
         raise Problem(f"{name} exists already; `tidegate endpoints apply` changes it", exit_code=2)
     _ensure_tenant(api, name)
-    _apply(api, name, {key: value for key, value in given.items() if value is not None}, wait, output)
+    _apply(api, name, body, wait, output)
 
 
 def _engine_args(given: list[str] | None) -> dict[str, str] | None:

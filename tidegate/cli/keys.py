@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.client import Api, Key, Url, escaped, given
 from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="API keys of tenants and operators.", no_args_is_help=True)
@@ -31,8 +31,7 @@ def create(
     """A new key. Its secret is shown this once."""
     if (tenant is None) is not admin:
         raise Problem("name a tenant, or say --admin", exit_code=2)
-    body = {"tenant": tenant, "admin": admin, "expires_in_s": expires_in_s}
-    show(Api(url, key).post("keys", {name: value for name, value in body.items() if value is not None}), output)
+    show(Api(url, key).post("keys", given(tenant=tenant, admin=admin, expires_in_s=expires_in_s)), output)
 
 
 @app.command()

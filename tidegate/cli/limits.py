@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url
+from tidegate.cli.client import Api, Key, Url, given
 from tidegate.cli.output import Format, Output, show, usd
 
 app = typer.Typer(help="Rates, concurrency and budgets of keys, tenants and endpoints.", no_args_is_help=True)
@@ -47,17 +47,17 @@ def set_(
     key: Key = None,
 ) -> None:
     """Set all limits of one key, tenant or endpoint; what is left out is no limit."""
-    body = {
-        "scope": scope.value,
-        "subject": subject,
-        "requests_per_minute": rpm,
-        "tokens_per_minute": tpm,
-        "concurrency": concurrency,
-        "budget_day_usd": daily,
-        "budget_month_usd": monthly,
-        "budget_total_usd": total,
-    }
-    answer = Api(url, key).put("limits", {name: value for name, value in body.items() if value is not None})
+    body = given(
+        scope=scope.value,
+        subject=subject,
+        requests_per_minute=rpm,
+        tokens_per_minute=tpm,
+        concurrency=concurrency,
+        budget_day_usd=daily,
+        budget_month_usd=monthly,
+        budget_total_usd=total,
+    )
+    answer = Api(url, key).put("limits", body)
     show(answer if output is Format.JSON else _row(answer), output)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url, escaped
+from tidegate.cli.client import Api, Key, Url, escaped, given
 from tidegate.cli.output import Format, Output, Problem, console, show
 
 app = typer.Typer(help="The price book.", no_args_is_help=True)
@@ -68,18 +68,18 @@ def set_(
     key: Key = None,
 ) -> None:
     """Add a price version. Terms that name an endpoint come first, then tenant, model, mode, then plans."""
-    body = {
+    body = given(
         **_terms(plan, tenant, endpoint, model, mode, effective),
-        "retroactive": retroactive or None,
-        "input_usd_per_million": input_usd,
-        "output_usd_per_million": output_usd,
-        "cached_input_usd_per_million": cached_input,
-        "accelerator_hour_usd": accelerator_hour,
-        "accelerator_hours_usd": _kinds(accelerator_kind) or None,
-        "minimum_usd": minimum,
-        "batch_percent": batch_percent,
-    }
-    show(Api(url, key).post("prices", {k: v for k, v in body.items() if v is not None}), output, title="price")
+        retroactive=retroactive or None,
+        input_usd_per_million=input_usd,
+        output_usd_per_million=output_usd,
+        cached_input_usd_per_million=cached_input,
+        accelerator_hour_usd=accelerator_hour,
+        accelerator_hours_usd=_kinds(accelerator_kind) or None,
+        minimum_usd=minimum,
+        batch_percent=batch_percent,
+    )
+    show(Api(url, key).post("prices", body), output, title="price")
 
 
 @app.command()
@@ -97,8 +97,8 @@ def end(
     """From an instant on, these terms price nothing: the next ones in precedence do. `--plan default` ends the last."""
     if not any((plan, tenant, endpoint, model, mode)):
         raise Problem("say which terms end: --plan, --tenant, --endpoint, --model or --mode", exit_code=2)
-    body = {**_terms(plan, tenant, endpoint, model, mode, effective), "ends": True}
-    show(Api(url, key).post("prices", {k: v for k, v in body.items() if v is not None}), output, title="price")
+    body = given(**_terms(plan, tenant, endpoint, model, mode, effective), ends=True)
+    show(Api(url, key).post("prices", body), output, title="price")
 
 
 @app.command()
@@ -113,8 +113,8 @@ def rerate(
     key: Key = None,
 ) -> None:
     """Rate a period again by the present price book: reversing entries and new ones, dated now. `undo` undoes it."""
-    body = {"from": start, "to": end, "period": period, "id": id, "dry_run": dry_run}
-    report = Api(url, key).post("prices/rerates", {name: value for name, value in body.items() if value is not None})
+    body = given(**{"from": start, "to": end, "period": period, "id": id, "dry_run": dry_run})
+    report = Api(url, key).post("prices/rerates", body)
     if output is Format.JSON:
         show(report, output)
         return

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli.client import given
 from tidegate.cli.output import Format, Output, Problem
 
 
@@ -27,9 +28,8 @@ def up(
 ) -> None:
     """Start everything on this machine and serve until Ctrl-C."""
     overrides: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir, "demo": demo}
-    shape = {"count": accelerators, "memory": accelerator_memory}
-    if any(value is not None for value in shape.values()):
-        overrides["accelerators"] = {name: value for name, value in shape.items() if value is not None}
+    if shape := given(count=accelerators, memory=accelerator_memory):
+        overrides["accelerators"] = shape
     serve(config, overrides, ready_file, lambda ready: announce(ready, output))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.client import Api, Key, Url
+from tidegate.cli.client import Api, Key, Url, given
 from tidegate.cli.output import Format, Output, Problem, show
 
 app = typer.Typer(help="Tokens and money by endpoint, model, tenant, mode, hour or key.", invoke_without_command=True)
@@ -155,4 +155,4 @@ def _typed(name: str, text: str) -> Any:
 
 
 def period(since: str | None, until: str | None) -> dict[str, str]:
-    return {name: value for name, value in (("from", since), ("to", until)) if value is not None}
+    return given(**{"from": since, "to": until})
