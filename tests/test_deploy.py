@@ -27,9 +27,8 @@ def test_every_metric_of_the_dashboard_is_documented_and_made() -> None:
     code = " ".join(path.read_text() for path in (ROOT / "tidegate").rglob("*.py"))
     assert len(asked) > 20
     assert asked - documented == set()
-    for (
-        name
-    ) in asked:  # prometheus-client adds `_total` to counters itself; some families are made from a list of names
+    for name in asked:
+        # prometheus-client adds `_total` to counters itself; some families are made from a list of names.
         plain = name.removesuffix("_total")
         assert plain in code or f'"{plain.removeprefix("tidegate_")}"' in code, name
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from tests.loop import until
 from tidegate.batch import job as job_module
 from tidegate.batch.calls import Answered, Broken, NotNow, Outcome
 from tidegate.batch.job import BROKEN_MAX, Job
@@ -73,14 +74,6 @@ class Asked:
             return self._script(number, self.tries[number])
         finally:
             self.under_way -= 1
-
-
-async def until(check: Callable[[], bool]) -> None:
-    for _ in range(5_000):
-        if check():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("not within ten seconds")
 
 
 def good(number: int, attempt: int) -> Outcome:

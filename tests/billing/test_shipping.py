@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.loop import on_loop
+from tests.loop import on_loop, until
 from tests.money import NOVEMBER_MS, StillClock, usage
 from tidegate.billing import receiving
 from tidegate.billing.receiving import Receiver
@@ -114,12 +114,6 @@ def read(root: Path, boot: str = BOOT) -> tuple[list[UsageRecord], bool]:
         if page.closed or page.next == cursor:
             return found, page.closed
         cursor = page.next
-
-
-async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not check():  # noqa: ASYNC110 - files have no event
-            await asyncio.sleep(0.002)
 
 
 RECORDS = [usage(f"r{index}", output_tokens=index) for index in range(40)]

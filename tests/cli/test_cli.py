@@ -11,7 +11,7 @@ import pytest
 
 from tidegate.cli import bench
 from tidegate.cli.demo_story import Asked, Story, summary
-from tidegate.cli.output import Problem, cell, size
+from tidegate.cli.output import Problem
 
 VERBS = {
     "up", "demo", "doctor", "tune", "simulate", "plan", "endpoints", "tenants", "keys", "nodes", "prices", "usage",
@@ -144,19 +144,6 @@ def test_doctor_names_a_broken_configuration(tmp_path: Path) -> None:
     done = tidegate("doctor", "-o", "json", cwd=tmp_path)
     assert done.returncode == 1
     assert {row["check"]: row["detail"] for row in json.loads(done.stdout)}["configuration"].startswith("port: ")
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(None, "-"), ("", "-"), (True, "yes"), (1.5, "1.5"), (2.0, "2"), ([1, 2], "1, 2"), ({"a": 1}, "a=1"), ([], "-")],
-)
-def test_cells(value: object, shown: str) -> None:
-    assert cell(value) == shown
-
-
-@pytest.mark.parametrize(("count", "shown"), [(5, "5 B"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB"), (0, "0 B")])
-def test_sizes(count: int, shown: str) -> None:
-    assert size(count) == shown
 
 
 def test_the_demo_sums_up_what_happened() -> None:

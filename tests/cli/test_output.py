@@ -62,6 +62,15 @@ def test_cells_are_not_markup() -> None:
         ({"a_ms": 5, "b": None}, "slo", "a_ms=5"),
         ([], "regions", "-"),
         (None, "usd", "-"),
+        ("", "", "-"),
+        (True, "", "yes"),
+        (1.5, "", "1.5"),
+        (2.0, "", "2"),
+        ([1, 2], "", "1, 2"),
+        ({"a": 1}, "", "a=1"),
+        (5, "host_bytes", "5 B"),
+        (0, "host_bytes", "0 B"),
+        (1 << 20, "host_bytes", "1.0 MiB"),
     ],
 )
 def test_cells(value: Any, name: str, said: str) -> None:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import uvicorn
 
-from tests.control.world import ADMIN_SECRET, Clock, running, until
-from tests.loop import on_loop
+from tests.control.world import ADMIN_SECRET, Clock, running
+from tests.loop import on_loop, until
 from tidegate.control import activity
 from tidegate.control.activity import ActivityLog
 from tidegate.control.api import build_app

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import text
 
-from tests.control.world import ADMIN_SECRET, MODELS, World, running, until
-from tests.loop import on_loop
+from tests.control.world import ADMIN_SECRET, MODELS, World, running
+from tests.loop import on_loop, until
 from tidegate.control import keys
 from tidegate.control.settings import ControlSettings
 from tidegate.stores.database import write

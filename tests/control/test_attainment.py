@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.control.world import running, until
-from tests.loop import on_loop
+from tests.control.world import running
+from tests.loop import on_loop, until
 from tidegate.control.attainment import WINDOWS, Attainment, Kept
 from tidegate.control.meters import Meters
 from tidegate.control.promises import bound, bounds_by_size

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.control.world import FakeGateway, World, running, until
-from tests.loop import on_loop
+from tests.control.world import FakeGateway, World, running
+from tests.loop import on_loop, until
 
 STARS = {"model": "/models/stars", "weight": 0.25}
 

@@ -5,8 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.control.world import Clock, running, until
-from tests.loop import on_loop
+from tests.control.world import Clock, running
+from tests.loop import on_loop, until
 from tidegate.control.activity import ActivityLog
 from tidegate.control.loop import FleetLoop
 from tidegate.control.meters import Meters

@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from tests.control.world import World, running, until
-from tests.loop import on_loop
+from tests.control.world import World, running
+from tests.loop import on_loop, until
 from tests.money import price, usage
 from tidegate.control.budgets import LEASE_MS
 from tidegate.domain.endpoint import Tenant

@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from tests.control.world import TIDES, S, World, running, until
-from tests.loop import on_loop
+from tests.control.world import TIDES, S, World, running
+from tests.loop import on_loop, until
 from tidegate.domain import plan
 from tidegate.domain.endpoint import EndpointState
 from tidegate.policy.reconcile import CoreSettings

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.control.world import World, running, until
-from tests.loop import on_loop
+from tests.control.world import World, running
+from tests.loop import on_loop, until
 from tidegate.control.api import build_app
 
 TYPES: dict[str, type | tuple[type, ...]] = {

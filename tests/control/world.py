@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.loop import until
 from tidegate.control import keys
 from tidegate.control.api import build_app
 from tidegate.control.service import Control
@@ -27,7 +28,6 @@ from tidegate.stores.state import SqlStateStore
 from tidegate.transports.local import LocalListener
 from tidegate.wire.internal import BudgetLeases, Catalog, GatewayHello, Gateways, PriceList
 
-WAIT_S_MAX = 10.0
 ADMIN_SECRET = "tg-admin-secret-of-the-tests"
 TIDES = ModelProfile("file:///models/tides", "d-tides", ModelKind.GENERATIVE, 4 * MIB, 4_096, 512, params=1_000_000)
 MODELS = {
@@ -69,15 +69,6 @@ class Adapters:
         return replace(TIDES, source=source, digest=f"d{source}", weight_bytes=MIB, kv_bytes_per_token=0)
 
 
-async def until(check: Callable[[], object], what: str) -> None:
-    """Polls until `check` is true; fails naming `what` after `WAIT_S_MAX`."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + WAIT_S_MAX
-    while not check():
-        assert loop.time() < deadline, f"not within {WAIT_S_MAX} s: {what}"
-        await asyncio.sleep(0.005)
-
-
 @dataclass
 class FakeNode:
     """Carries out commands at once and reports them, unless `broken` names the model digest that cannot start."""
@@ -94,7 +85,7 @@ class FakeNode:
             await self.link.send(plan.NodeJoined(self.node, tuple(self.replicas.values())))
             while True:
                 command = await self.link.receive()
-                assert isinstance(command, plan.Start | plan.Wake | plan.Sleep | plan.Stop)
+                assert isinstance(command, plan.NodeCommand)
                 self.commands.append(command)
                 self.log.append(f"node {type(command).__name__} {command.replica.rsplit('-', 1)[0]}")
                 for status in self._carry_out(command):
@@ -124,6 +115,8 @@ class FakeNode:
             case plan.Stop():
                 status = self.replicas[command.replica]
                 return [replace(status, state=S.STOPPED, accelerator_bytes=0, host_bytes=0, address="")]
+            case plan.Pause():
+                return [replace(self.replicas[command.replica], paused=command.on, took_ms=0)]
 
     def _ready(self, status: plan.ReplicaStatus, took_ms: int) -> plan.ReplicaStatus:
         return replace(status, state=S.READY, address=f"unix:/run/{status.replica}.sock", took_ms=took_ms)
