@@ -78,7 +78,7 @@ def engine() -> Engine:
 def finish(compute: Compute) -> dict[str, float]:
     ended = {}
     while compute.active:
-        now = compute.due_ms
+        now = compute.due_ms()
         for request in compute.collect(now):
             ended[request.id] = now
     return ended
@@ -140,9 +140,10 @@ def test_every_request_ends_once_and_kv_is_given_back(arrivals: list[tuple[float
     compute = Compute({"r": engine()})
     ended: list[str] = []
     for number, (at_ms, input_tokens, output_tokens) in enumerate(sorted(arrivals)):
-        while compute.due_ms <= at_ms:
-            ended += [r.id for r in compute.collect(compute.due_ms)]
+        while compute.due_ms() <= at_ms:
+            ended += [r.id for r in compute.collect(compute.due_ms())]
         compute.submit("r", Request(str(number), "e", at_ms, input_tokens, output_tokens), at_ms)
+        assert compute.due_ms() >= at_ms
         assert compute.engines["r"].pace_ms >= min(CHUNK_MS, compute.engines["r"].weight_ms)
     ended += list(finish(compute))
     assert sorted(ended, key=int) == [str(n) for n in range(len(arrivals))]

@@ -17,7 +17,6 @@ rate times `GANG_EFFICIENCY`: what is left of it after the all-reduces.
 
 from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
 from heapq import heappop, heappush
 
 from tidegate.sim.profile import AcceleratorProfile, ModelSpec
@@ -62,8 +61,8 @@ class Engine:
 
     __slots__ = (
         "batch", "chunk_ms", "chunk_tokens", "context", "decoding", "flop_ms", "kv_free", "kv_ms", "left", "live",
-        "mask", "pace_ms", "part_ms", "paused", "places", "prefilling", "queue", "seq", "tokens_max", "virtual",
-        "weight_ms",
+        "mask", "pace_ms", "part_ms", "paused", "places", "prefilling", "queue", "rounds_left", "seq", "tokens_max",
+        "virtual", "weight_ms",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +81,7 @@ class Engine:
         self.flop_ms = 2.0 * model.params / (hardware.dense_flop_per_ms * model.flop_rate_factor) / worth
         self.chunk_ms = min(CHUNK_MS, CHUNK_TOKENS_MAX * self.flop_ms)
         self.chunk_tokens = max(1.0, self.chunk_ms / self.flop_ms)
-        self.pace_ms = self.part_ms = 0.0
+        self.pace_ms = self.part_ms = self.rounds_left = 0.0
         self.batch = batch
         self.paused = False
         self.mask = self.live = 0
@@ -134,17 +133,22 @@ class Engine:
 class Compute:
     """The compute of one accelerator, or of all those that replicas may span.
 
-    `active` are the engines with work. `stamp` changes with every change of pace, `due_ms` is when something ends next.
+    `active` are the engines with work. `stamp` counts the changes of what they have to do.
     """
 
-    __slots__ = ("_batch_ms", "_bits", "_busy_ms", "_live", "_span", "active", "due_ms", "engines", "last_ms", "stamp")
+    __slots__ = (
+        "_batch_ms", "_bits", "_busy_ms", "_crowds", "_due_ms", "_live", "_reckoned", "_span", "_working", "active",
+        "engines", "last_ms", "stamp",
+    )  # fmt: skip
 
     def __init__(self, engines: dict[str, Engine] | None = None) -> None:
         self.engines: dict[str, Engine] = {}
         self.active: dict[str, Engine] = {}
         self.last_ms = 0.0
-        self.due_ms = NEVER
-        self.stamp = 0
+        self._due_ms = NEVER
+        self.stamp = self._reckoned = 0
+        self._working: dict[str, list[Engine]] = {}  # by accelerator
+        self._crowds: list[list[Engine]] = []
         self._bits: dict[str, int] = {}
         self._span = self._live = 0
         self._busy_ms: dict[int, float] = {}
@@ -156,6 +160,8 @@ class Compute:
         """`engine` is ready to take requests."""
         engine.mask = sum(self._bits.setdefault(place, 1 << len(self._bits)) for place in engine.places)
         engine.live = 0 if engine.batch else engine.mask
+        for place in engine.places:
+            self._working.setdefault(place, [])
         self.engines[replica] = engine
 
     @property
@@ -175,20 +181,23 @@ class Compute:
         request.prefill_ms = request.input_tokens * engine.flop_ms
         engine.queue.append(request)
         engine.take_next(now_ms)
-        if not engine.paused:
-            self.active[replica] = engine
-        self._reckon()
+        if replica not in self.active and not engine.paused:
+            self._begin(replica, engine)
+        self.stamp += 1
 
     def advance(self, now_ms: float) -> None:
         """Let time pass up to `now_ms`, which must not be beyond the next event."""
         passed = now_ms - self.last_ms
-        self.last_ms = now_ms
         if not self.active or passed <= 0.0:
+            self.last_ms = now_ms
             return
-        live = self._live
+        if self._reckoned != self.stamp:
+            self._reckon()
+        self.last_ms = now_ms
+        live, span = self._live, self._span
         self._busy_ms[live] = self._busy_ms.get(live, 0.0) + passed
-        if live != self._span:
-            batch = self._span & ~live
+        if live != span:
+            batch = span & ~live
             self._batch_ms[batch] = self._batch_ms.get(batch, 0.0) + passed
         for engine in self.active.values():
             rounds = passed / engine.pace_ms
@@ -211,8 +220,8 @@ class Compute:
                 if engine.prefilling is None and not engine.decoding:
                     idle.append(replica)
         for replica in idle:
-            del self.active[replica]
-        self._reckon()
+            self._end(replica)
+        self.stamp += 1
         return finished
 
     def pause(self, replica: str, on: bool, now_ms: float) -> None:
@@ -220,33 +229,61 @@ class Compute:
         self.advance(now_ms)
         engine = self.engines[replica]
         engine.paused = on
-        if on:
-            self.active.pop(replica, None)
-        elif engine.prefilling is not None or engine.decoding:
-            self.active[replica] = engine
-        self._reckon()
+        if on and replica in self.active:
+            self._end(replica)
+        elif not on and (engine.prefilling is not None or engine.decoding):
+            self._begin(replica, engine)
+        self.stamp += 1
 
     def remove(self, replica: str, now_ms: float) -> list[Request]:
         """The engine ends; what it had is handed back."""
         self.advance(now_ms)
         engine = self.engines.pop(replica, None)
-        self.active.pop(replica, None)
-        self._reckon()
+        if replica in self.active:
+            self._end(replica)
+        self.stamp += 1
         return engine.requests() if engine is not None else []
 
-    def _reckon(self) -> None:
-        """Each engine's part of a round, how long a round lasts for each, and when something ends next."""
-        self.stamp += 1
-        total, rounds_left, common, span, live = 0.0, NEVER, -1, 0, 0
+    def due_ms(self) -> float:
+        """When something ends next."""
+        if self._reckoned != self.stamp:
+            self._reckon()
+        return self._due_ms
+
+    def _begin(self, replica: str, engine: Engine) -> None:
+        """It has work from now on."""
+        self.active[replica] = engine
+        for place in engine.places:
+            self._working[place].append(engine)
+        self._regroup()
+
+    def _end(self, replica: str) -> None:
+        engine = self.active.pop(replica)
+        for place in engine.places:
+            self._working[place].remove(engine)
+        self._regroup()
+
+    def _regroup(self) -> None:
+        """Who has work has changed: which accelerators are at it, and who shares one."""
+        self._span = self._live = 0
         for engine in self.active.values():
-            decoding = engine.decoding
+            self._span |= engine.mask
+            self._live |= engine.live
+        self._crowds.clear()
+        for crowd in self._working.values():
+            if crowd and crowd not in self._crowds:  # the accelerators of one replica often have the same engines
+                self._crowds.append(crowd)
+
+    def _reckon(self) -> None:
+        """Each engine's part of a round, how long a round lasts for each (that of the busiest accelerator it has a part
+        of), and when something ends next.
+        """
+        self._reckoned = self.stamp
+        for engine in self.active.values():
+            decoding, part_ms, rounds_left = engine.decoding, 0.0, NEVER
             if engine.prefilling is not None:
                 part_ms = engine.chunk_ms
-                rounds = engine.left / engine.chunk_tokens
-                if rounds < rounds_left:
-                    rounds_left = rounds
-            else:
-                part_ms = 0.0
+                rounds_left = engine.left / engine.chunk_tokens
             if decoding:
                 read_ms = engine.weight_ms + engine.context * engine.kv_ms
                 flop_ms = len(decoding) * engine.flop_ms
@@ -254,47 +291,17 @@ class Compute:
                 rounds = decoding[0][0] - engine.virtual
                 if rounds < rounds_left:
                     rounds_left = rounds
-            engine.part_ms = part_ms
-            total += part_ms
-            mask = engine.mask
-            common &= mask
-            span |= mask
-            live |= engine.live
-        self._span, self._live = span, live
-        if not span:
-            self.due_ms = NEVER
-        elif common:  # some accelerator has a part of each of them: it is the busiest, and all go at its pace
-            for engine in self.active.values():
-                engine.pace_ms = total
-            self.due_ms = self.last_ms + max(rounds_left * total, 0.0)
-        else:
-            self._reckon_apart()
-
-    def _reckon_apart(self) -> None:
-        """Like `_reckon` where no accelerator has a part of each: every engine goes at the pace of its busiest."""
-        engines = list(self.active.values())
-        crowds = _crowds(tuple([engine.mask for engine in engines]))
-        for engine in engines:
-            engine.pace_ms = 0.0
-        for crowd in crowds:
+            engine.part_ms, engine.rounds_left, engine.pace_ms = part_ms, rounds_left, 0.0
+        for crowd in self._crowds:
             round_ms = 0.0
-            for index in crowd:
-                round_ms += engines[index].part_ms
-            for index in crowd:
-                if round_ms > engines[index].pace_ms:
-                    engines[index].pace_ms = round_ms
+            for engine in crowd:
+                round_ms += engine.part_ms
+            for engine in crowd:
+                if round_ms > engine.pace_ms:
+                    engine.pace_ms = round_ms
         left_ms = NEVER
-        for engine in engines:
-            if engine.decoding:
-                left_ms = min(left_ms, (engine.decoding[0][0] - engine.virtual) * engine.pace_ms)
-            if engine.prefilling is not None:
-                left_ms = min(left_ms, engine.left / engine.chunk_tokens * engine.pace_ms)
-        self.due_ms = self.last_ms + max(left_ms, 0.0)
-
-
-@lru_cache(maxsize=4_096)
-def _crowds(masks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Which of the engines on accelerators `masks` share one, by index: each largest set once, others pace nobody."""
-    bits = range(max(masks).bit_length())
-    found = {frozenset(index for index, mask in enumerate(masks) if mask >> bit & 1) for bit in bits}
-    return tuple(sorted(tuple(sorted(crowd)) for crowd in found if crowd and not any(crowd < other for other in found)))
+        for engine in self.active.values():
+            engine_ms = engine.rounds_left * engine.pace_ms
+            if engine_ms < left_ms:
+                left_ms = engine_ms
+        self._due_ms = self.last_ms + max(left_ms, 0.0)

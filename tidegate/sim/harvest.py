@@ -181,7 +181,7 @@ def alone_rate(profile: FleetProfile, lane: Deployment, model: ModelSpec, lines:
     for _ in range(lane.slots):
         compute.submit("r", Request("", "", 0.0, *next(endless)), 0.0)
     while now_ms < RATE_MS:
-        now_ms = compute.due_ms
+        now_ms = compute.due_ms()
         for request in compute.collect(now_ms):
             tokens += request.input_tokens + request.output_tokens
             compute.submit("r", Request("", "", now_ms, *next(endless)), now_ms)

@@ -33,7 +33,7 @@ THRASH_MS = 60_000.0
 BATCH_WINDOW_MS = 86_400_000
 REFUSED_AGAIN_MS = 1_000.0
 
-Happening = Callable[[], None]
+Happening = Callable[..., None]
 
 
 class World:
@@ -54,7 +54,8 @@ class World:
         self._hold_ms_max = hold_ms_max
         self._where: dict[str, SimNode] = {}
         self._evicted: dict[str, float] = {}
-        self._heap: list[tuple[float, int, Happening]] = []
+        self._heap: list[tuple[float, int, Happening, tuple[object, ...]]] = []
+        self._stirred: dict[Compute, None] = {}
         self._order = 0
         self._next_id = 0
         self._tick_ms = NEVER
@@ -83,10 +84,10 @@ class World:
         for trace_ms, endpoint, input_tokens, output_tokens in rows:
             at_ms = began_ms + trace_ms
             while heap and heap[0][0] <= at_ms:
-                self.now_ms, _, happening = heappop(heap)
-                happening()
+                self._step()
             self.now_ms = at_ms
             self._arrive(endpoint, input_tokens, output_tokens)
+            self._plan_computes()
             if progress is not None and self._next_id % 10_000 == 0:
                 progress(self._next_id)
             if give_up is not None and give_up():
@@ -94,8 +95,7 @@ class World:
         end_ms = self.now_ms + self._hold_ms_max + 3_600_000.0
         open_lines = self.job.open if self.job is not None else {}
         while len(self.requests) > len(open_lines) and heap and heap[0][0] <= end_ms:
-            self.now_ms, _, happening = heappop(heap)
-            happening()
+            self._step()
         if len(self.requests) > len(open_lines):
             raise LawBroken(f"{len(self.requests) - len(open_lines)} requests never ended")
         if self.job is not None and self.job.ended_ms < 0:
@@ -103,13 +103,19 @@ class World:
 
     def run_until(self, until_ms: float) -> None:
         while self._heap and self._heap[0][0] <= until_ms:
-            self.now_ms, _, happening = heappop(self._heap)
-            happening()
+            self._step()
         self.now_ms = until_ms
 
-    def at(self, at_ms: float, happening: Happening) -> None:
+    def at(self, at_ms: float, happening: Happening, *about: object) -> None:
         self._order += 1
-        heappush(self._heap, (max(at_ms, self.now_ms), self._order, happening))
+        heappush(self._heap, (at_ms if at_ms > self.now_ms else self.now_ms, self._order, happening, about))
+
+    def _step(self) -> None:
+        """The next happening."""
+        self.now_ms, _, happening, about = heappop(self._heap)
+        happening(*about)
+        if self._stirred:
+            self._plan_computes()
 
     # --- the core and its commands ------------------------------------------------------------------------------------
 
@@ -131,11 +137,11 @@ class World:
     def _obey(self, command: Command) -> None:
         match command:
             case plan.Route() | plan.Resume():
-                self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(command))
+                self.at(self.now_ms + MESSAGE_MS, self._gateway, command)
             case plan.Drain():
                 self._count_eviction(command)
                 self.fences[command.replica] = command.fence
-                self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(command))
+                self.at(self.now_ms + MESSAGE_MS, self._gateway, command)
             case plan.Prefetch():
                 pass  # simulated models are on every node's disk: nothing is remote here
             case plan.Start():
@@ -170,19 +176,19 @@ class World:
         if node is not None and process is not None:
             node.pause(process, command.on, self.now_ms)
             if process.accelerators:
-                self._plan_compute(node.compute_of(process))
-            self.at(self.now_ms + MESSAGE_MS, lambda: self.report(node, process))
+                self._stirred[node.compute_of(process)] = None
+            self.at(self.now_ms + MESSAGE_MS, self.report, node, process)
 
     def _stopping(self, node: SimNode, process: Process, until_ms: float, lost: list[Request]) -> None:
         if process.accelerators:
-            self._plan_compute(node.compute_of(process))
+            self._stirred[node.compute_of(process)] = None
         if lost:  # gateways see its streams break off, after what they were told before
-            self.at(self.now_ms + MESSAGE_MS, lambda: self._give_back(lost))
+            self.at(self.now_ms + MESSAGE_MS, self._give_back, lost)
         self._finish_at(node, process, until_ms)
 
     def _finish_at(self, node: SimNode, process: Process, until_ms: float) -> None:
         step = process.step
-        self.at(until_ms, lambda: self._finished(node, process, step))
+        self.at(until_ms, self._finished, node, process, step)
 
     def _finished(self, node: SimNode, process: Process, step: int) -> None:
         if process.step != step or node.node.id not in self.nodes:
@@ -190,7 +196,7 @@ class World:
         compute = node.compute_of(process) if process.accelerators else None
         lost = node.finish(process, self.now_ms)
         if compute is not None:  # who shared its accelerator goes on at another pace
-            self._plan_compute(compute)
+            self._stirred[compute] = None
         self.report(node, process)
         self._give_back(lost)
 
@@ -207,7 +213,7 @@ class World:
         compute = node.compute_of(process) if process.accelerators else None
         lost = node.kill(process, self.now_ms)
         if compute is not None:
-            self._plan_compute(compute)
+            self._stirred[compute] = None
         self.report(node, process, "engine died")
         self._give_back(lost)
 
@@ -237,10 +243,10 @@ class World:
                     self._granted(effect)
                 case ReportDemand(endpoint, urgent):
                     delay = MESSAGE_MS if urgent else REPORT_MS
-                    self.at(self.now_ms + delay, lambda endpoint=endpoint: self._demand(endpoint))  # type: ignore[misc]
+                    self.at(self.now_ms + delay, self._demand, endpoint)
                 case ConfirmFence(replica):
                     confirmed = FenceConfirmed(GATEWAY, replica, self.fences.get(replica, 0))
-                    self.at(self.now_ms + MESSAGE_MS, lambda event=confirmed: self.tell(event))  # type: ignore[misc]
+                    self.at(self.now_ms + MESSAGE_MS, self.tell, confirmed)
                 case Refuse():
                     self._refused(self.requests.pop(effect.request))
                 case _:
@@ -265,11 +271,11 @@ class World:
         node = self._where[replica]
         process = node.processes.get(replica)
         if process is None or process.state is not S.READY:
-            self.at(self.now_ms + MESSAGE_MS, lambda: self._gateway(Returned(request.id, process is None)))
+            self.at(self.now_ms + MESSAGE_MS, self._gateway, Returned(request.id, process is None))
             return
         compute = node.compute_of(process)
         compute.submit(replica, request, self.now_ms)
-        self._plan_compute(compute)
+        self._stirred[compute] = None
 
     def _give_back(self, lost: list[Request]) -> None:
         """Requests whose engine died: tried once more unless their client has seen a token, lines of a batch always."""
@@ -317,7 +323,7 @@ class World:
             job.end(self.now_ms, self.live_ms())
             self.room.prompt = False
             self._gateway(plan.EndpointRemoved(job.endpoint))
-            self.at(self.now_ms, lambda: self.tell(plan.EndpointRemoved(job.endpoint)))
+            self.at(self.now_ms, self.tell, plan.EndpointRemoved(job.endpoint))
 
     def _refused(self, request: Request) -> None:
         if self.job is not None and request.endpoint == self.job.endpoint:
@@ -330,18 +336,20 @@ class World:
 
     # --- compute ------------------------------------------------------------------------------------------------------
 
-    def _plan_compute(self, compute: Compute) -> None:
-        at_ms = compute.due_ms
-        if at_ms < NEVER:
-            stamp = compute.stamp
-            self.at(at_ms, lambda: self._computed(compute, stamp))
+    def _plan_computes(self) -> None:
+        """Once a happening is over, however much it changed: when does something end next where it changed anything?"""
+        for compute in self._stirred:
+            due_ms = compute.due_ms()
+            if due_ms < NEVER:
+                self.at(due_ms, self._computed, compute, compute.stamp)
+        self._stirred.clear()
 
     def _computed(self, compute: Compute, stamp: int) -> None:
         if compute.stamp != stamp:
             return
         for request in compute.collect(self.now_ms):
             self._served(request)
-        self._plan_compute(compute)
+        self._stirred[compute] = None
 
     def _served(self, request: Request) -> None:
         del self.requests[request.id]
