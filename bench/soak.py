@@ -1,0 +1,143 @@
+"""The whole platform under everything at once, from one seed: what went wrong, and the list of what was done.
+
+Run: ``python -m bench.soak [--seed N] [--seeds N] [--seconds S] [--clients N] [--only KIND,KIND] [--keep DIR]``; kept
+results are in bench/results/soak.md. A platform, two joined nodes and a joined gateway; three tenants with nine
+generative endpoints, one for embeddings, and batches, on three accelerators that hold two replicas each. Clients ask
+without a pause (unary, streams, some hang up, embeddings, WebSocket sessions, batches), while endpoints are changed,
+removed, paused, put to sleep, tenants deleted, keys and prices exchanged, budgets used up, processes killed or stopped
+and the disk filled (`bench.soak_world`). In the end everything is wanted as at first. Then (`bench.soak_judge`):
+
+* every request ended once: with the answer of a model its endpoint has had, as ``transformers`` greedily says it; or
+  with a documented error that something done at that time explains; or cut off by what happened to its gateway
+* the ledger has each finished request once, with the tokens its client got, and balances; batches have each line once
+* all endpoints answer again within `RECOVER_S_MAX`; replicas, engines and sockets are as many; nothing is left after
+  the end, and no file holds a traceback or a prompt
+
+Prints the seed, what was done and what is wrong on failure; exit code 1 then. As root the platform has a small file
+system of its own, so that the disk can be full.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import exactness, soak_judge, soak_world
+from bench.live import load_average
+from bench.soak_clients import Clients
+from bench.soak_world import EMBED, ENDPOINTS, World
+from tests.e2e.platform import running
+
+RECOVER_S_MAX = 60.0
+DISK = "size=256m"
+
+
+def models() -> dict[str, Path]:
+    """Two for each endpoint, and nobody else's."""
+    from transformers.utils import logging
+
+    from tests import models as make
+
+    logging.disable_progress_bar()
+    found = {
+        f"{kind}{n}": make.llama(seed=1_000 * i + n) for n in range(len(ENDPOINTS)) for i, kind in enumerate("mn", 2)
+    }
+    return found | {"embed": make.bert_embedding()}
+
+
+def run_seed(seed: int, seconds: float, clients: int, only: set[str], directory: Path) -> dict[str, Any]:
+    made = models()
+    said = exactness.truths({name: path for name, path in made.items() if name != "embed"})
+    with contextlib.ExitStack() as stack:
+        platform = stack.enter_context(running(directory, config=soak_world.CONFIG))
+        world = World(platform, made, seed)
+        stack.enter_context(world.stack)
+        world.up()
+        asking = Clients(world, clients)
+        at_first = soak_judge.resources(world)
+        figures = asyncio.run(_drive(world, asking, seconds, only))
+        figures |= soak_judge.judge(world, asking.seen, said)
+        soak_judge.as_many_as_there_should_be(world)
+        figures["resources"] = {"at_first": at_first, "at_last": soak_judge.resources(world)}
+        processes = world.processes()
+        world.stack.close()
+        if code := platform.stop():
+            world.problems.append(f"the platform ended with {code}")
+        soak_judge.left_over(world, processes)
+    figures["ops"] = dict(Counter(op.kind for op in world.ops))
+    figures["problems"] = [problem.replace(str(directory), "…") for problem in world.problems]
+    if world.problems:
+        figures["done"] = [str(op) for op in world.ops]
+    return {"seed": seed, "load_average": load_average(), **figures}
+
+
+async def _drive(world: World, asking: Clients, seconds: float, only: set[str]) -> dict[str, Any]:
+    """Clients and acts for `seconds`, then everything as at first, and how long until all endpoints answer."""
+    dice = random.Random(world.seed)
+    world.began = time.monotonic()
+    traffic = asyncio.create_task(asking.run())
+    while world.now_s() < seconds:
+        await asyncio.sleep(dice.expovariate(1))
+        await asyncio.to_thread(soak_world.do, world, dice, only)
+    await asyncio.to_thread(soak_world.restore, world)
+    began = time.monotonic()
+    await asyncio.gather(*(_until_served(world, asking, endpoint) for endpoint in (*ENDPOINTS, EMBED)))
+    recovered_s = time.monotonic() - began
+    asking.over.set()
+    await traffic
+    return {"seconds": round(world.now_s(), 1), "recovered_s": round(recovered_s, 1)}
+
+
+async def _until_served(world: World, asking: Clients, endpoint: str) -> None:
+    deadline = time.monotonic() + RECOVER_S_MAX
+    while (seen := await asking.ask_once(endpoint)).outcome != "answered":
+        if time.monotonic() > deadline:
+            world.problems.append(f"does not answer {RECOVER_S_MAX:.0f} s after everything was restored: {seen}")
+            return
+        await asyncio.sleep(0.3)
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None, seed: int) -> Iterator[Path]:
+    """A directory, on a file system of its own where that may be mounted; a copy of it is kept if asked for."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-soak-") as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", folder]
+        mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+        try:
+            yield Path(folder)
+            if keep is not None:
+                ignored = shutil.ignore_patterns("*.sock", "run")
+                shutil.copytree(folder, keep / f"seed-{seed}", ignore=ignored, dirs_exist_ok=True)
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", folder], check=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1, help="the first")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--only", default="", help="names of operations and faults, comma-separated; all if left out")
+    parser.add_argument("--keep", type=Path, default=None, help="where to keep the directories, with all logs")
+    options = parser.parse_args()
+    bad = 0
+    for number in range(options.seed, options.seed + options.seeds):
+        with _folder(options.keep, number) as at:
+            chosen = {name for name in options.only.split(",") if name}
+            found = run_seed(number, options.seconds, options.clients, chosen, at)
+        bad += bool(found["problems"])
+        print(json.dumps(found, indent=2), flush=True)
+    sys.exit(bad > 0)
