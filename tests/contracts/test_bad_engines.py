@@ -12,7 +12,7 @@ import pytest
 
 from tests.contracts.subjects import RESERVED, SHAPE, STANDIN, children_named, standin_driver
 from tests.node.builders import WHY, Recorder
-from tidegate.assemble.clock import WallClock
+from tidegate.assemble.clock import SteadyClock
 from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.fleet import Accelerator, Node
@@ -38,7 +38,7 @@ class Scene:
         self.reports = Recorder()
         limits = NodeLimits(start_ms_max=8_000, sleep_ms_max=2_000, wake_ms_max=2_000)
         self.supervisor = Supervisor(
-            node=NODE, drivers={kind: driver}, clock=WallClock(), limits=limits, report=self.reports
+            node=NODE, drivers={kind: driver}, clock=SteadyClock(), limits=limits, report=self.reports
         )
 
     def start(self, replica: str, fault: str = "") -> None:

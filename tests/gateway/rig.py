@@ -13,7 +13,7 @@ import uvloop
 
 from tests.gateway.engine import StandInEngine
 from tests.loop import until
-from tidegate.assemble.clock import WallClock
+from tidegate.assemble.clock import SteadyClock
 from tidegate.assemble.sockets import listen_tcp
 from tidegate.domain.endpoint import EndpointState, Mode, ModelKind
 from tidegate.domain.errors import StoreFault
@@ -263,7 +263,7 @@ async def rig(directory: Path, *, engines: int = 1, routed: bool = True, **limit
         await engine.start()
     control, journal = Control(), MemoryJournal()
     gateway = Gateway(
-        gateway="g1", region="local", connect=control.listener.connect, journal=journal, clock=WallClock(),
+        gateway="g1", region="local", connect=control.listener.connect, journal=journal, clock=SteadyClock(),
         admin_address=admin.address, limits=replace(GatewayLimits(), **limits),
     )  # fmt: skip
     listener = listen_tcp("127.0.0.1", 0)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from tests.gateway.engine import event, hang
-from tests.gateway.rig import ENDPOINTS, MemoryJournal, WallClock, chat, endpoint, rig, run
+from tests.gateway.rig import ENDPOINTS, MemoryJournal, SteadyClock, chat, endpoint, rig, run
 from tests.loop import until
 from tidegate.assemble.sockets import listen_tcp
 from tidegate.domain.endpoint import EndpointState
@@ -254,7 +254,7 @@ def test_without_a_word_from_control_a_gateway_waits_only_so_long(tmp_path: Path
     async def main() -> None:
         silent, ready = LocalListener(), asyncio.Event()
         gateway = Gateway(
-            gateway="g1", region="local", connect=silent.connect, journal=MemoryJournal(), clock=WallClock(),
+            gateway="g1", region="local", connect=silent.connect, journal=MemoryJournal(), clock=SteadyClock(),
             admin_address="unix:nowhere", limits=GatewayLimits(first_word_ms_max=30),
         )  # fmt: skip
         server = Server(gateway)

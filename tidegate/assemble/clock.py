@@ -1,10 +1,30 @@
-"""The real time, for everything that is handed a `ports.Clock`. Light to import: the gateway process needs it, too."""
+"""The time, for everything that is handed a `ports.Clock`: the machine's, but never back. Light, for the gateway."""
 
 import time
+from collections.abc import Callable
+
+TENTHS_WHILE_AHEAD = 9
 
 
-class WallClock:
-    """Implements `ports.Clock` on this machine's own clock."""
+def machine_ms() -> int:
+    """What this machine's clock shows, in epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class SteadyClock:
+    """Implements `ports.Clock`: the time of `wall_ms`, but never back. `up_ns` is a clock nobody sets.
+
+    A wall clock may be set back while the platform runs. Followed at once, or waited for, it would stop every timer,
+    rate and hold for as long as the step was. So this one goes on, at nine tenths of its pace, until the wall clock has
+    caught up. One that is set forward is followed at once.
+    """
+
+    def __init__(self, wall_ms: Callable[[], int] = machine_ms, up_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._wall_ms, self._up_ns = wall_ms, up_ns
+        self._ns, self._seen_up_ns = wall_ms() * 1_000_000, up_ns()
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        up_ns = self._up_ns()
+        slower_ns = self._ns + (up_ns - self._seen_up_ns) * TENTHS_WHILE_AHEAD // 10
+        self._ns, self._seen_up_ns = max(self._wall_ms() * 1_000_000, slower_ns), up_ns
+        return self._ns // 1_000_000

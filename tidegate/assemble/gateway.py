@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from tidegate.assemble.clock import WallClock
+from tidegate.assemble.clock import SteadyClock
 from tidegate.domain.errors import Fault
 from tidegate.domain.ports import Clock
 from tidegate.gateway.app import Gateway
@@ -73,10 +73,11 @@ async def serve(settings: GatewayProcess) -> None:
     loop.add_reader(settings.lifeline_fd, stop.set)
     boot = boot_id(settings.name)
     dialer = Dialer(Credentials(Path(settings.credentials))) if settings.credentials else None
-    clock: Clock = WallClock()
+    clock: Clock = SteadyClock()
     shipper: Shipper | None = None
     if dialer is not None and settings.name:
-        clock = shared = secure.SharedClock()
+        shared = secure.SharedClock()
+        clock = SteadyClock(shared.now_ms)
         connect = secure.connector(dialer, settings.control_address, LINK, shared)
         ship = secure.connector(dialer, settings.control_address, JOURNAL)
         shipper = Shipper(JournalTail(Path(settings.journal_dir)), ship)

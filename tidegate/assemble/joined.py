@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from tidegate.assemble.clock import WallClock
+from tidegate.assemble.clock import SteadyClock
 from tidegate.assemble.engines import foreign_drivers
 from tidegate.assemble.folders import take
 from tidegate.assemble.gateway import GatewayProcess, serve
@@ -78,7 +78,7 @@ async def run_node(
             node=node_of(config, machine.accelerators, name),
             drivers={"builtin": machine.driver, **foreign},
             connect=links.connect if links is not None else connector(platform.control_address if platform else ""),
-            clock=links.clock if links is not None else WallClock(),
+            clock=SteadyClock(links.clock.now_ms) if links is not None else SteadyClock(),
             limits=node_limits(config),
             weights=await asyncio.to_thread(
                 node_weights, config, data, links.peers if links is not None else None, guest=platform is not None

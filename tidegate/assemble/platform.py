@@ -15,7 +15,7 @@ from typing import Any
 
 from tidegate import demo_models
 from tidegate.assemble import collector
-from tidegate.assemble.clock import WallClock
+from tidegate.assemble.clock import SteadyClock
 from tidegate.assemble.credentials import DEMO_TENANT, Credentials, ensure, write_private
 from tidegate.assemble.declared import apply_endpoints, set_prices
 from tidegate.assemble.folders import Folders
@@ -53,7 +53,7 @@ async def serve(
     """Everything but the first steps, which `start` has made. Raises as `start.run_platform`."""
     async with AsyncExitStack() as stack:
         ground = prepare(config, folders, stack)
-        clock = WallClock()
+        clock = SteadyClock()
         await asyncio.to_thread(set_prices, ground.prices, config, clock.now_ms())
         credentials = await asyncio.to_thread(ensure, ground.state, config, ground.data, clock.now_ms())
         services = await build(config, ground, machine, listener, clock)
