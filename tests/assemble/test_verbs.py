@@ -52,6 +52,9 @@ def test_the_life_of_an_endpoint(run: Any, tmp_path: Path) -> None:
         assert (await as_json(live, "endpoints", "delete", "zeta/one"))["deleted"] is True
         _, gone = await tidegate(live, "endpoints", "get", "zeta/one", expected=2)
         assert "zeta/one" in gone
+        assert (await as_json(live, "tenants", "delete", "zeta"))["deleted"] is True
+        _, nobody = await tidegate(live, "invoices", "nobody", expected=2)
+        assert "there is no tenant 'nobody'" in nobody
 
     run(story)
 
@@ -64,7 +67,7 @@ def test_keys_prices_usage_invoices(run: Any, tmp_path: Path) -> None:
         assert "secret" not in listed[made["id"]]
         await as_json(live, "keys", "revoke", made["id"])
         assert {r["id"]: r["state"] for r in await as_json(live, "keys", "list")}[made["id"]] == "revoked"
-        price = ("--input", "0.5", "--output-tokens", "1.5", "--accelerator-hour", "3")
+        price = ("--input-tokens", "0.5", "--output-tokens", "1.5", "--accelerator-hour", "3")
         await as_json(live, "prices", "set", "--plan", "gold", *price)
         assert {row["plan"] for row in await as_json(live, "prices", "list")} == {"default", "gold"}
         async with live.client() as client:

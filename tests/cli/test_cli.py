@@ -100,6 +100,7 @@ WRONG_USAGE = [
     ["up", "--config", "absent.toml"],
     ["keys", "create"],
     ["keys", "create", "acme", "--admin"],
+    ["batches", "list", "--key", ""],
 ]
 
 

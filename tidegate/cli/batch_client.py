@@ -26,6 +26,9 @@ class Batches:
         if url is None or key is None:
             ready = read_ready()
             url, key = url or ready["base_url"], key or ready["api_key"]
+        if not key:  # a platform without the demo tenant has no tenant's key of its own
+            made = "`tidegate keys create TENANT` makes one"
+            raise Problem(f"batches are a tenant's: say --key or TIDEGATE_API_KEY; {made}", exit_code=2)
         self._httpx = httpx
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"}

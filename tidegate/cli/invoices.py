@@ -28,6 +28,7 @@ def invoices(
     files = {form: path for form, path in (("html", html), ("csv", csv)) if path is not None}
     for form, path in files.items():
         save(path, api.text(f"invoices/{escaped(tenant)}" if tenant else "invoices", **asked, format=form))
+        typer.echo(f"{form} written to {path}", err=True)
     if files and output is Format.TABLE:
         return
     found = [api.get(f"invoices/{escaped(tenant)}", **asked)] if tenant else api.get("invoices", **asked)["data"]

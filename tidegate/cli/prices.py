@@ -47,7 +47,7 @@ def list_(
 
 @app.command("set")
 def set_(
-    input_usd: Annotated[str, typer.Option("--input", help="USD per million prompt tokens")],
+    input_usd: Annotated[str, typer.Option("--input-tokens", "--input", help="USD per million prompt tokens")],
     output_usd: Annotated[str, typer.Option("--output-tokens", help="USD per million generated tokens")],
     accelerator_hour: Annotated[str, typer.Option(help="USD per accelerator-hour")],
     cached_input: Annotated[str | None, typer.Option(help="USD per million cached prompt tokens")] = None,
