@@ -6,6 +6,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tidegate.domain.endpoint import Deployment, Mode
 from tidegate.domain.errors import EngineFault
 from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ports import StartOrder
-from tidegate.engines.builtin import BuiltinDriver, BuiltinEngine, BuiltinLimits
+from tidegate.engines.builtin import BuiltinDriver, BuiltinEngine, BuiltinLimits, devices_of
 from tidegate.engines.inspect import FileInspector
 from tidegate.engines.logs import LogRing
 from tidegate.engines.process import Lifeline
@@ -91,6 +92,29 @@ def test_host_memory_is_counted_anew_while_it_sleeps() -> None:
         await engine.stop()
 
     play(scene, BuiltinLimits(host_count_ms=1))
+
+
+def test_over_several_accelerators_each_holds_its_share() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        one, seen = order(memory_bytes=1 << 20), []
+        budgets = tuple(Accelerator(f"cpu-{n}", "cpu", RESERVED) for n in range(2))
+        for accelerators in (budgets[:1], budgets):
+            engine = await driver.start(replace(one, accelerators=accelerators))
+            await engine.ready()
+            seen.append((await engine.memory()).accelerator_bytes)
+            await engine.drain()
+            assert (await engine.sleep()).accelerator_bytes == 0
+            await engine.stop()
+        assert seen[0] <= 2 * seen[1] <= seen[0] + (64 << 10)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("ids", "device"), [(("gpu-0",), "cuda:0"), (("gpu-3",), "cuda:3"), (("gpu-2", "gpu-5"), "cuda:2,cuda:5")]
+)
+def test_gpus_are_called_by_their_number(ids: tuple[str, ...], device: str) -> None:
+    assert devices_of([Accelerator(name, "NVIDIA H100", 1) for name in ids]) == device
 
 
 def test_everything_ends_with_the_lifeline() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import models
-from tidegate.torch_engine import kv, loader, memory, residency
+from tidegate.torch_engine import kv, memory
 from tidegate.torch_engine.faults import EXIT_MEMORY, EXIT_MODEL, EngineError, MemoryFault, ModelFault
 from tidegate.torch_engine.model import load
 from tidegate.torch_engine.options import Options, from_order
@@ -138,33 +138,14 @@ def test_reading_ahead_maps_every_page_of_a_cold_file() -> None:
     assert memory.mapped_bytes([weights.files[0].address]) >= file.stat().st_size
 
 
-@pytest.mark.parametrize("make", [models.llama, models.bert_classifier])
-def test_offsets_of_the_copy_a_gpu_would_get(make: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The arithmetic of CudaResidency, on a CPU: its copies are plain memory and its stream calls do nothing here."""
-    monkeypatch.setattr(residency, "pinned", lambda size: torch.zeros(size, dtype=torch.uint8))
-    for call in ("synchronize", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, call, lambda *_: None)
-    folder = make()
-    weights = Weights(folder)
-    model = loader.build(loader.inspect(folder), weights)
-    wanted = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    copies = residency.CudaResidency(weights, model, None, torch.device("cpu"))
-    for step in (lambda: None, copies.sleep, copies.wake):
-        step()
-        for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, wanted[name]), name
-    starts = [parameter.data_ptr() - copies._host[0].data_ptr() for parameter in model.parameters()]
-    assert min(starts) % residency.ALIGNED_BYTES == 0
-
-
 def test_a_released_row_gives_its_pages_back() -> None:
     shape = kv.KvShape(layers=2, kv_heads=2, head_dim=64, dtype=torch.float32)
     plan = kv.plan(shape, bytes_max=1 << 30, slots=4, context_tokens_max=1024, backed=False)
-    store = kv.KvStore(shape, plan, torch.device("cpu"))
+    store = kv.KvStore(shape, plan, [kv.KvPart(torch.device("cpu"), range(2))])
     assert memory.mapped_bytes(store.addresses) == 0  # room for four contexts, not a page of it backed
     row = store.take()
     store.grow(0, 1000)
-    store.data[row, :, :, :1000] = 1.0
+    store.parts[0].data[row, :, :, :1000] = 1.0
     assert memory.mapped_bytes(store.addresses) == pytest.approx(store.used_bytes, rel=0.05)
     store.release(row, 1000)
     assert memory.mapped_bytes(store.addresses) < store.shape.row_bytes(100)

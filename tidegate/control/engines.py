@@ -39,7 +39,7 @@ class EngineTraits:
 
 BUILTIN = EngineTraits(
     metering="sse_id",
-    accelerators_per_replica_max=1,
+    accelerators_per_replica_max=16,
     arguments=MappingProxyType({ADAPTER_ROOM: r"[1-9]\d{0,12}"}),
 )
 

@@ -58,10 +58,13 @@ Connect = Callable[[], Awaitable[Link]]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Measured, in bytes: on each accelerator of the replica, and in host memory that stays reserved for it."""
+    """Measured, in bytes: on each accelerator of the replica, in host memory that stays reserved for it, and of the
+    copy in host memory that all replicas of its model on this node have together.
+    """
 
     accelerator_bytes: int
     host_bytes: int
+    copy_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ the bytes are really free.
 import asyncio
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tidegate.domain.errors import EngineFault
+from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ports import Memory, StartOrder
 from tidegate.engines.control_client import ControlClient, NotListening
 from tidegate.engines.inspect import model_path
@@ -37,6 +39,10 @@ class BuiltinLimits:
     host_count_ms: int = 2_000
 
 
+# How the kernel shows the mapping of the host copy that all engines of one model have from the template.
+HOST_COPY = Path("/memfd:tidegate-weights (deleted)")
+
+
 @dataclass(frozen=True, slots=True)
 class _Slept:
     """Measured while asleep: what was still held, and resident of all mapped files. Waking is measured against it."""
@@ -46,17 +52,22 @@ class _Slept:
 
 
 class BuiltinEngine:
-    """Implements `Engine` for one forked process. `on_cpu`: its accelerator is this machine's memory."""
+    """Implements `Engine` for one forked process. `on_cpu`: its accelerators are this machine's memory, so
+    many of it (`share`); GPUs each have their own, and `share` is 1.
+    """
 
-    def __init__(self, process: Process, socket: Path, model: Path, limits: BuiltinLimits, *, on_cpu: bool) -> None:
-        self._process, self._socket, self._limits, self._on_cpu = process, socket, limits, on_cpu
+    def __init__(
+        self, process: Process, socket: Path, model: Path, limits: BuiltinLimits, *, on_cpu: bool, share: int
+    ) -> None:
+        self._process, self._socket, self._limits = process, socket, limits
+        self._on_cpu, self._share = on_cpu, share
         self._weights = sorted(model.glob("*.safetensors"))
         self._client = ControlClient(f"unix:{socket}")
         self._failure = ""
         self._was_ready = False
         self._asleep = False
         self._slept: _Slept | None = None
-        self._host_bytes = 0
+        self._host_bytes = self._copy_bytes = 0
         self._counting: asyncio.Task[None] | None = None
 
     @property
@@ -86,7 +97,7 @@ class BuiltinEngine:
         self._slept = _Slept(_count(answer, "accelerator_bytes"), file_resident_of(self.pid))
         self._count_no_more()
         self._counting = asyncio.create_task(self._count_later())
-        return Memory(self._slept.held_bytes, self._host_bytes)
+        return self._memory(self._slept.held_bytes)
 
     async def wake(self) -> Memory:
         self._count_no_more()
@@ -101,7 +112,8 @@ class BuiltinEngine:
     async def memory(self) -> Memory:
         """Accelerator: the engine's figure, asleep never less than what the kernel still finds resident of its weights.
 
-        Host: what would come free if the process ended. What it shares with the template (torch itself) would not.
+        Host: what would come free if the process ended. What it shares with the template (torch itself) would not, and
+        the host copy of its weights only with the last replica of the model here: that one is told apart.
         Counted at the start and in every longer sleep: who waits for the accelerator need not wait for that, too.
         """
         if self._slept is None:
@@ -112,11 +124,16 @@ class BuiltinEngine:
             held = max(self._slept.held_bytes, seen)
         else:
             held = self._woken_bytes(self._slept) if self._on_cpu else await self._claimed_bytes()
-        return Memory(held, self._host_bytes)
+        return self._memory(held)
+
+    def _memory(self, held: int) -> Memory:
+        return Memory(-(-held // self._share), self._host_bytes, self._copy_bytes)
 
     async def _count_host(self, held: int) -> None:
-        seen = await asyncio.to_thread(memory_of, self.pid)  # a walk of its page tables, some 30 ms: not on the loop
+        # A walk of its page tables, some 30 ms: not on the loop.
+        seen = await asyncio.to_thread(memory_of, self.pid, [HOST_COPY])
         self._host_bytes = max(0, seen.private - (held if self._on_cpu else 0))
+        self._copy_bytes = seen.of_files
 
     async def _count_later(self) -> None:
         await asyncio.sleep(self._limits.host_count_ms / 1000)
@@ -241,20 +258,28 @@ class BuiltinDriver:
         # Short and unique: a socket's path may have 107 bytes, and a replica's name is as long as it likes.
         socket = self.directory / f"engine-{hashlib.sha256(order.replica.encode()).hexdigest()[:16]}.sock"
         socket.unlink(missing_ok=True)
+        # Accelerators of a CPU are budgets, which add up; of GPUs each has its own.
+        on_cpu = all(accelerator.kind == "cpu" for accelerator in order.accelerators)
+        share = len(order.accelerators) if on_cpu else 1
         process = await self._template.fork(
             connection,
             {
                 "model": str(model),
                 "socket": str(socket),
-                "memory_bytes": order.accelerator_bytes,
+                "device": "cpu" if on_cpu else devices_of(order.accelerators),
+                "memory_bytes": order.accelerator_bytes * share,
                 "context_tokens_max": order.deployment.model.context_tokens_max,
                 "slots": order.deployment.slots,
                 "threads": self._threads,
                 "adapter_bytes_max": int(dict(order.deployment.engine_args).get("adapter_bytes_max", "0")),
             },
         )
-        on_cpu = all(accelerator.kind == "cpu" for accelerator in order.accelerators)
-        return BuiltinEngine(process, socket, model, self._limits, on_cpu=on_cpu)
+        return BuiltinEngine(process, socket, model, self._limits, on_cpu=on_cpu, share=share)
+
+
+def devices_of(accelerators: Sequence[Accelerator]) -> str:
+    """As the engine calls GPUs: gpu-N is the one that NVML and, in the order of the bus, CUDA have as number N."""
+    return ",".join(f"cuda:{accelerator.id.removeprefix('gpu-')}" for accelerator in accelerators)
 
 
 def _count(state: dict[str, Any], name: str) -> int:

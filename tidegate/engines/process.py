@@ -279,7 +279,8 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes of one process as the kernel counts them: all resident, only its own, and what it holds of some files.
+    """Bytes of one process as the kernel counts them: all resident, only its own outside some files, and what it holds
+    of those files.
 
     `of_files` counts pages that others map too: each of two engines that map one file holds it, as far as giving it
     back is concerned.
@@ -307,7 +308,7 @@ def memory_of(pid: int, files: Iterable[Path] = ()) -> ProcessMemory:
             resident += int(kib) * 1024
             of_files += int(kib) * 1024 * inside
         else:
-            private += int(kib) * 1024
+            private += int(kib) * 1024 * (not inside)
     return ProcessMemory(resident, private, of_files)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tidegate.torch_engine.faults import ModelFault
-from tidegate.torch_engine.kv import KvStore
+from tidegate.torch_engine.kv import KvPart, KvStore
 
 ATTENTION = "tidegate"  # the name of our function in transformers' registry
 _PADDED_WASTE_MAX = 2.0  # a padded decode may read this many times what a row-by-row decode reads
@@ -36,6 +36,18 @@ class Chunk:
 
 
 @dataclass(slots=True)
+class Side:
+    """The index tensors that all layers of one KV part share, on its device. `slots` [layers · 2, tokens]: rows of the
+    flat cache; `scatter` and `mask` for a padded decode, `chunk_masks` for each chunk.
+    """
+
+    slots: torch.Tensor
+    scatter: torch.Tensor | None
+    mask: torch.Tensor | None
+    chunk_masks: list[torch.Tensor | None]
+
+
+@dataclass(slots=True)
 class FlatBatch:
     """One step. `decode_rows[i]` holds `decode_lengths[i]` tokens before its new one, which is token i of the batch."""
 
@@ -43,48 +55,53 @@ class FlatBatch:
     decode_lengths: Sequence[int]
     chunks: Sequence[Chunk]
     positions: torch.Tensor = field(init=False)
-    _slots: torch.Tensor = field(init=False)
-    _padded_rows: int = field(init=False, default=0)
-    _scatter: torch.Tensor | None = field(init=False, default=None)
-    _mask: torch.Tensor | None = field(init=False, default=None)
-    _chunk_masks: list[torch.Tensor | None] = field(init=False, default_factory=list)
+    sides: list[Side] = field(init=False)
+    padded_rows: int = field(init=False, default=0)
 
     def prepare(self, store: KvStore) -> None:
-        """The index tensors that all layers share."""
         rows, positions = list(self.decode_rows), list(self.decode_lengths)
         for chunk in self.chunks:
             rows += [chunk.row] * chunk.length
             positions += range(chunk.start, chunk.start + chunk.length)
-        device, plan = store.device, store.plan
-        self.positions = torch.tensor([positions], device=device)
-        row_stride = store.shape.layers * 2 * plan.context_tokens_max
-        first = torch.tensor(rows, device=device) * row_stride + self.positions[0]
-        planes = torch.arange(store.shape.layers * 2, device=device) * plan.context_tokens_max
-        self._slots = planes[:, None] + first[None, :]
-        self._prepare_decode(device)
+        self.positions = torch.tensor([positions], device=store.device)
+        self.padded_rows = self._rows_padded()
+        self.sides = [self._side(part, rows, positions) for part in store.parts]
+
+    def _side(self, part: KvPart, rows: list[int], positions: list[int]) -> Side:
+        device, layers, context = part.device, part.data.shape[1], part.data.shape[3]
+        first = torch.tensor(rows, device=device) * (layers * 2 * context) + torch.tensor(positions, device=device)
+        planes = torch.arange(layers * 2, device=device) * context
+        chunk_masks: list[torch.Tensor | None] = []
         for chunk in self.chunks:
             if chunk.start == 0:
-                self._chunk_masks.append(None)
+                chunk_masks.append(None)
                 continue
             keys = torch.arange(chunk.start + chunk.length, device=device)
             queries = torch.arange(chunk.start, chunk.start + chunk.length, device=device)
-            self._chunk_masks.append(keys[None, :] <= queries[:, None])
+            chunk_masks.append(keys[None, :] <= queries[:, None])
+        scatter, mask = self._padding(device)
+        return Side(planes[:, None] + first[None, :], scatter, mask, chunk_masks)
 
-    def _prepare_decode(self, device: torch.device) -> None:
-        """Padded over rows 0…highest when that wastes little, row by row when lengths or rows are too uneven."""
+    def _rows_padded(self) -> int:
+        """Rows 0…highest when padding over them wastes little; 0: lengths or rows are too uneven, row by row."""
         count = len(self.decode_rows)
         if count < 2:
-            return
+            return 0
         rows, longest = max(self.decode_rows) + 1, max(self.decode_lengths) + 1
-        if rows * longest > _PADDED_WASTE_MAX * (sum(self.decode_lengths) + count):
-            return
-        self._padded_rows = rows
-        if list(self.decode_rows) != list(range(count)):
-            self._scatter = torch.tensor(self.decode_rows, device=device)
-        lengths = torch.zeros(rows, dtype=torch.long)  # an empty row looks at its first token: never an empty softmax
+        wasteful = rows * longest > _PADDED_WASTE_MAX * (sum(self.decode_lengths) + count)
+        return 0 if wasteful else rows
+
+    def _padding(self, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if not self.padded_rows:
+            return None, None
+        scatter = None
+        if list(self.decode_rows) != list(range(len(self.decode_rows))):
+            scatter = torch.tensor(self.decode_rows, device=device)
+        # An empty row looks at its first token: never an empty softmax.
+        lengths = torch.zeros(self.padded_rows, dtype=torch.long)
         lengths[list(self.decode_rows)] = torch.tensor(self.decode_lengths)
-        seen = torch.arange(longest)[None, :] <= lengths[:, None]
-        self._mask = seen[:, None, None, :].to(device)
+        seen = torch.arange(max(self.decode_lengths) + 1)[None, :] <= lengths[:, None]
+        return scatter, seen[:, None, None, :].to(device)
 
 
 def _unbound(*arguments: object, **named: object) -> None:
@@ -125,66 +142,67 @@ class RowAttention:
         if any(others.get(name) is not None for name in _NOT_SERVED):
             raise ModelFault("this architecture's attention (soft-capping or sinks) is not served")
         self.layers_seen += 1
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        data = self.store.data
+        place, layer = self.store.places[module.layer_idx]  # type: ignore[index]
+        data, side = self.store.parts[place].data, batch.sides[place]
         flat = data.view(-1, data.shape[-2], data.shape[-1])
-        flat.index_copy_(0, batch._slots[2 * layer], key[0].transpose(0, 1))
-        flat.index_copy_(0, batch._slots[2 * layer + 1], value[0].transpose(0, 1))
+        flat.index_copy_(0, side.slots[2 * layer], key[0].transpose(0, 1))
+        flat.index_copy_(0, side.slots[2 * layer + 1], value[0].transpose(0, 1))
         tokens = query[0].transpose(0, 1)  # [tokens, heads, dim]
         parts = []
         if batch.decode_rows:
             count = len(batch.decode_rows)
             grouped = tokens[:count].reshape(count, data.shape[-2], -1, data.shape[-1])
-            parts.append(self._decode(batch, layer, grouped, scaling, sliding_window).flatten(1, 2))
-        for chunk, mask in zip(batch.chunks, batch._chunk_masks, strict=True):
-            parts.append(self._prefill(chunk, mask, layer, tokens, scaling, sliding_window))
+            parts.append(_decode(batch, side, data[:, layer], grouped, scaling, sliding_window).flatten(1, 2))
+        for chunk, mask in zip(batch.chunks, side.chunk_masks, strict=True):
+            parts.append(_prefill(chunk, mask, data[chunk.row, layer], tokens, scaling, sliding_window))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.unsqueeze(0), None
 
-    def _decode(
-        self, batch: FlatBatch, layer: int, query: torch.Tensor, scaling: float | None, window: int | None
-    ) -> torch.Tensor:
-        """query [sequences, kv_heads, group, dim] -> the same shape."""
-        data = self.store.data
-        longest = max(batch.decode_lengths) + 1
-        if batch._padded_rows and (window is None or longest <= window):
-            assert batch._mask is not None
-            keys = data[: batch._padded_rows, layer, 0, :longest].transpose(1, 2)
-            values = data[: batch._padded_rows, layer, 1, :longest].transpose(1, 2)
-            padded = query
-            if batch._scatter is not None:
-                padded = query.new_zeros(batch._padded_rows, *query.shape[1:]).index_copy_(0, batch._scatter, query)
-            mask = batch._mask.expand(-1, 1, query.shape[2], -1)
-            out = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, scale=scaling)
-            return out if batch._scatter is None else out.index_select(0, batch._scatter)
-        outs = []
-        for i, (row, length) in enumerate(zip(batch.decode_rows, batch.decode_lengths, strict=True)):
-            begin = max(0, length + 1 - window) if window is not None else 0
-            keys = data[row : row + 1, layer, 0, begin : length + 1].transpose(1, 2)
-            values = data[row : row + 1, layer, 1, begin : length + 1].transpose(1, 2)
-            outs.append(F.scaled_dot_product_attention(query[i : i + 1], keys, values, scale=scaling))
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _prefill(
-        self,
-        chunk: Chunk,
-        mask: torch.Tensor | None,
-        layer: int,
-        tokens: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        """-> [chunk.length, heads, dim]. Group members are a batch over shared K and V (stride 0), not copies."""
-        data = self.store.data
-        end = chunk.start + chunk.length
-        kv_heads = data.shape[-2]
-        query = tokens[chunk.offset : chunk.offset + chunk.length].reshape(chunk.length, kv_heads, -1, data.shape[-1])
-        query = query.permute(2, 1, 0, 3)  # [group, kv_heads, length, dim]
-        keys = data[chunk.row, layer, 0, :end].transpose(0, 1).expand(query.shape[0], -1, -1, -1)
-        values = data[chunk.row, layer, 1, :end].transpose(0, 1).expand(query.shape[0], -1, -1, -1)
-        if window is not None and end > window:
-            at = torch.arange(end, device=query.device)
-            lag = at[chunk.start :, None] - at[None, :]
-            mask = (lag >= 0) & (lag < window)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling)
-        return out.permute(2, 1, 0, 3).flatten(1, 2)  # [length, kv_heads, group, dim] -> heads in the model's order
+def _decode(
+    batch: FlatBatch, side: Side, data: torch.Tensor, query: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """`data` [rows, 2, context, kv_heads, dim] of one layer, query [sequences, kv_heads, group, dim] -> its shape."""
+    longest = max(batch.decode_lengths) + 1
+    if batch.padded_rows and (window is None or longest <= window):
+        assert side.mask is not None
+        keys = data[: batch.padded_rows, 0, :longest].transpose(1, 2)
+        values = data[: batch.padded_rows, 1, :longest].transpose(1, 2)
+        padded = query
+        if side.scatter is not None:
+            padded = query.new_zeros(batch.padded_rows, *query.shape[1:]).index_copy_(0, side.scatter, query)
+        mask = side.mask.expand(-1, 1, query.shape[2], -1)
+        out = F.scaled_dot_product_attention(padded, keys, values, attn_mask=mask, scale=scaling)
+        return out if side.scatter is None else out.index_select(0, side.scatter)
+    outs = []
+    for i, (row, length) in enumerate(zip(batch.decode_rows, batch.decode_lengths, strict=True)):
+        begin = max(0, length + 1 - window) if window is not None else 0
+        keys = data[row : row + 1, 0, begin : length + 1].transpose(1, 2)
+        values = data[row : row + 1, 1, begin : length + 1].transpose(1, 2)
+        outs.append(F.scaled_dot_product_attention(query[i : i + 1], keys, values, scale=scaling))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _prefill(
+    chunk: Chunk,
+    mask: torch.Tensor | None,
+    data: torch.Tensor,
+    tokens: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """`data` [2, context, kv_heads, dim] of one row and layer -> [chunk.length, heads, dim].
+
+    Group members are a batch over shared K and V (stride 0), not copies.
+    """
+    end, kv_heads, dim = chunk.start + chunk.length, data.shape[-2], data.shape[-1]
+    query = tokens[chunk.offset : chunk.offset + chunk.length].reshape(chunk.length, kv_heads, -1, dim)
+    query = query.permute(2, 1, 0, 3)  # [group, kv_heads, length, dim]
+    keys = data[0, :end].transpose(0, 1).expand(query.shape[0], -1, -1, -1)
+    values = data[1, :end].transpose(0, 1).expand(query.shape[0], -1, -1, -1)
+    if window is not None and end > window:
+        at = torch.arange(end, device=query.device)
+        lag = at[chunk.start :, None] - at[None, :]
+        mask = (lag >= 0) & (lag < window)
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling)
+    return out.permute(2, 1, 0, 3).flatten(1, 2)  # [length, kv_heads, group, dim] -> heads in the model's order

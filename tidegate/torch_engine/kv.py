@@ -6,8 +6,10 @@ and attention reads plain strided views. On CUDA the rows are backed from the st
 """
 
 import heapq
+import math
 import mmap
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -70,45 +72,79 @@ def plan(shape: KvShape, *, bytes_max: int, slots: int, context_tokens_max: int,
     return KvPlan(rows, context, min(bytes_max, rows * need))
 
 
+@dataclass(slots=True)
+class KvPart:
+    """K and V of `layers` (a run of them) on one device.
+
+    `data` is [rows, layers, 2 (K, V), context, kv_heads, head_dim]: a row is one contiguous range.
+    """
+
+    device: torch.device
+    layers: Sequence[int]
+    data: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    map: mmap.mmap | None = None
+
+    def allocate(self, shape: KvShape, plan: KvPlan) -> None:
+        dims = (plan.rows, len(self.layers), 2, plan.context_tokens_max, shape.kv_heads, shape.head_dim)
+        if self.device.type == "cpu":
+            size = math.prod(dims) * shape.dtype.itemsize
+            self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+            self.map.madvise(_NOHUGEPAGE)
+            self.data = torch.frombuffer(self.map, dtype=shape.dtype).view(dims)
+        else:
+            self.data = torch.zeros(dims, dtype=shape.dtype, device=self.device)  # masked garbage may not be NaN
+
+    def free(self) -> None:
+        self.data = torch.empty(0)
+        self.map = None  # unmapped with its last view
+
+    def forget_row(self, row: int) -> None:
+        if self.map is None:
+            return
+        # Inner pages only: the first and last may be shared with a neighbour row.
+        size = len(self.map) // self.data.shape[0]
+        start = -(-row * size // PAGE_BYTES) * PAGE_BYTES
+        end = (row + 1) * size // PAGE_BYTES * PAGE_BYTES
+        if end > start:
+            self.map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
 class KvStore:
     """Rows and their backing. Owner: the step loop's thread."""
 
-    def __init__(self, shape: KvShape, plan: KvPlan, device: torch.device) -> None:
+    def __init__(self, shape: KvShape, plan: KvPlan, parts: Sequence[KvPart]) -> None:
+        """`parts` have all layers of `shape` between them, in order; of a model on one device there is one."""
         self.shape = shape
         self.plan = plan
-        self.device = device
-        self._map: mmap.mmap | None = None
+        self.parts = tuple(parts)
+        self.places = [(i, at) for i, part in enumerate(parts) for at in range(len(part.layers))]  # by layer
         self._free: list[int] = []
         self.used_bytes = 0
-        self.data = torch.empty(0)
         self.allocate()
 
     @property
+    def device(self) -> torch.device:
+        """Where a forward begins."""
+        return self.parts[0].device
+
+    @property
     def allocated(self) -> bool:
-        return self.data.numel() > 0
+        return self.parts[0].data.numel() > 0
 
     @property
     def free_rows(self) -> int:
         return len(self._free)
 
     def allocate(self) -> None:
-        """[rows, layers, 2 (K, V), context, kv_heads, head_dim]: a row is one contiguous range."""
-        s, p = self.shape, self.plan
-        dims = (p.rows, s.layers, 2, p.context_tokens_max, s.kv_heads, s.head_dim)
-        if self.device.type == "cpu":
-            size = p.rows * s.token_bytes * p.context_tokens_max
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-            self._map.madvise(_NOHUGEPAGE)
-            self.data = torch.frombuffer(self._map, dtype=s.dtype).view(dims)
-        else:
-            self.data = torch.zeros(dims, dtype=s.dtype, device=self.device)  # masked garbage may not be NaN
-        self._free = list(range(p.rows))
+        for part in self.parts:
+            part.allocate(self.shape, self.plan)
+        self._free = list(range(self.plan.rows))
 
     def free(self) -> None:
         """Gives the whole cache back. Only when no row is held."""
         assert len(self._free) == self.plan.rows, "a KV cache with sequences in it was freed"
-        self.data = torch.empty(0)
-        self._map = None  # unmapped with its last view
+        for part in self.parts:
+            part.free()
 
     def take(self) -> int:
         """The lowest free row, so that busy rows stay together and a padded step wastes little."""
@@ -123,17 +159,13 @@ class KvStore:
     def release(self, row: int, tokens: int) -> None:
         self.used_bytes -= self.shape.row_bytes(tokens)
         heapq.heappush(self._free, row)
-        if self._map is not None:
-            # Inner pages only: the first and last may be shared with a neighbour row.
-            size = len(self._map) // self.plan.rows
-            start = -(-row * size // PAGE_BYTES) * PAGE_BYTES
-            end = (row + 1) * size // PAGE_BYTES * PAGE_BYTES
-            if end > start:
-                self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+        for part in self.parts:
+            part.forget_row(row)
 
     def copy_row(self, source: int, target: int, tokens: int) -> None:
-        self.data[target, :, :, :tokens].copy_(self.data[source, :, :, :tokens])
+        for part in self.parts:
+            part.data[target, :, :, :tokens].copy_(part.data[source, :, :, :tokens])
 
     @property
     def addresses(self) -> list[int]:
-        return [self.data.data_ptr()] if self._map is not None else []
+        return [part.data.data_ptr() for part in self.parts if part.map is not None]

@@ -206,7 +206,11 @@ class Life:
             model = self._require_model()
             begun = time.perf_counter()
             if self.state == "asleep":
-                await self._errand(model.residency.wake)
+                try:
+                    await self._errand(model.residency.wake)
+                except EngineError as error:
+                    self._fail(error.reason, error.exit_code)
+                    raise Refusal("endpoint_failed", error.reason) from error
                 self.state = "ready"
             self.draining = False
             return {"wake_ms": _ms_since(begun)}

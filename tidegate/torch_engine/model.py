@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from tidegate.torch_engine import kv, loader, memory
+from tidegate.torch_engine.devices import Device, devices_of
 from tidegate.torch_engine.faults import MemoryFault, ModelFault
+from tidegate.torch_engine.host_copy import HostCopy
 from tidegate.torch_engine.loader import Kind
 from tidegate.torch_engine.lora import Lora
 from tidegate.torch_engine.options import Options
-from tidegate.torch_engine.residency import CpuResidency, CudaResidency, Residency
+from tidegate.torch_engine.residency import CopiedResidency, CpuResidency, Residency
 from tidegate.torch_engine.runner import EncoderRunner, GenerativeRunner, kv_shape
 from tidegate.torch_engine.text import TextCodec
 from tidegate.torch_engine.weights import Weights
@@ -73,48 +75,49 @@ def load(options: Options) -> Loaded:
     """Raises ModelFault or MemoryFault with the reason. Leaves the weights where they lie."""
     torch.set_num_threads(max(1, options.threads_used))
     torch.set_grad_enabled(False)
-    device = torch.device(_device(options.device))
+    devices = devices_of(options.device)
     spec = loader.inspect(options.model)
     weights = Weights(options.model)
-    if options.memory_bytes is not None and weights.tensor_bytes > options.memory_bytes:
-        raise MemoryFault(
-            f"the model does not fit: its weights have {weights.tensor_bytes} bytes, {options.memory_bytes} are allowed"
-        )
+    room = None if options.memory_bytes is None else options.memory_bytes * max(1, len(devices))
+    if room is not None and weights.tensor_bytes > room:
+        raise MemoryFault(f"the model does not fit: its weights have {weights.tensor_bytes} bytes, {room} are allowed")
+    if len(devices) > 1 and (spec.kind != "generative" or options.adapter_bytes_max):
+        raise ModelFault("over several accelerators only generative models without adapters are served")
     reading = weights.read_ahead()  # the disk works while the tokenizer and the module are made
     codec = TextCodec(options.model)
     model: Any = loader.build(spec, weights)
     reading.join()
+    residency = _residency(options, weights, model, devices)
     if spec.kind == "generative":
-        return _generative(options, spec, weights, codec, model, device)
-    return _encoder(options, spec, weights, codec, model, device)
+        return _generative(options, spec, weights, codec, model, residency)
+    return _encoder(options, spec, weights, codec, model, residency)
 
 
-def _device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
-
-
-def _residency(weights: Weights, model: Any, store: kv.KvStore | None, device: torch.device) -> Residency:
-    if device.type == "cpu":
-        return CpuResidency(weights, store)
-    return CudaResidency(weights, model, store, device)
+def _residency(options: Options, weights: Weights, model: Any, devices: list[Device]) -> Residency:
+    if not devices:
+        return CpuResidency(weights)
+    copy = HostCopy(options.model, weights, options.host_copy, writable=devices[0].locks_host)
+    return CopiedResidency(weights, model, copy, devices)
 
 
 def _generative(
-    options: Options, spec: loader.ModelSpec, weights: Weights, codec: TextCodec, model: Any, device: torch.device
+    options: Options, spec: loader.ModelSpec, weights: Weights, codec: TextCodec, model: Any, residency: Residency
 ) -> Loaded:
     shape = kv_shape(spec.config, model.dtype)
     own = int(getattr(spec.config, "max_position_embeddings", 0) or 2048)
     context = min(own, options.context_tokens_max or own)
-    if options.memory_bytes is not None:
-        left = options.memory_bytes - weights.tensor_bytes
-    else:
-        left = memory.available_bytes() // 2
-    left -= 2 * options.adapter_bytes_max
-    plan = kv.plan(shape, bytes_max=left, slots=options.slots, context_tokens_max=context, backed=device.type != "cpu")
-    store = kv.KvStore(shape, plan, device)
-    residency = _residency(weights, model, store, device)
+    parts = residency.kv_parts(shape.layers)
+    left = [
+        (memory.available_bytes() // 2 if options.memory_bytes is None else options.memory_bytes)
+        - residency.weight_bytes(side)
+        - 2 * options.adapter_bytes_max
+        for side in range(len(parts))
+    ]
+    # A row has all layers: what the device with the least room for its share of them leaves.
+    bytes_max = min(room * shape.layers // len(part.layers) for room, part in zip(left, parts, strict=True))
+    backed = parts[0].device.type != "cpu"
+    plan = kv.plan(shape, bytes_max=bytes_max, slots=options.slots, context_tokens_max=context, backed=backed)
+    store = residency.store = kv.KvStore(shape, plan, parts)
     lora = Lora(model, options.adapter_bytes_max, plan.rows) if options.adapter_bytes_max else None
     runner = GenerativeRunner(model, store, lora)
     runner.warm_up()
@@ -151,16 +154,15 @@ def _eos(generation: dict[str, Any], config: Any, codec: TextCodec) -> frozenset
 
 
 def _encoder(
-    options: Options, spec: loader.ModelSpec, weights: Weights, codec: TextCodec, model: Any, device: torch.device
+    options: Options, spec: loader.ModelSpec, weights: Weights, codec: TextCodec, model: Any, residency: Residency
 ) -> Loaded:
     pooling, normalize = _pooling(spec.folder) if spec.kind == "embedding" else (None, False)
-    residency = _residency(weights, model, None, device)
     context = _encoder_context(spec, codec)
     pad = codec.hf.pad_token_id
     labels = getattr(spec.config, "id2label", None) or {}
     loaded = Loaded(
         kind=spec.kind,
-        runner=EncoderRunner(model, pad if pad is not None else 0, pooling, normalize, device),
+        runner=EncoderRunner(model, pad if pad is not None else 0, pooling, normalize, residency.device),
         codec=codec,
         residency=residency,
         weight_bytes=weights.tensor_bytes,

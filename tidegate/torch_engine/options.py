@@ -12,7 +12,8 @@ WAITING_REQUESTS_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`memory_bytes` caps weights and KV cache together; None means the KV cache may take half of what is available.
+    """`memory_bytes` caps weights and KV cache together, on each device; None: the KV cache may take half of what is
+    available. `device`: see `devices.devices_of`. `host_copy` is the node's memfd for the master copy of the weights.
 
     `context_tokens_max` is an upper bound: the model's own context and what fits may be less (`/control/state` tells).
     `adapter_bytes_max` is set aside of the memory for LoRA adapters, and as much again for those of the running batch;
@@ -32,6 +33,7 @@ class Options:
     device: str = "auto"
     adapter_bytes_max: int = 0
     lifeline: int | None = None
+    host_copy: int | None = None
 
     @property
     def threads_used(self) -> int:
@@ -40,7 +42,7 @@ class Options:
 
 def from_order(order: dict[str, Any]) -> Options:
     """Of one JSON order. Raises ValueError naming the field that is missing, unknown or of the wrong type."""
-    known = {f.name for f in fields(Options)} - {"lifeline"}
+    known = {f.name for f in fields(Options)} - {"lifeline", "host_copy"}
     unknown = order.keys() - known
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r} in the order")

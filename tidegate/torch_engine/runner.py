@@ -71,7 +71,8 @@ class GenerativeRunner:
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=batch.positions,
                 use_cache=False,
-                logits_to_keep=torch.tensor(sampled, device=device),
+                # Of several devices the last has them: an index on the CPU is good for any.
+                logits_to_keep=torch.tensor(sampled, device=device if len(self.store.parts) == 1 else None),
             )
         finally:
             self.attention.batch = None

@@ -15,10 +15,11 @@ import select
 import signal
 import socket
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from tidegate.torch_engine import environment, faults, imports, options
+from tidegate.torch_engine import environment, faults, imports, options, shared
 
 environment.prepare()
 
@@ -54,6 +55,7 @@ class Template:
         self._lifeline = lifeline
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reaper, self._reaped = os.pipe()
+        self._copies = shared.SharedCopies()
 
     def serve(self) -> int:
         """Until the lifeline ends or SIGTERM comes. In a forked child: the engine's exit code, and it is not back."""
@@ -79,7 +81,7 @@ class Template:
                 return faults.EXIT_OK
             if self._reaper in readable and signal.SIGTERM in os.read(self._reaper, 4096):
                 return faults.EXIT_OK
-            _reap()
+            self._reap()
             if listening in readable:
                 self._take_order()
 
@@ -94,22 +96,25 @@ class Template:
                 pid = self._fork(engine, connection)
                 reply = {"pid": pid}
             except (ValueError, OSError) as error:
+                self._copies.let_go()
                 reply = {"error": str(error)[:300]}  # type: ignore[dict-item]
             with contextlib.suppress(OSError):  # the asker left: the engine it asked for is its supervisor's to find
                 connection.sendall(json.dumps(reply).encode() + b"\n")
 
     def _fork(self, engine: options.Options, connection: socket.socket) -> int:
         """Signals wait meanwhile: one that met the child before it let go of the wake-up pipe would ring here."""
+        copy = self._copies.of(engine.model)
         signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(engine, connection)
+                self._become(replace(engine, lifeline=self._lifeline, host_copy=copy), connection)
+            self._copies.forked(pid, copy)
             return pid
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
-    def _become(self, order: options.Options, connection: socket.socket) -> None:
+    def _become(self, engine: options.Options, connection: socket.socket) -> None:
         """In the child: let go of everything of the template's, run the engine, never return."""
         code = faults.EXIT_BUG
         try:
@@ -122,26 +127,28 @@ class Template:
             os.close(self._reaper)
             os.close(self._reaped)
             os.setsid()  # a signal to the template's group is not meant for its engines
+            assert engine.host_copy is not None
+            self._copies.keep_only(engine.host_copy)
             from tidegate.torch_engine import server
 
-            fields = {name: getattr(order, name) for name in order.__slots__} | {"lifeline": self._lifeline}
-            code = server.run(options.Options(**fields))
+            code = server.run(engine)
         finally:
             logging.shutdown()
             os._exit(code)
 
 
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # no children at all
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                self._copies.ended(pid)
+                log.info("engine %d ended: %d", pid, os.waitstatus_to_exitcode(status))
+
+
 def _noted(number: int, frame: object) -> None:
     """The wake-up pipe has the signal's number; the loop acts on it."""
-
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):  # no children at all
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            log.info("engine %d ended: %d", pid, os.waitstatus_to_exitcode(status))
 
 
 def _read_order(connection: socket.socket) -> dict[str, object]:
