@@ -202,6 +202,8 @@ async def test_a_tenant_nobody_knows_is_refused_and_one_who_left_keeps_its_invoi
     for path in ("usage", "usage/time", "usage/export", "contracts"):
         refused = await client.get(path, tenant="nobody")
         assert (refused.status_code, refused.json()["param"]) == (404, "tenant"), path
+    for terms in ({"tenant": "nobody"}, {"endpoint": "nobody/chat"}):
+        assert (await client.post("prices", PRICE | terms)).json()["param"] == "tenant"
     for known in ("acme", "birch"):
         assert (await client.get(f"invoices/{known}")).json()["total_usd"] == "0.000000000"
     await client.world.write(usage("a", tenant="gone", endpoint="gone/chat"))

@@ -101,6 +101,12 @@ WRONG_USAGE = [
     ["keys", "create"],
     ["keys", "create", "acme", "--admin"],
     ["batches", "list", "--key", ""],
+    ["batches", "list"],  # the administrator's key is nobody's
+    ["batches", "list", "--url", "nowhere", "--key", "x"],
+    ["keys", "list", "--url", "http://[::1"],
+    ["keys", "list", "--key", "clé"],
+    ["usage", "export", "--file", "no/such/folder.csv"],
+    ["prices", "rerate"],
 ]
 
 

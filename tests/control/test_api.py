@@ -121,7 +121,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"price_plan": "gold"}, "price_plan", "one of default"),
     ({"regions": ["mars"]}, "regions", "local"),
     ({"regions": []}, "regions", "length >= 1"),
-    ({"accelerators_per_replica": 2}, "accelerators_per_replica", "at most 1 with engine builtin"),
+    ({"accelerators_per_replica": 17}, "accelerators_per_replica", "at most 16 with engine builtin"),
     ({"accelerator_memory": "lots"}, "accelerator_memory", "512MiB"),
     ({"accelerator_memory": "1MiB"}, "accelerator_memory", "what was asked"),
     ({"accelerator_memory": "1TiB"}, "accelerator_memory", "the largest accelerator"),
@@ -226,6 +226,14 @@ async def test_hostile_input_is_answered_with_its_documented_status_and_openai_s
         assert {"GET", "POST"} <= set(allowed.replace(" ", "").split(","))
         state = world.store.load()
         assert ([t.id for t in state.tenants], len(state.keys), state.deployments) == (["acme"], 1, ())
+
+
+@on_loop
+async def test_what_is_no_name_is_told_what_names_are(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+        for body in ({"id": "A B"}, {"id": ""}, {"id": "日本"}):
+            error = (await world.http.post("/api/v1/tenants", json=body)).json()["error"]
+            assert "`id`: not a name (accepted: 1 to 63 of a-z" in error["message"], error
 
 
 @on_loop

@@ -32,6 +32,8 @@ def price_routes(billing: Billing, guarded: Guarded) -> list[Route]:
     async def add_price(request: Request, identity: Identity) -> Response:
         """Add a price version. It never touches what was rated already."""
         version = price_of(await body_as(request, PriceCreate), billing.clock.now_ms())
+        if owner := version.tenant or version.endpoint.partition("/")[0]:
+            await billing.check_tenant(owner)
         added = await billing.add_price(version)
         return answer(_view(added), status=201)
 

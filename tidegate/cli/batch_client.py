@@ -8,7 +8,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from tidegate.cli.client import TIMEOUT_S_MAX, read_ready, refused
+from tidegate.cli.client import TIMEOUT_S_MAX, check_key, platform_url, read_ready, refused
 from tidegate.cli.output import Problem
 
 Key = Annotated[str | None, typer.Option("--key", envvar="TIDEGATE_API_KEY", help="a tenant's API key")]
@@ -23,14 +23,15 @@ class Batches:
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
         import httpx
 
-        if url is None or key is None:
+        if url is None:
             ready = read_ready()
-            url, key = url or ready["base_url"], key or ready["api_key"]
-        if not key:  # a platform without the demo tenant has no tenant's key of its own
+            url, key = ready["base_url"], ready["api_key"] if key is None else key
+        if not key:  # of another platform, or of one without the demo tenant, no tenant's key is known
             made = "`tidegate keys create TENANT` makes one"
             raise Problem(f"batches are a tenant's: say --key or TIDEGATE_API_KEY; {made}", exit_code=2)
         self._httpx = httpx
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = platform_url(url)
+        check_key(key)
         headers = {"authorization": f"Bearer {key}"}
         self._client = httpx.Client(base_url=f"{self.url}/v1/", headers=headers, timeout=TIMEOUT_S_MAX)
 

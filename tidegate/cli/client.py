@@ -32,10 +32,9 @@ class Api:
         if url is None or key is None:
             ready = read_ready()
             url, key = url or ready["base_url"], key or ready["admin_key"]
-        if not url.startswith(("http://", "https://")):
-            raise Problem(f"--url: {url[:80]!r} is not the URL of a platform, e.g. http://127.0.0.1:8000", exit_code=2)
         self._httpx = httpx
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = platform_url(url)
+        check_key(key)
         self._client = httpx.Client(
             base_url=f"{self.url}/api/v1/", headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT_S_MAX
         )
@@ -90,6 +89,25 @@ class Api:
 def given(**fields: Any) -> dict[str, Any]:
     """Options that were given: what was left out is for the platform to decide."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def platform_url(url: str) -> str:
+    """Without what comes after the platform's own address. Raises Problem for what is none."""
+    import httpx
+
+    try:
+        usable = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
+        raise Problem(f"--url: {url[:80]!r} is not the URL of a platform, e.g. http://127.0.0.1:8000", exit_code=2)
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def check_key(key: str) -> None:
+    """Raises Problem for what no header can carry; the key itself is not said."""
+    if not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise Problem("--key: not a key: it is empty, or has characters no key has (keys begin with tg-)", exit_code=2)
 
 
 def escaped(name: str) -> str:

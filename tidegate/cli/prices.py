@@ -113,6 +113,8 @@ def rerate(
     key: Key = None,
 ) -> None:
     """Rate a period again by the present price book: reversing entries and new ones, dated now. `undo` undoes it."""
+    if not any((start, end, period)):
+        raise Problem("say which period: --period 2026-10, or --from and --to", exit_code=2)
     body = given(**{"from": start, "to": end, "period": period, "id": id, "dry_run": dry_run})
     report = Api(url, key).post("prices/rerates", body)
     if output is Format.JSON:

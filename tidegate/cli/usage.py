@@ -130,7 +130,7 @@ def _parquet(text: str, file: Path) -> None:
     try:
         polars.read_csv(io.BytesIO(text.encode()), schema=kinds).write_parquet(file)
     except OSError as error:
-        raise Problem(f"{file}: {error.strerror}") from None
+        raise Problem(f"{file}: {error.strerror}", exit_code=2) from None
 
 
 def _rows(text: str, form: Export) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def save(file: Path, text: str) -> None:
     try:
         file.write_text(text, newline="")
     except OSError as error:
-        raise Problem(f"{file}: {error.strerror}") from None
+        raise Problem(f"{file}: {error.strerror}", exit_code=2) from None
 
 
 def _typed(name: str, text: str) -> Any:

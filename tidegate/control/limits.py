@@ -65,7 +65,8 @@ def _limits(body: LimitsPut, before: Limits | None, now_ms: int) -> Limits:
     )
     rates = (body.requests_per_minute, body.tokens_per_minute, body.concurrency)
     if not budgets and rates == (None, None, None):
-        raise Refusal("invalid_request", "no limit is named; to remove them all, DELETE", param="requests_per_minute")
+        message = "no limit is named; to remove them all, DELETE (`tidegate limits remove`)"
+        raise Refusal("invalid_request", message, param="requests_per_minute")
     return Limits(body.scope, body.subject, *rates, budgets)
 
 

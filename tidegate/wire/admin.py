@@ -7,7 +7,7 @@ epoch milliseconds.
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -383,6 +383,8 @@ def _refusal(text: str, kind: type[Struct]) -> Refusal:
         path, message = f"{path}.{unknown[1]}".lstrip("."), "unknown field"
     elif missing := _MISSING.search(message):
         path, message = f"{path}.{missing[1]}".lstrip("."), "required field is missing"
+    elif "matching regex" in message:
+        message = "not a name"
     accepted = _accepted(kind, path)
     subject = f"`{path}`: " if path else ""
     return Refusal("invalid_request", f"{subject}{message}{accepted}", param=path or None)
@@ -395,6 +397,6 @@ def _accepted(kind: type[Struct], path: str) -> str:
             continue
         if isinstance(field.type, type) and issubclass(field.type, Enum):
             return f" (accepted: {', '.join(str(member.value) for member in field.type)})"
-        if NAME_PATTERN in repr(field.type):
+        if Name in (field.type, *get_args(field.type)):
             return " (accepted: 1 to 63 of a-z 0-9 . _ - starting and ending with a letter or digit)"
     return ""
