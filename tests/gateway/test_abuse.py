@@ -160,6 +160,32 @@ def test_a_slow_body_and_a_slow_head_are_given_up(tmp_path: Path, monkeypatch: p
     run(main())
 
 
+def test_of_too_many_connections_those_go_that_ask_nothing(tmp_path: Path) -> None:
+    """A slow head, a silent one, one kept alive, each for one that came; nobody who works."""
+
+    async def main() -> None:
+        async with rig(tmp_path, connections_max=4) as r:
+            r.engine.script.extend([hang] * 4)
+            slow, silent, kept = await r.client(), await r.client(), await r.client()
+            await slow.send(b"POST /v1/chat/completions HTTP/1.1\r\n")
+            await kept.get("/healthz")
+            assert (await kept.reply()).status == 200
+            working = [await r.client()]
+            for _ in (slow, silent, kept):
+                await working[-1].post("/v1/chat/completions", chat(stream=True))
+                await until(lambda: len(r.engine.exchanges) == len(working), "its stream")
+                working.append(await r.client())
+            assert [await one.reader.read() for one in (slow, silent, kept)] == [b""] * 3, "closed for them"
+            await working[-1].post("/v1/chat/completions", chat(stream=True))
+            await until(lambda: len(r.engine.exchanges) == 4, "the last stream")
+            refused = await (await r.client()).reply()
+            assert (refused.status, refused.error["code"]) == (503, "not_ready")
+            for client in working:
+                client.hang_up()
+
+    run(main())
+
+
 def test_clients_that_leave_in_the_middle_of_a_body_leave_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with rig(tmp_path) as r:

@@ -10,11 +10,13 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -33,6 +35,7 @@ from tidegate.transports import secure
 from tidegate.transports import socket as sockets
 from tidegate.transports.tls import JOURNAL, LINK, Credentials, Dialer
 
+OTHER_DESCRIPTORS = 256  # the journal, links, idle connections to engines
 SHIP_S_MAX = 5.0  # at the end: what is not over there by then is shipped after the next start
 
 
@@ -63,6 +66,18 @@ def boot_id(name: str) -> str:
     return f"{name + '+' if name else 'gw-'}{time.time_ns() // 1_000_000:x}-{secrets.token_hex(3)}"
 
 
+def connections_max() -> int:
+    """How many clients this process has descriptors for, each with its stream to an engine, once it has taken all that
+    it may have: the usual soft limit of 1,024 is less than one service keeps open.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * GatewayLimits().connections_max + OTHER_DESCRIPTORS
+    if soft < wanted and soft != resource.RLIM_INFINITY:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max((min(soft, wanted) - OTHER_DESCRIPTORS) // 2, 1) if soft != resource.RLIM_INFINITY else wanted // 2
+
+
 async def serve(settings: GatewayProcess) -> None:
     """Until SIGTERM, or until the platform is gone (its end of the lifeline closes)."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -91,7 +106,7 @@ async def serve(settings: GatewayProcess) -> None:
         journal=journal,
         clock=clock,
         admin_address=settings.admin_address,
-        limits=settings.limits,
+        limits=replace(settings.limits, connections_max=connections_max()),
         dial=dialer.relay if dialer is not None else None,
     )
     server = Server(gateway)

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,6 +24,7 @@ from tidegate.wire import openai
 
 SESSIONS = b"/v1/realtime"
 PEER = "tidegate.peer"  # key of the Peer in an ASGI scope
+LOOKED_AT_MAX = 256  # connections, when one must go for a new one
 _BODY = (b"content-length", b"transfer-encoding")
 _PLAIN = {f"/v1/{api}".encode(): f"/v1/{api}" for api in KINDS}  # targets that need no parsing
 
@@ -70,6 +72,11 @@ class Front(HttpToolsProtocol):
         self._idle_since = 0.0
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections_max:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -203,6 +210,17 @@ class Front(HttpToolsProtocol):
                 + body
             )
         self.transport.close()
+
+    def _make_room(self) -> None:
+        """Descriptors are few: a segment of the journal and a connection to an engine need one, too. Of those that ask
+        nothing the one goes that has done so for longest; where all work, it is this one that is refused.
+        """
+        some = [c for c in islice(self.connections, LOOKED_AT_MAX) if isinstance(c, Front) and c is not self]
+        waiting = [c for c in some if not (c._cycles or c.transport.is_closing())]
+        if waiting:
+            min(waiting, key=lambda c: c._message_since or c._idle_since).transport.close()
+        else:
+            self._refuse("not_ready", f"{self.limits.connections_max} connections are open and all of them at work")
 
     def sweep(self, now: float) -> None:
         """Gives up clients that send, or read, too slowly. `now` is the loop's clock in seconds."""

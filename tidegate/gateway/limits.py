@@ -15,12 +15,11 @@ class GatewayLimits:
     head_fields_max: int = 100
     head_ms_max: int = 10_000
 
-    # Connections of clients, open at once: descriptors are few, and the journal and engines need theirs.
-    connections_max: int = 512
-
-    # What a client is sent: how long it may leave that unread, and how long its connection may be idle.
+    # What a client is sent: how long it may leave that unread, and how long its connection may be idle. Beyond
+    # `connections_max` one that asks nothing goes for each that comes.
     client_stall_ms_max: int = 60_000
     keep_alive_ms_max: int = 75_000
+    connections_max: int = 8_192
 
     # The waiting room: these cap what an endpoint's own limits may be. A held stream is silent for
     # `hold_quiet_ms_max`, then a comment every `hold_comment_ms` keeps it open.
