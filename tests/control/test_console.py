@@ -70,7 +70,8 @@ OF_ARRAYS = {"map", "filter", "length", "reduce", "join"}
 @on_loop
 async def test_the_page_and_its_files_are_served_with_a_strict_policy(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
-        assert (await world.http.get("/console")).headers["location"] == "/console/"
+        for path in ("/", "/console"):
+            assert (await world.http.get(path)).headers["location"] == "/console/"
         page = await world.http.get("/console/", headers={"authorization": ""})
         assert page.status_code == 200
         policy = page.headers["content-security-policy"]

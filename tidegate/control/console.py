@@ -39,7 +39,12 @@ def routes() -> list[Route]:
     async def slash(_request: Request) -> Response:
         return RedirectResponse("/console/", 308)
 
+    async def home(_request: Request) -> Response:
+        """A browser pointed at the platform's address finds the page for people."""
+        return RedirectResponse("/console/", 307)
+
     return [
+        Route("/", home, methods=["GET"]),
         Route("/console", slash, methods=["GET"]),
         *(Route(f"/console/{name}", page, methods=["GET"]) for name in contents),
     ]

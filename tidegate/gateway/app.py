@@ -196,7 +196,8 @@ class Gateway:
                     raise Refusal("method_not_allowed", f"{path[:100]} answers GET only")
                 await handler(scope, receive, send, request_id)
             elif (path == "/v1" or path.startswith("/v1/")) and not path.startswith(BATCH_APIS):
-                raise Refusal("not_found", "no such path")
+                missing = f"there is no {scope['method']} {path[:100]}"
+                raise Refusal("not_found", f"{missing}; a base URL ends in /v1, once: POST /v1/chat/completions")
             else:
                 if path.startswith(BATCH_APIS):
                     self._check_upload(scope)
