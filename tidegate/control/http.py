@@ -82,7 +82,8 @@ def on_http_exception(request: Request, error: Exception) -> Response:
         return response
     if error.status_code == 404:
         missing = f"there is no {request.method} {request.url.path[:100]}"
-        return on_refusal(request, Refusal("not_found", f"{missing}; OpenAI's API is under /v1, this one under /api/v1"))
+        elsewhere = "OpenAI's API is under /v1, this one under /api/v1"
+        return on_refusal(request, Refusal("not_found", f"{missing}; {elsewhere}"))
     return on_refusal(request, Refusal("invalid_request", str(error.detail)))
 
 
