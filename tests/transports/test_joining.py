@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -338,6 +339,30 @@ def test_silence_ends_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         there = await machine.links.accept()
         with pytest.raises(LinkFault, match="nothing was heard"):
             await there.receive()
+        await link.close()
+        await there.close()
+
+    run(tmp_path, scenario)
+
+
+def test_a_process_that_stood_still_takes_nobody_else_for_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile is there and only not read yet: else a pause of the platform would cost it every node."""
+    monkeypatch.setattr(secure, "SILENCE_MS_MAX", 100)
+    monkeypatch.setattr(secure, "BEAT_MS", 60_000)
+
+    async def scenario(machine: ControlMachine) -> None:
+        known, credentials = await machine.joined("node", "us-1")
+        link = await secure.connector(Dialer(credentials), known.control, LINK)()
+        there = await machine.links.accept()
+        await link.send(HELLO)
+        assert await there.receive() == HELLO
+        listening = asyncio.create_task(there.receive())
+        await asyncio.sleep(0)
+        await link.send(HELLO)
+        time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still for longer than silence may last
+        assert await listening == HELLO
         await link.close()
         await there.close()
 
