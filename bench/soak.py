@@ -20,6 +20,7 @@ system of its own, so that the disk can be full.
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -43,6 +44,7 @@ RECOVER_S_MAX = 60.0
 DISK = "size=256m"
 
 
+@functools.cache
 def models() -> dict[str, Path]:
     """Two for each endpoint, and nobody else's."""
     from transformers.utils import logging
@@ -56,9 +58,13 @@ def models() -> dict[str, Path]:
     return found | {"embed": make.bert_embedding()}
 
 
+@functools.cache
+def truths() -> dict[tuple[str, str, int], str]:
+    return exactness.truths({name: path for name, path in models().items() if name != "embed"})
+
+
 def run_seed(seed: int, seconds: float, clients: int, only: set[str], directory: Path) -> dict[str, Any]:
-    made = models()
-    said = exactness.truths({name: path for name, path in made.items() if name != "embed"})
+    made, said = models(), truths()
     with contextlib.ExitStack() as stack:
         platform = stack.enter_context(running(directory, config=soak_world.CONFIG))
         world = World(platform, made, seed)

@@ -31,7 +31,7 @@ class Seen:
     from_s: float
     to_s: float = float("inf")
     prompt: str = ""
-    count: int = 0
+    count: int = 0  # tokens asked for; of a session, responses
     request_id: str = ""
     text: str = ""
     tokens: int = 0
@@ -128,8 +128,8 @@ class Clients:
             endpoint = dice.choice(list(ENDPOINTS))
             if endpoint.partition("/")[0] in self._world.keys:
                 seen = self._seen(dice, endpoint, self._world.urls[0])
-                seen.kind, seen.prompt = "session", ""
-                await _session(seen, dice.randint(1, 3))
+                seen.kind, seen.prompt, seen.count = "session", "", dice.randint(1, 3)
+                await _session(seen)
                 seen.to_s = self._world.now_s()
 
     async def _batches(self) -> None:
@@ -173,13 +173,13 @@ async def _read_events(reply: httpx.Response, seen: Seen, events_max: int | None
     seen.detail = "ended without [DONE]"
 
 
-async def _session(seen: Seen, responses: int) -> None:
-    """`responses` in one session. Its tokens are what was told to have been used; errors inside end it."""
+async def _session(seen: Seen) -> None:
+    """`count` responses in one session. Its tokens are what was told to have been used; errors inside end it."""
     client = openai.AsyncOpenAI(base_url=f"{seen.gateway}/v1", api_key=seen.key.secret, max_retries=0)
     item: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": PROMPTS[0]}]}
     try:
         async with asyncio.timeout(TIMEOUT_S), client.realtime.connect(model=seen.endpoint) as session:
-            for _ in range(responses):
+            for _ in range(seen.count):
                 await session.conversation.item.create(item=item)
                 await session.response.create(response={"max_output_tokens": TOKENS[0]})
                 while (event := await session.recv()).type not in ("response.done", "error"):

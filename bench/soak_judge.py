@@ -98,18 +98,15 @@ def _billed(world: World, seen: list[Seen], rows: Rows, lines: set[str]) -> None
             world.problems.append(f"billed {billed}, less than its client read: {one}")
         if row and (row["tenant"], row["endpoint"]) != (one.tenant, one.endpoint):
             world.problems.append(f"billed to {row['tenant']} for {row['endpoint']}: {one}")
-    sessions = [s for s in seen if s.kind == "session"]
-    billed = sum(row["output_tokens"] for row in rows.values() if row["api"] == "realtime")
-    if billed < (used := sum(s.tokens for s in sessions)):
-        world.problems.append(f"sessions were told of {used} tokens, {billed} are billed")
     known = {s.request_id for s in seen} | lines
-    strange = [
-        row for row in rows.values() if row["id"] not in known and row["output_tokens"] and row["api"] != "realtime"
-    ]
-    unseen = [row for row in strange if row["mode"] != "batch"]
-    cuts = sum(s.outcome == "cut" for s in seen)
-    if len(unseen) > cuts:
-        world.problems.append(f"{len(unseen)} billed that nobody asked, {cuts} were cut off: {unseen[:2]}")
+    strange = [row for row in rows.values() if row["id"] not in known and row["output_tokens"]]
+    unseen = [row for row in strange if row["mode"] != "batch"]  # of sessions, and of those who were cut off
+    told = sum(s.tokens for s in seen if s.kind == "session")
+    if sum(row["output_tokens"] for row in unseen) < told:
+        world.problems.append(f"sessions were told of {told} tokens, less is billed")
+    expected = sum(s.outcome == "cut" for s in seen) + sum(s.count for s in seen if s.kind == "session")
+    if len(unseen) > expected:
+        world.problems.append(f"{len(unseen)} billed that {expected} asked: {unseen[:2]}")
     doubled = [row for row in strange if row["mode"] == "batch" and row["outcome"] == "completed"]
     if doubled:
         world.problems.append(f"lines billed that no batch has: {doubled[:2]}")
@@ -185,7 +182,7 @@ def as_many_as_there_should_be(world: World) -> None:
 def _sockets(world: World) -> list[Path]:
     data = world.platform.directory / "data"
     runs = {(folder / "run").resolve() for folder in (data, *data.glob("nodes/*"))}
-    return [socket for run in runs for socket in run.glob("replica-*.sock")]
+    return [socket for run in runs for socket in run.glob("engine-*.sock")]
 
 
 def left_over(world: World, before: list[psutil.Process]) -> None:

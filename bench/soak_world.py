@@ -64,7 +64,7 @@ class Op:
 @dataclass(slots=True)
 class Key:
     id: str
-    secret: str
+    secret: str = field(repr=False)
     revoked_s: float = float("inf")
 
 
@@ -112,11 +112,9 @@ class World:
         for tenant in TENANTS:
             self.admin("POST", "/api/v1/tenants", {"id": tenant})
             self.new_key(tenant)
-        for number, (endpoint, regions) in enumerate(ENDPOINTS.items()):
-            body = {"model": f"m{number}", "regions": regions, "slots": 4, "accelerator_memory": REPLICA_MEMORY}
-            self.apply(endpoint, body)
-        self.apply(EMBED, {"model": "embed", "regions": ["local", "east"]})
         wait_until(lambda: self.regions() == {"local", "east"}, "both regions")
+        for endpoint in (*ENDPOINTS, EMBED):
+            assert (said := self.apply(endpoint, _base(endpoint))) == "200", f"{endpoint}: {said}"
         wait_until(lambda: not self.coming(), "first loads", 120)
 
     def regions(self) -> set[str]:
@@ -156,10 +154,8 @@ class World:
 
     def admin(self, method: str, path: str, body: object = None) -> httpx.Response:
         """Asked again while the platform is on its way back; what answers 5xx then is a problem."""
-        deadline, headers = (
-            time.monotonic() + ADMIN_S_MAX,
-            {"authorization": f"Bearer {self.platform.ready['admin_key']}"},
-        )
+        headers = {"authorization": f"Bearer {self.platform.ready['admin_key']}"}
+        deadline = time.monotonic() + ADMIN_S_MAX
         while True:
             try:
                 url = self.platform.base_url + path
@@ -421,5 +417,7 @@ def restore(world: World) -> None:
         if process.poll() is not None:
             world.problems.append(f"{name} ended by itself with {process.returncode}")
             world.part(name)
+    wait_until(lambda: world.regions() == {"local", "east"}, "both regions again")
     for endpoint in (*ENDPOINTS, EMBED):
-        world.apply(endpoint, _base(endpoint))
+        if (said := world.apply(endpoint, _base(endpoint))) != "200":
+            world.problems.append(f"{endpoint} is not taken back: {said}")
