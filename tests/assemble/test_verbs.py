@@ -46,6 +46,19 @@ def test_the_life_of_an_endpoint(run: Any, tmp_path: Path) -> None:
         for generation in (2, 2):  # the same again changes nothing
             applied = await as_json(live, "endpoints", "apply", "-f", str(file))
             assert (applied["generation"], applied["slots"]) == (generation, 3)
+        several = tmp_path / "several.json"
+        wanted = [{"name": f"zeta/{name}", "model": model} for name in ("two", "three")]
+        several.write_text(json.dumps({"endpoints": wanted}))
+        assert [e["name"] for e in await as_json(live, "endpoints", "apply", "-f", str(several))] == [
+            "zeta/two",
+            "zeta/three",
+        ]
+        several.write_text(json.dumps({"endpoints": [wanted[0], wanted[1] | {"slots": 0}]}))
+        _, partly = await tidegate(live, "endpoints", "apply", "-f", str(several), expected=2)
+        assert "zeta/three: `slots`" in partly
+        assert "1 of 2 were applied before it" in partly
+        for name in ("zeta/two", "zeta/three"):
+            await as_json(live, "endpoints", "delete", name)
         await as_json(live, "endpoints", "wake", "zeta/one")
         await as_json(live, "endpoints", "sleep", "zeta/one")
         assert await as_json(live, "endpoints", "logs", "zeta/one")

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,7 @@ def create(
     if any(endpoint["name"] == name for endpoint in api.get("endpoints")["data"]):
         raise Problem(f"{name} exists already; `tidegate endpoints apply` changes it", exit_code=2)
     _ensure_tenant(api, name)
-    _apply(api, name, body, wait, output)
+    _brief([_apply(api, name, body, wait)], output)
 
 
 def _engine_args(given: list[str] | None) -> dict[str, str] | None:
@@ -106,21 +107,31 @@ def _engine_args(given: list[str] | None) -> dict[str, str] | None:
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Option("--file", "-f", help="TOML or JSON: `name` and the fields of an endpoint")],
+    file: Annotated[Path, typer.Option("--file", "-f", help="TOML or JSON: one endpoint, or a list `endpoints`")],
     wait: Annotated[bool, typer.Option("--wait", help="wait until it is ready or has failed")] = False,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Make an endpoint be as the file says. Applying the same again changes nothing."""
-    api = Api(url, key)
-    for body in _declared(file):
+    """Make endpoints be as the file says: one, or a list `endpoints`. Applying the same again changes nothing."""
+    api, applied, declared = Api(url, key), [], _declared(file)
+    for body in declared:
         name = str(body.pop("name"))
         body["model"] = _model(str(body.get("model", "")))
         if isinstance(canary := body.get("canary"), dict):
             body["canary"] = canary | {"model": _model(str(canary.get("model", "")))}
-        _ensure_tenant(api, name)
-        _apply(api, name, body, wait, output)
+        try:
+            _ensure_tenant(api, name)
+            applied.append(_apply(api, name, body, wait))
+        except Problem as problem:
+            if len(declared) == 1:
+                raise
+            before = f"; {len(applied)} of {len(declared)} were applied before it"
+            raise Problem(f"{name}: {problem}{before}", problem.exit_code) from None
+    if output is Format.JSON and len(applied) > 1:
+        show(applied, output)
+    else:
+        _brief(applied, output)
 
 
 @app.command()
@@ -135,7 +146,7 @@ def wake(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key = 
     """Bring an endpoint to ready without waiting for a request."""
     api = Api(url, key)
     api.post(f"endpoints/{escaped(name)}/wake")
-    _brief(api.get(f"endpoints/{escaped(name)}"), output)
+    _brief([api.get(f"endpoints/{escaped(name)}")], output)
 
 
 @app.command()
@@ -143,7 +154,7 @@ def sleep(name: Name, output: Output = Format.TABLE, url: Url = None, key: Key =
     """Give an endpoint's accelerator memory back now; its next request wakes it."""
     api = Api(url, key)
     api.post(f"endpoints/{escaped(name)}/sleep")
-    _brief(api.get(f"endpoints/{escaped(name)}"), output)
+    _brief([api.get(f"endpoints/{escaped(name)}")], output)
 
 
 @app.command()
@@ -202,7 +213,7 @@ def _row(endpoint: dict[str, Any]) -> dict[str, Any]:
     return endpoint | {"replicas": cell(replicas), "memory": size(endpoint["accelerator_bytes"])}
 
 
-def _apply(api: Api, name: str, body: dict[str, Any], wait: bool, output: Format) -> None:
+def _apply(api: Api, name: str, body: dict[str, Any], wait: bool) -> dict[str, Any]:
     endpoint = api.put(f"endpoints/{escaped(name)}", body)
     deadline = time.monotonic() + WAIT_S_MAX
     while wait and endpoint["state"] not in SETTLED:
@@ -212,12 +223,12 @@ def _apply(api: Api, name: str, body: dict[str, Any], wait: bool, output: Format
             raise Problem(f"{name} is still {endpoint['state']} after {WAIT_S_MAX:.0f} s: {endpoint['reason']}")
         time.sleep(WAIT_POLL_S)
         endpoint = api.get(f"endpoints/{escaped(name)}")
-    _brief(endpoint, output)
+    return dict(endpoint)
 
 
-def _brief(endpoint: dict[str, Any], output: Format) -> None:
-    """After an act: its line of the list; `get` shows the whole."""
-    show(endpoint if output is Format.JSON else [_row(endpoint)], output, COLUMNS, "", SPARE)
+def _brief(endpoints: Sequence[dict[str, Any]], output: Format) -> None:
+    """After an act: lines of the list; `get` shows the whole."""
+    show(endpoints[0] if output is Format.JSON else [_row(one) for one in endpoints], output, COLUMNS, "", SPARE)
 
 
 def _ensure_tenant(api: Api, name: str) -> None:
