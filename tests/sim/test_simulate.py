@@ -150,30 +150,6 @@ def test_every_request_ends_once_and_kv_is_given_back(arrivals: list[tuple[float
     assert compute.engines["r"].kv_free == compute.engines["r"].tokens_max
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20), st.integers(1, 9)), max_size=10))
-@settings(max_examples=200, deadline=None)
-def test_the_heaviest_disjoint_set_is_disjoint_and_the_heaviest(raw: list[tuple[int, int, int]]) -> None:
-    intervals = [(float(s), float(s + length), float(need)) for s, length, need in raw]
-    chosen = sorted(bound.heaviest_disjoint(intervals))
-    assert all(a[1] <= b[0] for a, b in pairwise(chosen))
-    best = 0.0
-    for mask in range(1 << len(intervals)):
-        some = sorted(i for n, i in enumerate(intervals) if mask >> n & 1)
-        if all(a[1] <= b[0] for a, b in pairwise(some)):
-            best = max(best, sum(i[2] for i in some))
-    assert sum(i[2] for i in chosen) == best
-
-
-def test_the_bound_is_not_above_what_one_accelerator_does(tmp_path: Path) -> None:
-    """Long answers decode together: one after the other they would take three accelerators, beside each other one."""
-    rows = [f"{k * 0.4:.3f},e,1200,{300 + 400 * (k % 3)}" for k in range(600)]
-    path = tmp_path / "busy.csv"
-    path.write_text("\n".join(["t_s,endpoint,input_tokens,output_tokens", *rows]))
-    run = api.simulate(path, policy="tidegate", accelerators=1, slo_ttft_ms=500.0)
-    assert run["slo_attainment"] >= 0.99
-    assert bound.lower_bound(profile.load(None), path, 0.99, 500.0).accelerators == 1
-
-
 def test_arrival_processes_have_their_rate_and_burstiness() -> None:
     gaps = {}
     for shape in ("poisson", "gamma"):

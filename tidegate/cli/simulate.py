@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ Trace = Annotated[Path, typer.Option(help="CSV, CSV.gz or Parquet: t_s,endpoint,
 Fleet = Annotated[Path | None, typer.Option(help="fleet and model profiles (TOML)")]
 Slo = Annotated[int, typer.Option("--slo-ttft-ms", min=1, help="TTFT target beyond the prefill itself")]
 TRIES_A_PROCESS = 16
+ALONE_SHOWN = 8
 Tell = Callable[[str, int, int], None]
 
 
@@ -91,8 +92,20 @@ def plan(
     bound = result["lower_bound"]
     rows = [{"policy": name, "accelerators": fewest or "more than 64"} for name, fewest in result["policies"].items()]
     show([*rows, {"policy": bound["name"], "accelerators": f"≥ {bound['accelerators']}"}], output, title=title)
+    if each_endpoint:
+        _show_bound(bound, output)
     ways = [{"way": way, **costs} for way, costs in result["keep_alive"]["over_clairvoyant"].items()]
     show(ways, output, title="giving idle places up: cost over the clairvoyant's (1 is its equal)")
+
+
+def _show_bound(bound: dict[str, Any], output: Format) -> None:
+    """What the bound of each endpoint rests on: who needs the most alone, and when all together need the most."""
+    most = sorted(bound["alone"].items(), key=lambda found: (-found[1], found[0]))[:ALONE_SHOWN]
+    rows = [{"asks": name, "accelerators": f"≥ {count}"} for name, count in most]
+    if (peak := bound["peak"]) is not None:
+        when = f"all together, {peak['from_s']:,.0f} to {peak['to_s']:,.0f} s"
+        rows = [{"asks": when, "accelerators": f"≥ {peak['accelerators']}"}, *rows]
+    show(rows, output, title="what the bound rests on: endpoints alone, with the fleet to themselves, and all together")
 
 
 def _known(policy: str) -> None:

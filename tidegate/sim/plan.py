@@ -8,7 +8,7 @@ from that by a few requests. With a pool, policies are searched beside each othe
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +54,14 @@ class _Search:
     summary: trace.TraceSummary
     wanted: list[Deployment]
     bound: Bound
-    attainment: float
-    each_endpoint: bool
+    allowed: dict[str, float]
     slo_ttft_ms: float
     progress: Progress | None
-
-    def allowed(self) -> dict[str, float]:
-        share = 1.0 - self.attainment
-        if not self.each_endpoint:
-            return {"": self.summary.requests * share}
-        totals = {name: t.requests for name, t in self.summary.endpoints.items()}
-        allowed = {name: count * share for name, count in totals.items() if count >= ENDPOINT_REQUESTS_MIN}
-        rest = sum(count for count in totals.values() if count < ENDPOINT_REQUESTS_MIN)
-        return {**allowed, "": rest * share}
 
     def meets(self, policy: str, accelerators: int | None) -> int | None:
         """How many accelerators the run had if it met the target, else None."""
         setup = baselines.prepare(policy, self.profile, self.wanted, accelerators, self.path)
-        judge = Judge(self.slo_ttft_ms, self.profile.tpot_ms, allowed=self.allowed())
+        judge = Judge(self.slo_ttft_ms, self.profile.tpot_ms, allowed=dict(self.allowed))
         progress = self.progress
 
         def tell(done: int) -> None:
@@ -159,21 +149,32 @@ def plan(
 ) -> dict[str, Any]:
     """By policy the fewest accelerators that serve a share `attainment` of the requests within the SLO, and a bound.
 
-    `each_endpoint` asks it of every endpoint with 100 requests or more, and of the rest together. None where not even
-    `ACCELERATORS_MAX` do. `keep_alive` is what giving idle places up costs over the clairvoyant's way. Raises Refusal
-    for bad input, OSError for an unreadable file.
+    `each_endpoint` asks it of every endpoint with 100 requests or more, and of the rest together; the bound
+    then also says what each needs alone. None where not even `ACCELERATORS_MAX` do. `keep_alive` is what giving idle
+    places up costs over the clairvoyant's way. Raises Refusal for bad input, OSError for an unreadable file.
     """
     path = Path(trace_path)
     profile = load(Path(fleet) if fleet is not None else None)
     summary = trace.summarize(path)
     wanted = deployments(profile, summary, slo_ttft_ms)
-    bound = lower_bound(profile, path, attainment, slo_ttft_ms)
-    search = _Search(profile, path, summary, wanted, bound, attainment, each_endpoint, slo_ttft_ms, progress)
+    allowed = _allowed(summary, 1.0 - attainment, each_endpoint)
+    bound = lower_bound(profile, path, allowed, slo_ttft_ms)
+    search = _Search(profile, path, summary, wanted, bound, allowed, slo_ttft_ms, progress)
     return {
         "attainment": attainment,
         "slo_ttft_ms": slo_ttft_ms,
         "each_endpoint": each_endpoint,
         "policies": search.in_pool(policies, pool) if pool is not None else search.one_by_one(policies),
-        "lower_bound": {"name": bound.name, "accelerators": bound.accelerators},
+        "lower_bound": asdict(bound),
         "keep_alive": clairvoyant.report(path, fleet=fleet),
     }
+
+
+def _allowed(summary: trace.TraceSummary, share: float, each_endpoint: bool) -> dict[str, float]:
+    """How many may miss: of all, or of each endpoint with requests enough to tell, and of the rest together."""
+    if not each_endpoint:
+        return {"": summary.requests * share}
+    totals = {name: t.requests for name, t in summary.endpoints.items()}
+    allowed = {name: count * share for name, count in totals.items() if count >= ENDPOINT_REQUESTS_MIN}
+    rest = sum(count for count in totals.values() if count < ENDPOINT_REQUESTS_MIN)
+    return {**allowed, "": rest * share}
