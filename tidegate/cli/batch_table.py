@@ -30,7 +30,6 @@ class Table:
         system: str | None = None,
     ) -> None:
         self._rows = _read(source)
-        self._source = source
         self._to = to or source.with_suffix(f".results{source.suffix}")
         self._prompt, self._column, self._model = prompt, column, model
         self._max_tokens, self._system = max_tokens, system

@@ -16,14 +16,13 @@ class Outcome(StrEnum):
 
 
 class CountSource(StrEnum):
-    """Where the output token count is from: the engine's usage, the last delivered event's number, a
-    tokenizer, or the pieces of text delivered: one token each at least (a remote API's stream that was cut off).
+    """Where the output token count is from: the engine's usage, the number on the last event delivered, or
+    the pieces of text delivered: one token each at least (a remote API's stream that was cut off).
     """
 
     NONE = auto()
     ENGINE_USAGE = auto()
     DELIVERED_EVENT = auto()
-    TOKENIZER = auto()
     DELIVERED_PIECES = auto()
 
 

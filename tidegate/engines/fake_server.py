@@ -27,7 +27,6 @@ class FakeServer:
         self._writers: set[asyncio.StreamWriter] = set()
         self.refuses: Callable[[], bool] = lambda: False
         self.running = 0
-        self.requests_total = 0
         self.prompt_tokens_total = 0
         self.completion_tokens_total = 0
 
@@ -77,7 +76,6 @@ class FakeServer:
             _reply(writer, 200, openai.encode({"object": "list", "data": [{"id": "fake", "object": "model"}]}))
             return
         self.running += 1
-        self.requests_total += 1
         try:
             await self._complete(path, msgspec.json.decode(raw), writer)
         finally:

@@ -48,7 +48,6 @@ class Device:
     compute: Compute
     used: int = 0
     link_free_ms: float = 0.0
-    swap_ms: float = 0.0
 
 
 class SimNode:
@@ -103,7 +102,6 @@ class SimNode:
             begin = max(begin, self.devices[accelerator].link_free_ms)
         for accelerator in command.accelerators:
             self.devices[accelerator].link_free_ms = begin + each
-            self.devices[accelerator].swap_ms += begin + each - now_ms
         return self._begin(process, S.WAKING, begin + each)
 
     def sleep(self, command: Sleep, now_ms: float) -> float:
