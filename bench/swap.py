@@ -9,7 +9,10 @@ kept in the temporary folder. All figures are of one run on one machine; only th
 * canary: what the node's supervisor adds between wake and READY (8 greedy tokens, so mostly reading the weights).
 * copy: bytes of the weights ÷ memcpy bandwidth between two prefaulted buffers, measured here (what a copy would take).
 
-The page cache is warm for all of them: the fresh process has just read the same file.
+The page cache is warm for all of them: the fresh process has just read the same file, and the first engine (not
+measured) has read it from the disk, after what else the page cache had of it was dropped. How a file came into the page
+cache decides how fast it is mapped: `torch_engine.memory.prefer_huge_pages`. `huge_pages_share` says how much of the
+engine's weights the kernel maps in pages of 2 MiB.
 """
 
 import asyncio
@@ -62,6 +65,7 @@ def run(rounds: int = ROUNDS) -> dict[str, Any]:
     weight_bytes = FileInspector().inspect(str(model)).weight_bytes
     threads = len(os.sched_getaffinity(0))
     fresh = [_fresh_ms(model, threads) for _ in range(rounds)]
+    _drop_from_page_cache(model)
     copy_ms = weight_bytes / memcpy_bytes_per_s() * 1000
     measured = asyncio.run(_engine_figures(model, threads, rounds))
     figures = {
@@ -98,15 +102,16 @@ async def _engine_figures(model: Path, threads: int, rounds: int) -> dict[str, A
             await _warm_template(driver, model)
             cold = [await _cold_ms(driver, model) for _ in range(rounds)]
             async with _engine(driver, model) as engine:
-                return {"cold_first_token_ms": _median(cold), **await _swap_figures(engine, rounds)}
+                return {"cold_first_token_ms": _median(cold), **await _swap_figures(engine, model, rounds)}
         finally:
             await driver.close()
             lifeline.close()
 
 
-async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
+async def _swap_figures(engine: BuiltinEngine, model: Path, rounds: int) -> dict[str, Any]:
     """Each round sleeps, wakes, asks, and asks again: the two requests meet the same machine, moments apart."""
     await first_token_ms(engine)
+    huge = _huge_pages_share(engine, model)
     sleep_ms, wake_ms, first_ms, awake_ms, canary_ms, freed = [], [], [], [], [], []
     for _ in range(SWAPS_A_ROUND * rounds):
         await engine.drain()
@@ -126,8 +131,21 @@ async def _swap_figures(engine: BuiltinEngine, rounds: int) -> dict[str, Any]:
         "wake_call_ms": _median(wake_ms),
         "canary_call_ms": _median(canary_ms),
         "sleep_call_ms": _median(sleep_ms),
+        "huge_pages_share": huge,
         "sleep_freed_rss_bytes": int(statistics.median(freed)),
     }
+
+
+def _huge_pages_share(engine: BuiltinEngine, model: Path) -> float:
+    rollup = Path(f"/proc/{engine.pid}/smaps_rollup").read_text()
+    mapped = sum(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("FilePmdMapped:"))
+    return round(mapped / sum(file.stat().st_size for file in model.glob("*.safetensors")), 2)
+
+
+def _drop_from_page_cache(model: Path) -> None:
+    for file in model.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _order(model: Path) -> StartOrder:
@@ -298,6 +316,8 @@ def table(figures: dict[str, Any]) -> str:
         ("copying the weights once (memcpy)", f"{figures['copy_ms']} ms", "", ""),
         ("wake from host → first token ÷ that copy", str(ratios["wake_to_copy"]), "", ""),
         ("the canary the node asks for before traffic", f"{figures['canary_call_ms']} ms", "", ""),
+        ("the wake call alone", f"{figures['wake_call_ms']} ms", "", ""),
+        ("share of the weights mapped in pages of 2 MiB", str(figures["huge_pages_share"]), "", ""),
         ("the sleep call", f"{figures['sleep_call_ms']} ms", "", ""),
         ("resident memory given back by it", f"{figures['sleep_freed_rss_bytes'] / 2**20:.0f} MiB", "", ""),
     ]  # fmt: skip

@@ -56,7 +56,7 @@ class HostCopy:
         self.buffer.copy_(shared_copy)
 
     def _take(self, area: mmap.mmap) -> None:
-        area.madvise(mmap.MADV_HUGEPAGE)  # fewer pages to lock and to map
+        memory.prefer_huge_pages(area)  # fewer pages to lock and to map
         self.buffer = torch.frombuffer(area, dtype=torch.uint8)
         self.files = [self.buffer[start : start + size] for start, size in self._places]
 
@@ -65,7 +65,7 @@ class HostCopy:
             raise MemoryFault(f"the host copy of the weights has {self.nbytes} bytes, host memory has less to give")
         os.ftruncate(file, self.nbytes + mmap.PAGESIZE)
         with mmap.mmap(file, self.nbytes) as area:
-            area.madvise(mmap.MADV_HUGEPAGE)
+            memory.prefer_huge_pages(area)
             target = torch.frombuffer(area, dtype=torch.uint8)
             for start, source in zip(starts, weights.files, strict=True):
                 target[start : start + source.buffer.numel()].copy_(source.buffer)

@@ -109,6 +109,7 @@ class WeightFile:
         self.specs = read_header(path)
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        memory.prefer_huge_pages(self._map)
         self.buffer = torch.frombuffer(self._map, dtype=torch.uint8)
 
     @property
