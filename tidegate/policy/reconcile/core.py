@@ -240,8 +240,7 @@ class FleetCore:
         places = tuple((node.id, a) for a in status.accelerators if a in known)
         name, generation = status.endpoint, status.generation
         replica = Replica(status.replica, name, node.id, places, deployment, generation, status.state, now_ms)
-        replica.ready_ms, replica.address = now_ms, status.address
-        replica.paused_ms = now_ms if status.paused else None
+        replica.ready_ms, replica.address, replica.paused_ms = now_ms, status.address, now_ms if status.paused else None
         fleet.add(replica)
         fleet.book.reserve_host(replica.id, node.id, status.host_bytes, found=True)
         asleep = status.state is S.ASLEEP and status.accelerator_bytes <= fleet.settings.slept_accelerator_bytes_max

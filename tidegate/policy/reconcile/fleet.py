@@ -342,9 +342,8 @@ class Fleet:
 
     def works(self, replica: Replica) -> bool:
         """Whether a real-time request runs on it."""
-        owner = self.endpoints.get(replica.endpoint)
-        busy = owner is not None and any(replica.id in demand.busy for demand in owner.demand.values())
-        return busy and replica.endpoint not in self.batch
+        owner = None if replica.endpoint in self.batch else self.endpoints.get(replica.endpoint)
+        return owner is not None and any(replica.id in demand.busy for demand in owner.demand.values())
 
     def stir(self, replica: Replica) -> None:
         """It began or ended to work, came or went: batch beside it stands still, or goes on."""

@@ -13,6 +13,8 @@ SHORTEST_MS = 1_000
 P_STALE_MS = 250
 # Batch is rated at half the price and nobody waits for it: ten ms of its work weigh as one of a tenant's wait.
 BATCH_WORTH_PER_MS = 0.1
+# A wait shorter than a twentieth of the usual SLO moves no p99 that is promised within 5 %; longer ones weigh the more.
+SMALL_MS = SLO_TTFT_MS / 20
 # A burst is taken to go on as it began for this long at most.
 BURSTS_MAX = 4.0
 # A replica beside another one of its endpoint is missed this much: demand finds the other first.
@@ -65,8 +67,9 @@ def gap_ended(fleet: Fleet, owner: Endpoint, now_ms: int) -> None:
 
 
 def _back_ms(fleet: Fleet, owner: Endpoint, node: str) -> float:
-    """The instant of ski-rental: what batch forwent by then equals what the owner's next request will wait."""
-    return _return_ms(fleet, owner, node, Tier.HOST) / BATCH_WORTH_PER_MS
+    """The instant of ski-rental: what batch forwent by then equals what the wait of the owner's next request weighs."""
+    back_ms = _return_ms(fleet, owner, node, Tier.HOST)
+    return back_ms / BATCH_WORTH_PER_MS * max(1.0, back_ms / SMALL_MS)
 
 
 def _missed(fleet: Fleet, owner: Endpoint, back_ms: float, now_ms: int) -> float:

@@ -156,7 +156,7 @@ def _on_node(
         offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
     count, bytes_each = deployment.accelerators_per_replica, deployment.accelerator_bytes
     chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms)
-    if press is Press.SPARE and chosen is not None:
+    if press is Press.SPARE and chosen is not None and deployment.mode is not Mode.BATCH:  # what is lent is lent
         # One more replica for an endpoint that is served already is worth the requests it can still serve in time, and
         # no more: else one endpoint's storm empties the fleet of everybody else.
         wake_ms = fleet.costs.activation_ms(deployment.model.digest, node, Tier.HOST, deployment.model.weight_bytes)
