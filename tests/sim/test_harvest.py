@@ -6,6 +6,8 @@ import pytest
 
 from tests.sim.test_laws import scene
 from tests.sim.test_simulate import small_trace
+from tidegate.domain import plan
+from tidegate.domain.endpoint import Mode
 from tidegate.domain.errors import Refusal
 from tidegate.policy.reconcile import serving
 from tidegate.sim import api, harvest, page, profile, workload
@@ -129,3 +131,28 @@ def test_no_line_is_lost_through_faults(seed: int) -> None:
     for line in [*jobs.open.values(), *jobs.again]:
         done.remove(line)
     assert jobs.tokens == sum(i + o for i, o in done), "each line counted once, and no other"
+
+
+@pytest.mark.parametrize("seed", range(300, 304))
+def test_what_stands_still_goes_on_through_faults(seed: int) -> None:
+    """Orders to stand still or go on are lost with their link, reports are doubled, nodes vanish: once all is quiet, no
+    engine with lines to do stands still.
+    """
+    faults = Faults(lost=0.05, doubled=0.3, power_cut_every_ms=60_000.0, until_ms=120_000.0)
+    world, traffic, _ = scene(seed, faults)
+    lines = [(500 + n % 5 * 100, 20 + n % 3 * 40) for n in range(100_000)]
+    lane = harvest.deployment(world.profile, "job:batch", world.profile.models["qwen-14b-bf16"], lines, 4)
+    jobs = harvest.Job("job:batch", lines, lane.slots, 1.0)
+    orders = []
+    world.watch.append(lambda command, _: orders.append(command.on) if isinstance(command, plan.Pause) else None)
+    world.begin_job(jobs, lane)
+    world.run(workload.rows(traffic, 150_000.0, seed))
+    assert True in orders
+    assert False in orders
+    assert world.injected.get("lost_pause", 0) > 0
+    done = jobs.done
+    world.run_until(world.now_ms + 30_000.0)
+    engines = [p for node in world.nodes.values() for p in node.processes.values() if p.deployment.mode is Mode.BATCH]
+    assert engines
+    assert not any(process.paused for process in engines), "nobody works any more"
+    assert jobs.done > done

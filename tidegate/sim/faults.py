@@ -20,7 +20,8 @@ S = ReplicaState
 class Faults:
     """Chances by step (slow, hang, lost and doubled reports), and mean times between crashes and power cuts (0: never).
 
-    A lost report stands for a broken link: the node joins again after `rejoin_ms` and tells what is alive.
+    A lost report, or a lost order to stand still or go on, stands for a broken link: the node joins again after
+    `rejoin_ms` and tells what is alive.
     """
 
     slow: float = 0.0
@@ -57,6 +58,13 @@ class FaultyWorld(World):
         if faulty and self._roll("slow", self.faults.slow):
             until_ms = self.now_ms + (until_ms - self.now_ms) * self.faults.slow_factor
         super()._finish_at(node, process, until_ms)
+
+    def _pause(self, command: plan.Pause) -> None:
+        node = self.nodes.get(command.node)
+        if node is not None and self.now_ms < self.faults.until_ms and self._roll("lost_pause", self.faults.lost):
+            self.at(self.now_ms + self.faults.rejoin_ms, lambda: self._rejoin(node))
+            return
+        super()._pause(command)
 
     def report(self, node: SimNode, process: Process, reason: str = "") -> None:
         if self.now_ms < self.faults.until_ms:
