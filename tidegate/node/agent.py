@@ -14,6 +14,7 @@ from tidegate.domain.fleet import Node
 from tidegate.domain.plan import (
     NodeCommand,
     NodeJoined,
+    Pause,
     Prefetch,
     ReplicaChanged,
     ReplicaStatus,
@@ -125,7 +126,10 @@ class NodeAgent:
         while True:
             message = await link.receive()
             if isinstance(message, NodeCommand):
-                log.info("node %s: %s %s: %s", self._node.id, type(message).__name__, message.replica, message.reason)
+                kind, level = type(message).__name__, logging.INFO
+                if isinstance(message, Pause):  # comes with requests
+                    level = logging.DEBUG
+                log.log(level, "node %s: %s %s: %s", self._node.id, kind, message.replica, message.reason)
                 self._supervisor.carry_out(message)
             elif isinstance(message, Prefetch) and self._prefetcher is not None:
                 log.info("node %s: Prefetch %s: %s", self._node.id, message.model.source, message.reason)
