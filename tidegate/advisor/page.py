@@ -24,6 +24,7 @@ svg{max-width:100%;height:auto;display:block}.dim{color:#5c6b78;font-size:.85rem
 .stale{color:#9a3412;font-weight:600}.scroll{overflow-x:auto}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:.6rem 0}
 dt{color:#5c6b78;font-size:.8rem}dd{margin:0;font-size:1.1rem;font-variant-numeric:tabular-nums}
+@media screen and (max-width:40rem){figure{overflow-x:auto}figure svg{max-width:none;width:40rem}}
 figure{margin:.6rem 0}figcaption{color:#5c6b78;font-size:.85rem}
 @media print{body{max-width:none;padding:0;font-size:11px}h2{break-after:avoid}figure,tr,.answer{break-inside:avoid}
 .scroll{overflow:visible}}
@@ -69,7 +70,7 @@ def _lead(answer: dict[str, Any]) -> str:
         ranged = f" (9 months in 10 between {best['low_usd']:,.2f} and {best['high_usd']:,.2f})"
     late = f", p99 TTFT {best['p99_ttft_ms']:,.0f} ms" if best["p99_ttft_ms"] else ""
     cost = f"{best['monthly_usd']:,.2f} USD a month{ranged}{late}"
-    why = f"with {best['offer']}. {best['why']}."
+    why = f"with {best['offer']}: {best['why']}."
     return f'<div class="answer lead"><b>{_words(best["mode"])}</b>: {cost}, {escape(why)}</div>'
 
 

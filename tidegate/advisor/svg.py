@@ -43,7 +43,7 @@ def lines(
     log_y: bool = False,
 ) -> str:
     """Named lines; `marks` are vertical lines with a word."""
-    width, height, left, top, bottom = 660, 300, 66, 14, 56
+    width, height, left, top, bottom = 660, 316, 66, 30, 56
     shown = [
         (name, [p for p in points if (p[0] > 0 or not log_x) and (p[1] > 0 or not log_y)]) for name, points in series
     ]
@@ -145,7 +145,8 @@ def _frame(width: int, height: int, label: str, parts: Sequence[str]) -> str:
 
 
 def _text(x: float, y: float, words: str, anchor: str, colour: str = INK) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
+    halo = 'stroke="#fff" stroke-width="3" paint-order="stroke"'  # words over a line stay words
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {halo}>{escape(words)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dash: str = "") -> str:

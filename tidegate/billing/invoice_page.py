@@ -34,18 +34,20 @@ OF_NO_ENDPOINT = {"purchase": "contract", "lapse": "contract", "minimum": "contr
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#111;max-width:54rem;margin:2rem auto;padding:0 1rem}
 section{break-after:page}section:last-child{break-after:auto}
-header{display:flex;justify-content:space-between;align-items:baseline;border-bottom:2px solid #111}
+header{display:flex;gap:1rem;justify-content:space-between;align-items:baseline;border-bottom:2px solid #111}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .4rem;break-after:avoid}p{margin:.3rem 0}
 dl{display:flex;flex-wrap:wrap;gap:.3rem 2.5rem;margin:.8rem 0 0}dt{color:#555;font-size:.85rem}dd{margin:0}
 dd.sum{font-size:1.3rem;font-weight:600}
 table{border-collapse:collapse;width:100%}thead{display:table-header-group}tr{break-inside:avoid}
 th,td{padding:.2rem .5rem;text-align:left;vertical-align:top}th{font-weight:600;border-bottom:1px solid #111}
 tr.first td{border-top:1px solid #ccc}tbody tr.first:first-child td{border-top:0}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+header strong{overflow-wrap:anywhere;text-align:right}div.t{overflow-x:auto}
+td.n,th.n{text-align:right}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
 tr.sum{break-before:avoid}tr.sum td{font-weight:600;border-top:1px solid #111}td.e{overflow-wrap:anywhere}
 .quiet{color:#555;font-size:.9em}i{color:#767676;font-style:normal;font-size:.85em}i.z{visibility:hidden}
+@media(min-width:40rem){td.i{white-space:nowrap}}
 @media(max-width:40rem){body{font-size:12px;margin:1rem auto}th,td{padding:.2rem .25rem}}
-@media print{body{margin:0;max-width:none;padding:0;font-size:10pt}}@page{margin:16mm}
+@media print{body{margin:0;max-width:none;padding:0;font-size:10pt}div.t{overflow:visible}}@page{margin:16mm}
 """
 
 
@@ -90,12 +92,12 @@ def _charges(invoice: Invoice) -> str:
         for at, line in enumerate(lines):
             rows.append(
                 f"<tr{' class=first' if at == 0 else ''}>{name if at == 0 else ''}"
-                f'<td>{escape(ITEMS.get(line.item, line.item))}</td><td class="n">{_quantity(line)}</td>'
+                f'<td class="i">{escape(ITEMS.get(line.item, line.item))}</td><td class="n">{_quantity(line)}</td>'
                 f'<td class="n">{_unit(line)}</td><td class="n">{_usd(line.usd, places)}</td></tr>'
             )
     heads = "<th>Endpoint</th><th>Item</th>" + "".join(f'<th class="n">{h}</th>' for h in ("Quantity", "Price", "USD"))
     total = f'<tr class="sum"><td colspan="4">Total</td><td class="n">{_usd(invoice.total_usd, places)}</td></tr>'
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}{total}</tbody></table>"
+    return _table(heads, "".join(rows) + total)
 
 
 def _modes(invoice: Invoice) -> str:
@@ -108,7 +110,7 @@ def _modes(invoice: Invoice) -> str:
     ]
     totals = _amounts((line.usd for line in invoice.same_traffic_totals), places)
     rows.append(f'<tr class="sum"><td>Total</td>{totals}</tr>')
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return _table(heads, "".join(rows))
 
 
 def _overflow(invoice: Invoice) -> str:
@@ -123,8 +125,11 @@ def _overflow(invoice: Invoice) -> str:
         f'<td class="n">{_usd(line.usd, places)}</td></tr>'
         for line in invoice.overflow
     ]
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f"<h2>Of these, served by another endpoint than the one called</h2>{table}"
+    return f"<h2>Of these, served by another endpoint than the one called</h2>{_table(heads, ''.join(rows))}"
+
+
+def _table(heads: str, rows: str) -> str:
+    return f'<div class="t"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _amounts(amounts: Iterable[str], places: int) -> str:

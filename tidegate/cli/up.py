@@ -10,6 +10,8 @@ import typer
 from tidegate.cli.client import given
 from tidegate.cli.output import Format, Output, Problem
 
+ENDPOINTS_SHOWN = 6
+
 
 def up(
     config: Annotated[
@@ -68,11 +70,16 @@ def announce(ready: dict[str, Any], output: Format) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]tidegate[/] serves on [bold]{ready['base_url']}/v1[/]", markup=True)
     console.print(f"  API key    {ready['api_key'] or '(none: tidegate keys create TENANT)'}", markup=False)
-    console.print(f"  endpoints  {', '.join(ready['endpoints']) or '(none: tidegate endpoints create)'}", markup=False)
+    console.print(f"  endpoints  {_some(ready['endpoints']) or '(none: tidegate endpoints create)'}", markup=False)
     console.print(f"  console    {ready['base_url']}/console   (admin key: {ready['admin_key']})", markup=False)
-    if ready["endpoints"]:
+    if ready["endpoints"] and ready["api_key"]:
         console.print("\n" + curl(ready), markup=False)
     console.print("\nCtrl-C ends it.", style="dim")
+
+
+def _some(endpoints: list[str]) -> str:
+    more = len(endpoints) - ENDPOINTS_SHOWN
+    return ", ".join(endpoints[:ENDPOINTS_SHOWN]) + (f" and {more} more (tidegate endpoints list)" if more > 0 else "")
 
 
 def curl(ready: dict[str, Any]) -> str:

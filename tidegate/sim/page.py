@@ -20,6 +20,7 @@ dl div { border-top: 2px solid var(--water); padding-top: .35rem; } dt { color: 
 dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; } dd small { font-size: .8rem; color: var(--soft); }
 svg { display: block; width: 100%; height: auto; } svg text { font: 9px system-ui, sans-serif; fill: var(--soft); }
 .name { fill: var(--ink); } .good { fill: var(--good); } .bad { fill: var(--bad); } .number { text-anchor: end; }
+.wide { overflow-x: auto; } @media screen and (max-width: 48rem) { .wide svg { width: 60rem; } }
 @media print { body { max-width: none; padding: 0; } h2, svg { break-inside: avoid-page; } }
 """  # noqa: E501
 
@@ -28,7 +29,9 @@ def render(result: dict[str, Any], timeline: Timeline, trace_name: str) -> str:
     """`result` is the verdict of `sim.api.simulate`, `timeline` what the same run filled."""
     title = f"{result['policy']} on {trace_name}"
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<title>{escape(title)}</title><style>{STYLE}</style>'
         f"<h1>{escape(title)}</h1><p>{result['requests']:,} simulated requests over {_span(timeline.span_ms)}.</p>"
         f"{_figures(result)}"
         "<h2>Accelerators: whose model was in memory</h2><p>One lane an accelerator, its height the accelerator's "
@@ -259,4 +262,5 @@ def _colour(index: int) -> str:
 def _svg(height: float, inside: str) -> str:
     """All pictures have one width, so that an instant is at the same place in each."""
     width = LEFT + WIDTH + 58 + COLUMN * 6
-    return f'<svg viewBox="0 0 {width} {height:g}" role="img" xmlns="http://www.w3.org/2000/svg">{inside}</svg>'
+    drawn = f'<svg viewBox="0 0 {width} {height:g}" role="img" xmlns="http://www.w3.org/2000/svg">{inside}</svg>'
+    return f'<div class="wide">{drawn}</div>'
