@@ -9,6 +9,7 @@ which weighs as much as `PRIOR_WEIGHT` gaps. (Shahrad et al., ATC '20, use per-m
 need no range and no fallback.)
 """
 
+from itertools import accumulate
 from math import log2
 
 BINS = 64
@@ -29,7 +30,8 @@ BURST_SHARE = 0.125  # weight of the newest burst in the mean
 
 def _position(gap_ms: float) -> float:
     """Where a gap falls on the bin axis, as a real number."""
-    return min(2.0 * log2(gap_ms + 1.0), BINS - 1.0)
+    position = 2.0 * log2(gap_ms + 1.0)
+    return position if position < BINS - 1.0 else BINS - 1.0
 
 
 class ArrivalHistory:
@@ -169,13 +171,10 @@ class ArrivalHistory:
         """How many observed gaps were longer; within a bin they count as evenly spread."""
         tails = self._tails
         if tails is None:
-            tails = [0.0] * (BINS + 1)
-            for index in range(BINS - 1, -1, -1):
-                tails[index] = tails[index + 1] + self._bins[index]
-            self._tails = tails
+            self._tails = tails = list(accumulate(reversed(self._bins), initial=0.0))
         position = _position(gap_ms)
         whole = int(position)
-        return tails[whole + 1] + self._bins[whole] * (1.0 - (position - whole))
+        return tails[BINS - 1 - whole] + self._bins[whole] * (1.0 - (position - whole))
 
 
 class ServiceTime:

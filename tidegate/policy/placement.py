@@ -40,15 +40,16 @@ def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) ->
     accelerators is paid for once and frees its bytes on all of them.
     """
     left, taken = dict(enumerate(offers)), dict[str, Candidate]()
-    places: list[Place] = []
+    places, asked = list[Place](), dict[int, tuple[Candidate, ...] | None]()
     ready_ms = wait_ms = 0
     while len(places) < count:
         best: tuple[float, int, tuple[Candidate, ...]] | None = None
         for index, offer in left.items():
             freed = sum(c.nbytes for c in offer.candidates if c.replica in taken) if taken else 0
             rest = [c for c in offer.candidates if c.replica not in taken] if freed else offer.candidates
-            victims = choose(rest, need_bytes - offer.headroom_bytes - freed)
-            if victims is None:
+            if freed or index not in asked:
+                asked[index] = choose(rest, need_bytes - offer.headroom_bytes - freed)
+            if (victims := asked[index]) is None:
                 continue
             wait = 0 if offer.free_bytes >= need_bytes else drain_ms
             score = sum(v.regret_ms for v in victims) + wait + offer.ready_ms

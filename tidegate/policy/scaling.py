@@ -34,7 +34,7 @@ class PeakWindow:
 
     def peak(self, now_ms: int) -> int:
         self._forget(now_ms // self.bucket_ms)
-        return max((value for _, value in self._buckets), default=0)
+        return max([value for _, value in self._buckets], default=0)
 
     def _forget(self, bucket: int) -> None:
         while self._buckets and self._buckets[0][0] < bucket - WINDOW_BUCKETS:

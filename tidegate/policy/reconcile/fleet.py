@@ -186,7 +186,8 @@ class Endpoint:
         return falling_asleep or self.supply() < self.live_count() >= self.required - len(self.activations)
 
     def live_count(self) -> int:
-        return sum(1 for r in self.replicas.values() if self.live(r))
+        own = [r.state for r in self.replicas.values() if r.deployment is self.deployment]
+        return len([state for state in own if state is S.READY or state in COMING])
 
 
 def runtime_key(deployment: Deployment) -> tuple[object, ...]:
@@ -251,10 +252,9 @@ class Fleet:
         heappush(self._timers, (at_ms, self._timer_seq, kind, key, stamp))
 
     def due(self, now_ms: int) -> list[tuple[str, str, int]]:
-        fired = []
-        while self._timers and self._timers[0][0] <= now_ms:
-            _, _, kind, key, stamp = heappop(self._timers)
-            fired.append((kind, key, stamp))
+        fired, timers = [], self._timers
+        while timers and timers[0][0] <= now_ms:
+            fired.append(heappop(timers)[2:])
         return fired
 
     def next_timer_ms(self) -> int | None:
@@ -309,7 +309,9 @@ class Fleet:
         for replica in endpoint.replicas.values():
             outdated = replica.deployment is not endpoint.deployment
             ready = replica.state in ABORTABLE if mode is Mode.BATCH else replica.state is S.READY
-            self._count(replica, ready and (spare or outdated))
+            idle = ready and (spare or outdated)
+            if replica.counted is not idle:
+                self._count(replica, idle)
 
     def _count(self, replica: Replica, idle: bool) -> None:
         if replica.counted is not idle:

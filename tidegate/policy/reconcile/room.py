@@ -152,10 +152,12 @@ def _on_node(
             headroom -= sum(fleet.book.bytes_each(r.id) for r in residents if r.state is S.DRAINING and r.sticky)
         need = deployment.accelerator_bytes - headroom
         candidates = _candidates(fleet, endpoint, place, now_ms, press, known) if need > 0 else ()
+        if need > sum([c.nbytes for c in candidates]):
+            continue  # not even if all of them left
         line_ms = _link_ms(fleet, place, now_ms)
         offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
     count, bytes_each = deployment.accelerators_per_replica, deployment.accelerator_bytes
-    chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms)
+    chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms) if len(offers) >= count else None
     if press is Press.SPARE and chosen is not None and deployment.mode is not Mode.BATCH:  # what is lent is lent
         # One more replica for an endpoint that is served already is worth the requests it can still serve in time, and
         # no more: else one endpoint's storm empties the fleet of everybody else.

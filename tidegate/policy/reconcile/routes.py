@@ -29,9 +29,8 @@ def announce(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
 def _targets(fleet: Fleet, endpoint: Endpoint) -> tuple[Target, ...]:
     if endpoint.removed or endpoint.deployment.paused:
         return ()
-    ready = [r for r in endpoint.replicas.values() if r.state is S.READY]
-    slots = [(r.deployment or endpoint.deployment).slots for r in ready]
-    return tuple(Target(r.id, r.address, n, fleet.nodes[r.node].region) for r, n in zip(ready, slots, strict=True))
+    own, nodes, ready = endpoint.deployment, fleet.nodes, [r for r in endpoint.replicas.values() if r.state is S.READY]
+    return tuple([Target(r.id, r.address, (r.deployment or own).slots, nodes[r.node].region) for r in ready])
 
 
 def _state(fleet: Fleet, endpoint: Endpoint, targets: tuple[Target, ...]) -> tuple[EndpointState, str]:
