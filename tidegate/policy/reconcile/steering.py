@@ -148,10 +148,9 @@ def _withdraw(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
 
 def _drop_outdated(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     """A new generation: sleeping and starting replicas of the old one go at once, serving ones once it serves."""
-    replaced = any(r.state is S.READY and endpoint.current(r) for r in endpoint.replicas.values())
-    for replica in list(endpoint.replicas.values()):
-        if endpoint.current(replica):
-            continue
+    outdated = [r for r in endpoint.replicas.values() if r.deployment is not endpoint.deployment]
+    replaced = bool(outdated) and any(r.state is S.READY and endpoint.current(r) for r in endpoint.replicas.values())
+    for replica in outdated:
         match replica.state:
             case S.STARTING | S.WAKING | S.ASLEEP:
                 lifecycle.stop(fleet, replica, now_ms, "outdated", (("generation", replica.generation),))
@@ -178,10 +177,8 @@ def _pause_beside_workers(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None
 
 def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     """Its own demand came back before the fence was complete: nothing was freed yet, so serve on."""
-    for replica in list(endpoint.replicas.values()):
-        if endpoint.live_count() >= endpoint.required:
-            return
-        if replica.state is S.DRAINING and replica.fences and not replica.sticky and endpoint.current(replica):
+    for replica in [r for r in endpoint.replicas.values() if r.state is S.DRAINING and endpoint.current(r)]:
+        if replica.fences and not replica.sticky and endpoint.live_count() < endpoint.required:
             lifecycle.resume(fleet, replica, now_ms, "demand_returned")
 
 
@@ -198,11 +195,10 @@ def _return_home(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
 def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int) -> None:
     """Replicas beyond what may be retained sleep: surplus of a past peak, or quiet beyond the keep-alive."""
     ready = [r for r in endpoint.replicas.values() if r.state is S.READY and endpoint.current(r)]
-    ready.sort(key=lambda r: endpoint.at_home(fleet, r))
     kept = endpoint.deployment.min_replicas if endpoint.scheduled is None else endpoint.floor
     surplus = len(ready) - max(want.retained, kept)
     rule = "scale_down" if want.retained else "idle"
-    for replica in ready[: max(0, surplus)]:
+    for replica in sorted(ready, key=lambda r: endpoint.at_home(fleet, r))[:surplus] if surplus > 0 else ():
         if now_ms - replica.ready_ms >= fleet.settings.residency_ms_min:
             lifecycle.drain(fleet, replica, now_ms, rule, (("retained", want.retained),))
         else:

@@ -1,4 +1,4 @@
-"""The garbage collector of the `up` process: told what it is dealing with."""
+"""Garbage collection in the `up` process, tuned to what it allocates."""
 
 import gc
 
