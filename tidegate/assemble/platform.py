@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate import demo_models
-from tidegate.assemble import collector
+from tidegate.assemble import garbage
 from tidegate.assemble.clock import SteadyClock
 from tidegate.assemble.credentials import DEMO_TENANT, Credentials, ensure, write_private
 from tidegate.assemble.declared import apply_endpoints, set_prices
@@ -57,7 +57,7 @@ async def serve(
         await asyncio.to_thread(set_prices, ground.prices, config, clock.now_ms())
         credentials = await asyncio.to_thread(ensure, ground.state, config, ground.data, clock.now_ms())
         services = await build(config, ground, machine, listener, clock)
-        collector.tune()
+        garbage.tune()
         try:
             starting = asyncio.create_task(
                 _announce(
@@ -137,8 +137,8 @@ async def _announce(
 
 
 async def _first_models(control: Control) -> None:
-    """Returns once every endpoint was loaded once (or will not be), the first `FIRST_MODELS_S_MAX` after there was one:
-    until then a question may wait for another model's load. Bounded in any case.
+    """Returns once every endpoint has been loaded once, or will not be: until then a question may wait for the load of
+    another model. At most `FIRST_MODELS_S_MAX` after the first one is ready, and `FIRST_MODEL_S_MAX` in any case.
     """
     ours = [d for d in control.desired.state.deployments if d.engine != "remote" and d.mode is not Mode.BATCH]
     names = [deployment.endpoint for deployment in ours if not deployment.base]

@@ -74,7 +74,7 @@ class Ingest:
         """Brings the ledger up to date with the journals, or `TURN_PAGES_MAX` pages further. Raises StoreFault.
 
         `facts` is what is known of every endpoint, None while nothing is known yet; `time` is what nodes reported;
-        `limits` name the budgets of which is kept what was spent.
+        `limits` name the budgets whose spending is added up.
         """
         try:
             return self._turn(now_ms, facts, time, limits)

@@ -1,7 +1,7 @@
 """Journals that gateways on other machines ship here: kept as they come, answered once they are on disk.
 
-`billing.ingest` reads them like those of this machine. A gateway that was not heard of for `GONE_MS_MAX` is taken for
-gone for ever: its running streams are then billed up to their last checkpoint.
+`billing.ingest` reads them like those of this machine. A gateway that is silent for `GONE_MS_MAX` is taken for gone
+for ever: its running streams are then billed up to their last checkpoint.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Mirror(Protocol):
 
 
 class Receiver:
-    """`run` serves links until it is cancelled. Also a collector for Prometheus: who was not heard of for how long."""
+    """`run` serves links until it is cancelled. Also a Prometheus collector: how long each gateway has been silent."""
 
     def __init__(self, listener: Listener, mirror: Mirror, clock: Clock) -> None:
         self._listener, self._mirror, self._clock = listener, mirror, clock
@@ -54,10 +54,8 @@ class Receiver:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """While the seconds of a gateway grow, its usage records wait on its own disk."""
         what = "Seconds since the journal of a gateway on another machine was heard of"
-        family, now_ms = (
-            GaugeMetricFamily("tidegate_journal_silence_seconds", what, labels=["gateway"]),
-            self._clock.now_ms(),
-        )
+        family = GaugeMetricFamily("tidegate_journal_silence_seconds", what, labels=["gateway"])
+        now_ms = self._clock.now_ms()
         silent: dict[str, int] = {}
         for boot, heard_ms in self._heard_ms.items():
             name = boot.partition("+")[0]
@@ -103,7 +101,7 @@ class Receiver:
                     held = await asyncio.to_thread(self._mirror.begin, boot)
                 case JournalPiece(_, segment, offset, data):
                     if not data or len(data) > JOURNAL_PIECE_BYTES_MAX or segment < 1 or offset < 0:
-                        raise LinkFault("a piece of a journal that is none")
+                        raise LinkFault("what it sent is no piece of a journal")
                     held = await asyncio.to_thread(self._mirror.write, boot, segment, offset, data)
                 case JournalEnded():
                     await asyncio.to_thread(self._mirror.end, boot)
@@ -112,14 +110,13 @@ class Receiver:
         return JournalHeld(boot, held.segment, held.offset)
 
     async def _sweep(self) -> None:
-        """Gives up gateways that were not heard of for too long; they count from this start on."""
+        """Gives up gateways that were silent for too long, counted from this start on."""
         while True:
             now_ms = self._clock.now_ms()
             for boot in self._mirror.boots():
                 if now_ms - self._heard_ms.setdefault(boot, now_ms) > GONE_MS_MAX:
-                    log.warning(
-                        "gateway %s was not heard of for %d h and is taken for gone", boot, GONE_MS_MAX // MS_PER_HOUR
-                    )
+                    hours = GONE_MS_MAX // MS_PER_HOUR
+                    log.warning("gateway %s was silent for %d h and is taken for gone", boot, hours)
                     async with self._disk:
                         await asyncio.to_thread(self._mirror.end, boot)
                     del self._heard_ms[boot]

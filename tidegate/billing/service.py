@@ -27,15 +27,12 @@ RETRY_MS_MAX = 5_000
 
 
 class Billing:
-    """`endpoint_facts` tells what is known of every endpoint now, None while the control plane has not loaded its
-    state.
-
-    It is called on the event loop. `time` is where accelerator time comes from; without it, none is charged.
-    `limits` name the budgets of which it keeps what was spent;
-    `on_prices` is told the whole price book after each change to it. `collectors` are sent an event a request; what one
-    will never take goes to `dead_letters`. `record_days`: usage records are kept so long, 0 for ever.
-    `contracts` are prepaid commitments (none without it), `tenants` tells who could have one.
-    `machines` is what accelerators cost the operator.
+    """`endpoint_facts` tells what is known of every endpoint now, None until the control plane has loaded its state; it
+    is called on the event loop. `time` is where accelerator time comes from; without it, none is charged. `limits`
+    name the budgets whose spending is added up. `on_prices` is told the whole price book after each change to it.
+    `collectors` are sent an event for each request; what one of them will never take goes to `dead_letters`. Usage
+    records are kept for `record_days` days, 0 for ever. `contracts` are prepaid commitments, `tenants` says who could
+    have one, and `machines` what accelerators cost the operator.
     """
 
     def __init__(

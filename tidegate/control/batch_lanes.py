@@ -1,5 +1,5 @@
-"""Where batch lines of an endpoint are done: a deployment of the same model beside it, of the lowest class, there only
-while there are lines to do.
+"""Where batch lines of an endpoint are done: a deployment of the same model beside it, of the lowest class, which is
+there only while there are lines to do.
 
 The core treats it like any endpoint of mode batch: it gets accelerators nobody else wants, and is aborted at once when
 somebody does. Nobody can call it but the batch runner, and what it does is recorded as the endpoint's own, in mode

@@ -1,4 +1,4 @@
-"""The holes in the wall on the money side: the ledger, the price book, contracts, and what is delivered from them.
+"""Ports on the money side: the ledger, the price book, contracts, and what is delivered from them.
 
 Adapters implement them; only `assemble` plugs them in. Every method may raise the `Fault` its docstring names.
 """

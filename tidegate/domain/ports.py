@@ -1,6 +1,4 @@
-"""The holes in the wall: what services need of the outside, as protocols.
-
-Adapters implement them; only `assemble` plugs them in.
+"""Ports: what services need of the outside, as protocols. Adapters implement them; only `assemble` plugs them in.
 
 Every method may raise the `Fault` its docstring names, and nothing else that is not a bug.
 """

@@ -60,7 +60,7 @@ class Place:
                 self._refused(answer)
 
     def leave(self) -> None:
-        """Harmless where it was never had."""
+        """Gives the place up; harmless where there was none."""
         self._grant = None
         self._room.ended(self._name, 0, self._tokens)  # its first byte says nothing of how soon a request is served
 
@@ -73,7 +73,7 @@ class Place:
     def arrive(
         self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int, tenant: str, tokens: int
     ) -> Answer | Waiting:
-        """At once where the place is held. One that was refused is asked for again."""
+        """Answers at once while the place is held; a place that was refused is asked for again."""
         self._call = (entry, arrived_ms, wait_ms, tenant, tokens)
         if self._grant is not None:
             # What was waited for the place is the first response's; those behind it wait for nothing.
@@ -84,7 +84,7 @@ class Place:
         return self._hear(self._room.arrive(self._name, entry, arrived_ms, wait_ms, tenant, tokens))
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
-        """Its replica did not serve the response: another one, once a response."""
+        """Its replica did not serve the response: another one is tried, once for each response."""
         self._grant = None
         answer = self._room.returned(self._name, lost)
         call, self._call = self._call, None

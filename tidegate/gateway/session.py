@@ -225,7 +225,7 @@ class Session:
     # --- the place ----------------------------------------------------------------------------------------------------
 
     def _current(self) -> EndpointEntry:
-        """Its endpoint as it is now; one whose canary has ended goes on with what the canary was for."""
+        """Its endpoint as it is now; where that was a canary that has ended, the endpoint the canary stood beside."""
         endpoints = self._parts.room.endpoints
         entry = endpoints.get(self.entry.endpoint) or endpoints.get(self.entry.serves)
         if entry is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class NodeLimits:
     """Times in ms. A step that outlasts its bound is a fault: the engine is killed, and reported. `weights_ms`: how
-    often it is looked what is on the disk, which other nodes of this machine may share.
+    often the node looks at what is on its disk, which other nodes of this machine may share.
     """
 
     fetch_ms_max: int = 3_600_000

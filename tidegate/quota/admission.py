@@ -1,4 +1,4 @@
-"""May this key do this? Refusals by name, before anything is held or sent."""
+"""May this key call this? Refused by name, before anything is held or sent."""
 
 from typing import Protocol, TypeVar
 

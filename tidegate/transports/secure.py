@@ -106,7 +106,7 @@ class SecureLink(SocketLink):
             if there and self._clock is not None:
                 self._clock.heard(int(sent), int(there[0]))
         except ValueError:
-            raise LinkFault("a beat that is none") from None
+            raise LinkFault("what it sent is no beat") from None
         if not there:
             if not self._may_stay():
                 self._writer.transport.abort()
