@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.engine import Exchange, refuse, serve_well
+from tests.gateway.engine import Exchange, hang, refuse, serve_well
 from tests.gateway.rig import ENDPOINTS, KEY, KEYS, Rig, key, rig, run
 from tests.loop import until
 from tidegate.domain.endpoint import Mode
+from tidegate.domain.plan import Drain, FenceConfirmed, Reason
 from tidegate.domain.usage import Outcome
 from tidegate.wire.internal import Catalog, EndpointEntry
 
@@ -130,5 +131,26 @@ def test_a_line_waits_for_an_engine_that_stands_still_longer_than_others_would(t
             assert not done
             goes_on.set()
             assert (await asking).status == 200
+
+    run(main())
+
+
+def test_a_line_is_taken_back_at_once_from_a_replica_whose_memory_is_wanted(tmp_path: Path) -> None:
+    """Its engine lives on and can sleep; the line waits again, and nobody counts that as a failure."""
+
+    async def main() -> None:
+        async with rig(tmp_path, engines=2) as r:
+            await publish(r, lane())
+            await r.control.route(r.target(0), name="acme/chat:batch")
+            r.engines[0].script.append(hang)
+            asking = asyncio.create_task(ask(r))
+            await until(lambda: r.engines[0].exchanges, "the line at the engine")
+            await r.control.links[-1].send(Drain("r0", "n1", "acme/chat:batch", Reason("evict"), 3, abort=True))
+            await until(lambda: r.engines[0].exchanges[0].gone.is_set(), "the hang-up")
+            await until(lambda: r.gateway.parts.room.held == 1, "the line waits again")
+            await r.control.route(r.target(1), name="acme/chat:batch")
+            assert (await asking).status == 200
+            assert [(one.outcome, one.replica) for one in r.journal.final] == [(Outcome.COMPLETED, "r1")]
+            assert any(isinstance(m, FenceConfirmed) and m.fence == 3 for m in r.control.messages)
 
     run(main())

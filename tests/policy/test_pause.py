@@ -98,7 +98,7 @@ def test_memory_is_still_taken_at_once_from_what_stands_still() -> None:
     scene.apply(deployment("b"))
     scene.ask("b")
     scene.run(1_500)
-    assert kinds(scene, "bulk")[-2:] == ["Drain", "Stop"]
+    assert kinds(scene, "bulk")[-2:] == ["Drain", "Sleep"]
     assert scene.served["b"] == 1
 
 
@@ -109,9 +109,9 @@ def test_it_ends_when_it_stands_still_for_long() -> None:
     scene.run(SETTINGS.pause_ms_max - 200)
     assert stands_still(scene)
     scene.run(400)
-    assert kinds(scene, "bulk") == ["Start", "Pause", "Drain", "Stop"]
+    assert kinds(scene, "bulk") == ["Start", "Pause", "Drain", "Sleep"]
     scene.run(40_000)
-    assert kinds(scene, "bulk").count("Start") == 2, "and comes back once the neighbour is idle"
+    assert kinds(scene, "bulk")[4:5] == ["Wake"], "and comes back once the neighbour is idle"
 
 
 @pytest.mark.parametrize("works", [True, False])

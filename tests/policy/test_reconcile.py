@@ -358,7 +358,7 @@ def test_batch_gives_way_at_once_and_takes_only_what_was_long_idle() -> None:
     scene.ask("a")
     scene.run(1_500)
     assert scene.served["a"] == 11
-    assert kinds(scene, "bulk")[:3] == ["Start", "Drain", "Stop"]
+    assert kinds(scene, "bulk")[:3] == ["Start", "Drain", "Sleep"]
 
 
 def test_batch_on_its_way_gives_way_at_once_too() -> None:

@@ -253,6 +253,9 @@ class World:
                 self.check_drain(command)
                 for name, entry in self.gateways.items():
                     entry.draining[command.replica] = command.fence
+                    if command.abort:
+                        for endpoint in entry.running.pop(command.replica, []):
+                            entry.held.setdefault(endpoint, []).insert(0, (self.now, 50))
                     self.confirm(name, command.replica)
             case plan.Resume():
                 for name, entry in self.gateways.items():

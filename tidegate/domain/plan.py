@@ -184,7 +184,8 @@ class Wake:
 class Drain:
     """Gateways: send `replica` nothing more, confirm the fence once nothing of yours is in flight on it.
 
-    `fence` numbers the drains of one replica; the confirmation echoes it.
+    `fence` numbers the drains of one replica; the confirmation echoes it. `abort`: what is in flight is taken back and
+    waits again.
     """
 
     replica: str
@@ -192,6 +193,7 @@ class Drain:
     endpoint: str
     reason: Reason
     fence: int = 0
+    abort: bool = False
 
 
 @dataclass(frozen=True, slots=True)

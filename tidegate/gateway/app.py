@@ -63,6 +63,7 @@ class Gateway:
         self._loop = GatewayLoop(gateway, region, connect, clock, self.limits, metrics)
         pool = Pool(self.limits.idle_connections_max, self.limits.engine_connect_ms_max, dial)
         self._parts = Parts(gateway, region, self._loop, pool, journal, clock, self.limits, metrics, set())
+        self._loop.take_back = self._take_back
         self._gatekeeper = Gatekeeper(self._loop, journal, self.limits)
         self._sessions = Sessions(self._parts, self._gatekeeper)
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,6 +124,10 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._parts.pool.close()
+
+    def _take_back(self, replica: str) -> None:
+        for relay in list(self._parts.relays):
+            relay.take_back(replica)
 
     async def _sweep(self) -> None:
         """One timer for all streams: checkpoints, silent engines, idle connections."""

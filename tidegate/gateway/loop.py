@@ -7,6 +7,7 @@ control is away, what is ready keeps being served from the last snapshot; the li
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import assert_never
 
 from tidegate.dispatch import (
@@ -73,6 +74,7 @@ class GatewayLoop:
         self._metrics = metrics
         self._dispatch = Dispatch(region)
         self.limiter = Limiter(gateway)
+        self.take_back: Callable[[str], None] = lambda replica: None  # ends at once what relays have on it
         self._keys: dict[str, KeyEntry] = {}
         self._endpoints: dict[str, EndpointEntry] = {}
         self._batch: dict[str, EndpointEntry] = {}  # endpoint -> the lane of its batch lines
@@ -113,7 +115,7 @@ class GatewayLoop:
         return lane
 
     def sweep(self) -> None:
-        """What was counted since the last report is told now, also when demand has no news."""
+        """Tells control what was counted since the last report, even where demand has not changed."""
         self._news.set()
 
     def key(self, digest: str) -> KeyEntry | None:
@@ -149,18 +151,18 @@ class GatewayLoop:
         return self._ask(request, arrived, arrived_ms)
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
-        """Its replica did not serve it: where now?"""
+        """Its replica did not serve it: a replica or a refusal now, or a future of one, as for `arrive`."""
         return self._ask(request, Returned(request, lost), self._clock.now_ms())
 
     def ended(self, request: str, first_byte_ms: int, tokens: int) -> None:
-        """It is over; harmless for a request that was refused. See `dispatch.Ended`."""
+        """The request is over (see `dispatch.Ended`). Harmless for one that was refused."""
         waiter = self._waiters.pop(request, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
         self._carry_out(self._dispatch.handle(Ended(request, first_byte_ms, tokens), self._clock.now_ms()))
 
     def settled(self, hold: Hold, record: UsageRecord) -> None:
-        """A request that took of its limits has ended, with this record."""
+        """A request that had taken some of its limits has ended, with this record."""
         self.limiter.settle(hold, record)
         if self.limiter.dirty:
             self._announce(False)
@@ -276,9 +278,11 @@ class GatewayLoop:
                 self.connected = True
                 self._replace_catalog(message)
                 self._told.set()
-            case Drain(replica=replica, fence=fence):
+            case Drain(replica=replica, fence=fence, abort=abort):
                 self._drains[replica] = fence
                 self._handle(message)
+                if abort:
+                    self.take_back(replica)
             case Resume(replica=replica):
                 self._drains.pop(replica, None)
                 self._handle(message)

@@ -32,8 +32,7 @@ from tidegate.wire import openai
 
 log = logging.getLogger(__name__)
 
-# When an endpoint that only helps out answers one of these, it is about its own key, limits or model, not about the
-# request, which goes back to the endpoint it was sent to.
+# From an endpoint that only helps out, these are about its own key, limits or model: the request goes home.
 NOT_THE_CLIENTS = frozenset({401, 402, 403, 404, 408, 429})
 BYTES_PER_TOKEN = 4  # of a request, envelope included: an estimate for the turn between tenants, never for a bill
 
@@ -111,6 +110,11 @@ class Relay:
         if not self._recorded:
             self._exchange.give_up("the client is gone")
         self._leave()
+
+    def take_back(self, replica: str) -> None:
+        """Its accelerator is wanted by others: what `replica` does for it ends at once, and it waits again."""
+        if self._grant is not None and self._grant.target.replica == replica and not self._left:
+            self._exchange.give_up("its accelerator is wanted by others")
 
     @property
     def tokens(self) -> Tokens:

@@ -140,6 +140,13 @@ class SimNode:
             process.paused, process.began_ms = on, now_ms
             self.compute_of(process).pause(process.replica, on, now_ms)
 
+    def abort(self, process: Process, now_ms: float) -> list[Request]:
+        """Whoever asked hangs up: what its engine had, which has nothing to do now."""
+        lost = self._close_engine(process, now_ms)
+        process.paused = False
+        self._open_engine(process)
+        return lost
+
     def _begin(self, process: Process, state: ReplicaState, until_ms: float) -> float:
         process.paused = False
         process.state = state

@@ -141,7 +141,7 @@ class World:
             case plan.Drain():
                 self._count_eviction(command)
                 self.fences[command.replica] = command.fence
-                self.at(self.now_ms + MESSAGE_MS, self._gateway, command)
+                self.at(self.now_ms + MESSAGE_MS, self._drain, command)
             case plan.Prefetch():
                 pass  # simulated models are on every node's disk: nothing is remote here
             case plan.Start():
@@ -158,8 +158,9 @@ class World:
                 self._finish_at(node, process, node.wake(command, self.now_ms))
             case plan.Sleep():
                 node = self.nodes[command.node]
-                process = node.processes[command.replica]
-                self._finish_at(node, process, node.sleep(command, self.now_ms))
+                process = node.processes.get(command.replica)
+                if process is not None:  # else it died, and the news of that is on its way
+                    self._finish_at(node, process, node.sleep(command, self.now_ms))
             case plan.Pause():
                 self._pause(command)
             case plan.Stop():
@@ -169,6 +170,16 @@ class World:
                     self._stopping(stopping, stopping.processes[command.replica], *stopped)
             case _:
                 assert_never(command)
+
+    def _drain(self, command: plan.Drain) -> None:
+        """Gateways hear of it; on an abort they hang up, and the engine forgets what it was asked."""
+        self._gateway(command)
+        node = self.nodes.get(command.node)
+        process = node.processes.get(command.replica) if command.abort and node is not None else None
+        if node is not None and process is not None and process.state is S.READY:
+            lost = node.abort(process, self.now_ms)
+            self._stirred[node.compute_of(process)] = None
+            self._give_back(lost)
 
     def _pause(self, command: plan.Pause) -> None:
         node = self.nodes.get(command.node)

@@ -25,7 +25,8 @@ def sleepers_to_drop(
         if replica.state is S.STOPPING:
             going += nbytes
         owner = fleet.endpoints.get(replica.endpoint)
-        if replica.state is S.ASLEEP and owner is not None and not owner.activations and not owner.busy:
+        idle = owner is not None and not owner.activations and not owner.busy
+        if replica.state is S.ASLEEP and owner is not None and (idle or owner.name in fleet.batch):
             missed_ms = regret.of_forgetting(fleet, owner, replica, now_ms)
             if missed_ms < worth_ms:
                 candidates.append(Candidate(replica.id, nbytes, missed_ms))

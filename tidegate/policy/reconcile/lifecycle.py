@@ -6,7 +6,6 @@ lets go → the next Wake or Start is reserved and issued. Nothing here skips a 
 
 from typing import assert_never
 
-from tidegate.domain.endpoint import Mode
 from tidegate.domain.fleet import Tier
 from tidegate.domain.plan import Drain, Pause, Reason, ReplicaStatus, Resume, Sleep, Start, Stop, Wake
 from tidegate.domain.replica import ReplicaState
@@ -87,17 +86,14 @@ def drain(
     assert replica.state is S.READY, f"drain of {replica.id} in {replica.state}"
     replica.fence += 1
     replica.fences = dict.fromkeys(fleet.gateways)
-    replica.keep, replica.sticky, replica.rule = keep, sticky, rule
+    batch = replica.endpoint in fleet.batch  # aborted at once: its finished lines are kept, the rest is queued again
+    replica.keep, replica.sticky, replica.rule = keep, sticky or batch, rule
     fleet.enter(replica, S.DRAINING, now_ms)
     fleet.book.set_releasing(replica.id, True)
     reason = Reason(rule, inputs)
-    fleet.out.append(Drain(replica.id, replica.node, replica.endpoint, reason, replica.fence))
+    fleet.out.append(Drain(replica.id, replica.node, replica.endpoint, reason, replica.fence, abort=batch))
     watch(fleet, replica, fleet.settings.drain_ms_max)
-    endpoint = fleet.endpoints.get(replica.endpoint)
-    batch = endpoint is not None and endpoint.deployment.mode is Mode.BATCH
-    if batch:  # aborted at once: its finished lines are kept, the rest is queued again
-        stop(fleet, replica, now_ms, rule, inputs)
-    elif not replica.fences:
+    if not replica.fences:
         retire(fleet, replica, now_ms)
 
 

@@ -23,9 +23,7 @@ SPARE_SHARE = 0.1
 
 def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> float:
     """Of taking the accelerator from `replica`: it drops to host memory if it fits there, else to disk."""
-    if owner.deployment.mode is Mode.BATCH:
-        return 0.0
-    if fleet.settings.victim_order == "lru":
+    if fleet.settings.victim_order == "lru" and owner.deployment.mode is not Mode.BATCH:
         return 1e9 / (1 + now_ms - owner.quiet_since_ms)
     room = owner.deployment.host_bytes <= fleet.book.host_free(replica.node)
     back_ms = _return_ms(fleet, owner, replica.node, Tier.HOST if room else Tier.DISK)
@@ -79,7 +77,8 @@ def _missed(fleet: Fleet, owner: Endpoint, back_ms: float, now_ms: int) -> float
     """
     brought = (max(owner.history.burst, 1.0) - 1.0) * min(back_ms / BURST_MS, BURSTS_MAX)
     late = 1.0 + brought * min(back_ms / SLO_TTFT_MS, 1.0) ** 2
-    return _p_needed(fleet, owner, now_ms) * back_ms * late
+    p_needed = 0.0 if owner.deployment.mode is Mode.BATCH else _p_needed(fleet, owner, now_ms)  # nobody waits for it
+    return p_needed * back_ms * late
 
 
 def _p_needed(fleet: Fleet, owner: Endpoint, now_ms: int) -> float:

@@ -172,7 +172,7 @@ def _pause_beside_workers(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None
         if replica.paused_ms is not None:
             fleet.look_again(endpoint, replica.paused_ms + fleet.settings.pause_ms_max)
             if replica.paused_ms + fleet.settings.pause_ms_max <= now_ms:
-                lifecycle.drain(fleet, replica, now_ms, "paused_long", (("for", worker),), keep=False)
+                lifecycle.drain(fleet, replica, now_ms, "paused_long", (("for", worker),))
 
 
 def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
