@@ -1,6 +1,7 @@
 """What happens around a start: sockets, the data directory, keys that survive, prices that are not undone."""
 
 import json
+import logging
 import os
 import socket
 import stat
@@ -13,12 +14,12 @@ import pytest
 
 from tidegate.assemble.credentials import FILE, Credentials, ensure, write_private
 from tidegate.assemble.declared import set_prices
-from tidegate.assemble.folders import take
+from tidegate.assemble.folders import _File, take
 from tidegate.assemble.ground import Ground, prepare
 from tidegate.assemble.machine import engine_threads
 from tidegate.assemble.settings import core_settings, gateway_limits, node_limits
 from tidegate.assemble.sockets import StartError, listen_tcp, listen_unix, public_url
-from tidegate.config import Config, load
+from tidegate.config import Config, load, socket_directory
 from tidegate.control.keys import digest
 from tidegate.domain.fleet import Accelerator
 from tidegate.domain.ports import Change
@@ -101,6 +102,29 @@ def test_unix_sockets_are_private_and_replace_dead_ones(tmp_path: Path) -> None:
 def test_two_platforms_never_share_a_data_directory(ground: Ground, tmp_path: Path) -> None:
     with pytest.raises(StartError, match="another platform uses"), _opened(configured(tmp_path)):
         pass
+
+
+def test_sockets_of_a_platform_that_was_killed_are_gone(tmp_path: Path) -> None:
+    config, elsewhere = configured(tmp_path), tmp_path / f"tidegate-{os.getuid()}-1"
+    for run in (socket_directory(config), elsewhere):
+        run.mkdir(parents=True, exist_ok=True)
+        listen_unix(run / "engine-0123.sock").close()
+    link = tmp_path / "data" / "run"
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():  # where the path is too long for sockets, as it usually is here
+        link.symlink_to(elsewhere)
+    with _opened(config) as ground:
+        assert not list(ground.run.glob("engine-*"))
+        assert link.resolve() == ground.run
+        assert link == ground.run or not elsewhere.exists()
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_one_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    file = _File("/dev/full")
+    for number in range(3):
+        file.emit(logging.LogRecord("tidegate", logging.INFO, "", 0, "line %d", (number,), None))
+    assert capfd.readouterr().err == "lines of /dev/full are lost: No space left on device\n"
+    file.stream = None  # what it could not write it would try again on the way out
 
 
 def test_the_data_directory_is_private(ground: Ground) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
@@ -35,6 +36,7 @@ def take(config: Config, stack: AsyncExitStack, *, log_name: str) -> Folders:
         for folder in (data, run, logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _lock(data / LOCK_FILE, stack)
+        _clear(data / "run", run)
     except OSError as error:
         raise StartError(f"the data directory {data} cannot be used: {error.strerror}") from error
     if run.parent != data:
@@ -43,6 +45,19 @@ def take(config: Config, stack: AsyncExitStack, *, log_name: str) -> Folders:
     log_file = logs / log_name
     _log_to(log_file, stack)
     return Folders(data, run, logs, log_file)
+
+
+def _clear(name: Path, run: Path) -> None:
+    """Sockets of a predecessor that was killed: nobody listens on them any more, and its engines' have other names."""
+    if name.is_symlink():
+        before = name.resolve()
+        if before.name.startswith(f"tidegate-{os.getuid()}-"):
+            shutil.rmtree(before, ignore_errors=True)
+        name.unlink()
+        run.mkdir(mode=0o700, exist_ok=True)  # it may have been that very directory
+    for left in run.iterdir():
+        if left.is_socket():
+            left.unlink()
 
 
 def _link(name: Path, run: Path, stack: AsyncExitStack) -> None:
@@ -64,7 +79,7 @@ def _lock(path: Path, stack: AsyncExitStack) -> None:
 
 def _log_to(path: Path, stack: AsyncExitStack) -> None:
     """Everything from INFO on to a bounded file, warnings to stderr too. Records never hold prompt text."""
-    file = RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX, delay=True)
+    file = _File(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES_MAX, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
@@ -78,6 +93,20 @@ def _log_to(path: Path, stack: AsyncExitStack) -> None:
         root.addHandler(handler)
         stack.callback(root.removeHandler, handler)
     stack.callback(file.close)
+
+
+class _File(RotatingFileHandler):
+    """A disk that is full costs lines of the log; said once on stderr, not with a traceback for each of them."""
+
+    lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.lost:
+            self.lost = True
+            sys.stderr.write(f"lines of {self.baseFilename} are lost: {error.strerror}\n")
 
 
 class _OneLine(logging.Formatter):
