@@ -22,6 +22,8 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy and the import contracts alone (make test runs them too)"
 	@echo "make bench   run every benchmark and print its JSON"
+	@echo "make env     only the environment, .venv in the checkout (every target makes it where it is missing)"
+	@echo "make clean   remove the environments, .engines and caches; data directories stay"
 	@echo "make engines-llamacpp, make engines-vllm   real engines for the tests and benches, in environments of their own"
 
 env: $(READY)

@@ -30,6 +30,7 @@ BENCHES = {
     "dedicated_like": "Eight endpoints on two accelerators against the same eight on eight.",
     "fairness": "Nine quiet tenants beside one that floods, with and without the flood.",
     "hybrid": "Overflow and fallback: who served what, and what each cost.",
+    "sessions": "Time to first token in a WebSocket session against plain requests: quiet, busy, evicted.",
     "livechange": "Every kind of live change under load: what failed, what was doubled.",
     "batch": "What a killed process costs a batch, how soon real-time traffic is back, how much idle time is used.",
     "calibrate": "The live platform and the simulator on the same five minutes of traffic.",

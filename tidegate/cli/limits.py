@@ -11,7 +11,6 @@ from tidegate.cli.output import Format, Output, show, usd
 app = typer.Typer(help="Rates, concurrency and budgets of keys, tenants and endpoints.", no_args_is_help=True)
 COLUMNS = ("scope", "subject", "requests_per_minute", "tokens_per_minute", "concurrency", "budgets")
 
-
 _SPAN = {"day": "today", "month": "this month", "total": "in all"}
 
 

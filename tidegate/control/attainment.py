@@ -21,7 +21,6 @@ SAVE_MS = 10_000  # a control plane that is killed forgets at most so much
 # name -> (bucket in milliseconds, how many of them)
 WINDOWS = {"5m": (10_000, 30), "1h": (60_000, 60), "24h": (600_000, 144), "30d": (21_600_000, 120)}
 
-
 # (endpoint, window, place in the window's ring, number of the bucket, served, attained, failed)
 Row = tuple[str, str, int, int, int, int, int]
 Load = Callable[[], Sequence[Row]]

@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 << 10  # below this, one write beats two
 
-
 _HEAD = (
     b"POST /v1/%b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
     b"x-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"

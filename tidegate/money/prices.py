@@ -27,10 +27,8 @@ PLAN_ONLY = Sold()
 FOUND_MAX = 20_000  # what was found is kept for so many combinations: most records are like one before
 FOREVER_MS = 1 << 62
 
-
 Terms = tuple[str, str, str, str, str]
 """(plan, endpoint, tenant, model, mode): in the order of precedence behind the plan."""
-
 
 _DEFAULT: Terms = (DEFAULT_PLAN, "", "", "", "")
 

@@ -12,7 +12,6 @@ from tidegate.stores.schema import service_counts
 Row = tuple[str, str, int, int, int, int, int]
 """(endpoint, window, place, number of the bucket, served, attained, failed)"""
 
-
 _NAMES = [column.name for column in service_counts.columns]
 # Delete and insert rather than an upsert, whose syntax differs between databases.
 _PLACE = delete(service_counts).where(

@@ -14,7 +14,6 @@ from tidegate.wire.openai import RequestHead
 TEMPLATE_TOKENS_MAX = 256  # a template's own words and special tokens, for one prompt
 TEXT_TOKENS_MAX = 8  # special tokens around one text of an embedding, a pair of a rerank
 
-
 _READING = frozenset({"embeddings", "classify", "score"})  # nothing is generated
 
 

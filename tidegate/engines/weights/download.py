@@ -23,7 +23,6 @@ from tidegate.engines.weights.sums import Sums, threads_for
 
 POLL_S = 0.02
 
-
 Range = tuple[int, int, int]  # which file, from, to
 
 
