@@ -5,7 +5,7 @@ results are in bench/results/soak.md. A platform, two joined nodes and a joined 
 generative endpoints, one for embeddings, and batches, on three accelerators that hold two replicas each. Clients ask
 without a pause (unary, streams, some hang up, embeddings, WebSocket sessions, batches), while endpoints are changed,
 removed, paused, put to sleep, tenants deleted, keys and prices exchanged, budgets used up, processes killed or stopped
-and the disk filled (`bench.soak_world`). In the end everything is wanted as at first. Then (`bench.soak_judge`):
+and the disk filled (`bench.soak_acts`). In the end everything is wanted as at first. Then (`bench.soak_judge`):
 
 * every request ended once: with the answer of a model its endpoint has had, as ``transformers`` greedily says it; or
   with a documented error that something done at that time explains; or cut off by what happened to its gateway
@@ -30,15 +30,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import exactness, soak_judge, soak_world
+from bench import exactness, soak_acts, soak_judge, soak_world
 from bench.live import load_average
 from bench.soak_clients import Clients
 from bench.soak_world import EMBED, ENDPOINTS, World
-from tests.e2e.platform import running
+from tests.e2e.platform import free_port, running
 
 RECOVER_S_MAX = 60.0
 DISK = "size=256m"
@@ -66,7 +66,8 @@ def truths() -> dict[tuple[str, str, int], str]:
 def run_seed(seed: int, seconds: float, clients: int, only: set[str], directory: Path) -> dict[str, Any]:
     made, said = models(), truths()
     with contextlib.ExitStack() as stack:
-        platform = stack.enter_context(running(directory, config=soak_world.CONFIG))
+        links = f'[links]\nlisten = "127.0.0.1:{free_port()}"\n'
+        platform = stack.enter_context(running(directory, config=soak_world.CONFIG + links))
         world = World(platform, made, seed)
         stack.enter_context(world.stack)
         world.up()
@@ -89,20 +90,26 @@ def run_seed(seed: int, seconds: float, clients: int, only: set[str], directory:
 
 
 async def _drive(world: World, asking: Clients, seconds: float, only: set[str]) -> dict[str, Any]:
-    """Clients and acts for `seconds`, then everything as at first, and how long until all endpoints answer."""
-    dice = random.Random(world.seed)
+    """Clients, operations and faults for `seconds`, then everything as at first, and how long until all answer."""
     world.began = time.monotonic()
     traffic = asyncio.create_task(asking.run())
-    while world.now_s() < seconds:
-        await asyncio.sleep(dice.expovariate(1))
-        await asyncio.to_thread(soak_world.do, world, dice, only)
-    await asyncio.to_thread(soak_world.restore, world)
+    await asyncio.gather(*(_act(world, seconds, table, only) for table in (soak_acts.OPERATIONS, soak_acts.FAULTS)))
+    await asyncio.to_thread(soak_acts.restore, world)
     began = time.monotonic()
     await asyncio.gather(*(_until_served(world, asking, endpoint) for endpoint in (*ENDPOINTS, EMBED)))
     recovered_s = time.monotonic() - began
     asking.over.set()
     await traffic
     return {"seconds": round(world.now_s(), 1), "recovered_s": round(recovered_s, 1)}
+
+
+async def _act(world: World, seconds: float, table: Mapping[soak_acts.Act, int], only: set[str]) -> None:
+    """One act of `table` after the other, in the order of the seed."""
+    wanted = {act: weight for act, weight in table.items() if not only or act.__name__ in only}
+    dice = random.Random(f"{world.seed}/{len(table)}")
+    while wanted and world.now_s() < seconds:
+        await asyncio.sleep(dice.expovariate(1.5))
+        await asyncio.to_thread(soak_acts.do, world, dice, wanted)
 
 
 async def _until_served(world: World, asking: Clients, endpoint: str) -> None:

@@ -181,7 +181,7 @@ def as_many_as_there_should_be(world: World) -> None:
 
 def _sockets(world: World) -> list[Path]:
     data = world.platform.directory / "data"
-    runs = {(folder / "run").resolve() for folder in (data, *data.glob("nodes/*"))}
+    runs = {(folder / "run").resolve() for folder in (data, *data.glob("nodes/*"), data.parent / "far")}
     return [socket for run in runs for socket in run.glob("engine-*.sock")]
 
 

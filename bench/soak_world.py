@@ -1,8 +1,6 @@
-"""The world of ``bench.soak``: a platform in several processes, what may be done to it, and what was done when."""
+"""The world of ``bench.soak``: a platform in several processes, what it is wanted to be, and what was done when."""
 
 import contextlib
-import os
-import random
 import signal
 import subprocess
 import time
@@ -14,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.e2e.platform import Platform, free_port, joined, wait_until
+from tests.e2e.platform import Platform, free_port, join_token, joined, joining, wait_until
 
 REPLICA_MEMORY = "48MiB"
 ACCELERATOR_MEMORY = "96MiB"  # holds two replicas
@@ -86,6 +84,7 @@ class World:
     problems: list[str] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
     port: int = field(default_factory=free_port)
+    relay_port: int = field(default_factory=free_port)
 
     def now_s(self) -> float:
         return time.monotonic() - self.began
@@ -93,13 +92,24 @@ class World:
     # --- its parts ------------------------------------------------------------------------------------------------
 
     def part(self, name: str) -> None:
-        """Starts one more node or gateway of the platform, or starts it again."""
+        """Starts one more node or gateway of the platform, or starts it again. With an even seed those of the other
+        region join as from another machine: over mutual TLS, with directories, a relay and a journal of their own.
+        """
         arguments = {
             "near": ("node", "near", "--region", "local", *SHAPE),
             "far": ("node", "far", "--region", "east", *SHAPE),
             "gateway": ("gateway", "--region", "east", "--port", str(self.port)),
         }[name]
-        self.parts[name] = self.stack.enter_context(joined(self.platform, *arguments))
+        if name == "near" or self.seed % 2:
+            self.parts[name] = self.stack.enter_context(joined(self.platform, *arguments))
+            return
+        arguments += ("--data-dir", str(self.platform.directory / name))
+        relay = f"127.0.0.1:{self.relay_port}"
+        arguments += ("--listen", relay, "--address", relay) if name == "far" else ("--name", name)
+        if name not in self.parts:
+            role = "node" if name == "far" else "gateway"
+            arguments += ("--token", join_token(self.platform, role, name, "east"))
+        self.parts[name] = self.stack.enter_context(joining(self.platform, *arguments))
 
     @property
     def urls(self) -> tuple[str, str]:
@@ -114,7 +124,7 @@ class World:
             self.new_key(tenant)
         wait_until(lambda: self.regions() == {"local", "east"}, "both regions")
         for endpoint in (*ENDPOINTS, EMBED):
-            assert (said := self.apply(endpoint, _base(endpoint))) == "200", f"{endpoint}: {said}"
+            assert (answer := self.apply(endpoint, base(endpoint))) == "200", f"{endpoint}: {answer}"
         wait_until(lambda: not self.coming(), "first loads", 120)
 
     def regions(self) -> set[str]:
@@ -122,7 +132,7 @@ class World:
 
     def coming(self) -> list[str]:
         views = self.admin("GET", "/api/v1/endpoints").json()["data"]
-        return [v["endpoint"] for v in views if v["state"] in ("creating", "loading")]
+        return [v["name"] for v in views if v["state"] in ("creating", "loading")]
 
     def processes(self) -> list[psutil.Process]:
         """Everything of this platform, its parts on this machine included."""
@@ -182,19 +192,19 @@ class World:
         reply = self.admin("PUT", f"/api/v1/endpoints/{endpoint}", wanted)
         if reply.status_code == 200:
             self.bodies[endpoint] = body
-        return _said(reply)
+        return said(reply)
 
     def new_key(self, tenant: str) -> str:
         reply = self.admin("POST", "/api/v1/keys", {"tenant": tenant})
         if reply.status_code != 201:
-            return _said(reply)
+            return said(reply)
         before, made = self.keys.get(tenant), reply.json()
         self.keys[tenant] = Key(made["id"], made["secret"])
         if before is None:
             return "first"
         time.sleep(0.3)  # gateways hear of the new one
         before.revoked_s = self.now_s()
-        return _said(self.admin("DELETE", f"/api/v1/keys/{before.id}"))
+        return said(self.admin("DELETE", f"/api/v1/keys/{before.id}"))
 
 
 def _is_template(process: psutil.Process) -> bool:
@@ -203,221 +213,12 @@ def _is_template(process: psutil.Process) -> bool:
     return False
 
 
-def _said(reply: httpx.Response) -> str:
+def said(reply: httpx.Response) -> str:
     return str(reply.status_code) if reply.status_code < 300 else f"{reply.status_code} {reply.json()['error']['code']}"
 
 
-# --- what may be done: each returns what came of it -------------------------------------------------------------------
-
-
-def _endpoint(dice: random.Random) -> str:
-    return dice.choice(list(ENDPOINTS))
-
-
-def change(world: World, dice: random.Random, endpoint: str) -> str:
-    mode = dice.choice(("serverless", "dedicated_serverless", "dedicated" if endpoint == "cedar/b" else "serverless"))
-    more = {"slots": dice.randint(2, 6), "mode": mode, "price_plan": dice.choice(("default", "gold"))}
-    body = world.bodies.get(endpoint, _base(endpoint)) | more | {"max_replicas": dice.randint(1, 2)}
-    body.pop("canary", None)
-    if dice.random() < 0.5:
-        body["model"] = _other(body["model"])
-    return f"{more} {world.apply(endpoint, body)}"
-
-
-def canary(world: World, dice: random.Random, endpoint: str) -> str:
-    body = world.bodies.get(endpoint, _base(endpoint))
-    return world.apply(endpoint, body | {"canary": _other(body["model"])})
-
-
-def rollback(world: World, dice: random.Random, endpoint: str) -> str:
-    """Back to what it was before, and from there to what it was at first: one truth again."""
-    said = _said(world.admin("POST", f"/api/v1/endpoints/{endpoint}/rollback"))
-    return said + " " + world.apply(endpoint, _base(endpoint))
-
-
-def pause(world: World, dice: random.Random, endpoint: str) -> str:
-    body = world.bodies.get(endpoint, _base(endpoint))
-    said = world.apply(endpoint, body | {"paused": True})
-    time.sleep(dice.uniform(0.2, 2))
-    return said + " " + world.apply(endpoint, body | {"paused": False})
-
-
-def remove(world: World, dice: random.Random, endpoint: str) -> str:
-    said = _said(world.admin("DELETE", f"/api/v1/endpoints/{endpoint}"))
-    time.sleep(dice.uniform(0, 1.5))
-    return said + " " + world.apply(endpoint, _base(endpoint))
-
-
-def wake(world: World, dice: random.Random, endpoint: str) -> str:
-    return _said(world.admin("POST", f"/api/v1/endpoints/{endpoint}/wake"))
-
-
-def sleep(world: World, dice: random.Random, endpoint: str) -> str:
-    return _said(world.admin("POST", f"/api/v1/endpoints/{endpoint}/sleep"))
-
-
-def price(world: World, dice: random.Random, endpoint: str) -> str:
-    body = {
-        "plan": dice.choice(("default", "gold")), "input_usd_per_million": "0.4",
-        "output_usd_per_million": str(dice.randint(1, 9)), "accelerator_hour_usd": "1",
-    }  # fmt: skip
-    return _said(world.admin("POST", "/api/v1/prices", body))
-
-
-def rotate(world: World, dice: random.Random, endpoint: str) -> str:
-    return world.new_key(endpoint.partition("/")[0])
-
-
-def budget(world: World, dice: random.Random, endpoint: str) -> str:
-    """One that runs out, or a rate that is soon used up; taken away again."""
-    body = {"scope": "endpoint", "subject": endpoint}
-    body |= {"budget_day_usd": "0.000001"} if dice.random() < 0.5 else {"requests_per_minute": 5, "concurrency": 2}
-    said = _said(world.admin("PUT", "/api/v1/limits", body))
-    time.sleep(dice.uniform(0.5, 2))
-    return said + " " + _said(world.admin("DELETE", f"/api/v1/limits?scope=endpoint&subject={endpoint}"))
-
-
-def tenant_gone(world: World, dice: random.Random, endpoint: str) -> str:
-    """A tenant with everything it has, while its requests run; then it comes back."""
-    tenant = endpoint.partition("/")[0]
-    mine = [name for name in world.bodies if name.startswith(tenant + "/")]
-    said = [_said(world.admin("DELETE", f"/api/v1/endpoints/{name}")) for name in mine]
-    world.keys[tenant].revoked_s = world.now_s()
-    said.append(_said(world.admin("DELETE", f"/api/v1/tenants/{tenant}")))
-    time.sleep(dice.uniform(0, 1))
-    said.append(_said(world.admin("POST", "/api/v1/tenants", {"id": tenant})))
-    del world.keys[tenant]
-    world.new_key(tenant)
-    said += [world.apply(name, _base(name)) for name in mine]
-    return " ".join(sorted(set(said)))
-
-
-def kill_engine(world: World, dice: random.Random, endpoint: str) -> str:
-    return _kill(dice, world.engines())
-
-
-def kill_template(world: World, dice: random.Random, endpoint: str) -> str:
-    return _kill(dice, world.templates())
-
-
-def stop_engine(world: World, dice: random.Random, endpoint: str) -> str:
-    engines = world.engines()
-    if engines:
-        world.stop_for(dice.choice(engines), dice.uniform(0.5, 4))
-    return f"of {len(engines)}"
-
-
-def kill_node(world: World, dice: random.Random, endpoint: str) -> str:
-    name = dice.choice(("near", "far"))
-    return _again(world, dice, name)
-
-
-def stop_node(world: World, dice: random.Random, endpoint: str) -> str:
-    name = dice.choice(("near", "far"))
-    world.stop_for(psutil.Process(world.parts[name].pid), seconds := dice.choice((1.0, 3.0, 7.0)))
-    return f"{name} {seconds}"
-
-
-def kill_gateway(world: World, dice: random.Random, endpoint: str) -> str:
-    if dice.random() < 0.4:
-        return _again(world, dice, "gateway")
-    return _kill(dice, world.platform.gateways())
-
-
-def stop_gateway(world: World, dice: random.Random, endpoint: str) -> str:
-    chosen = dice.choice([*world.platform.gateways(), psutil.Process(world.parts["gateway"].pid)])
-    world.stop_for(chosen, dice.uniform(0.5, 3))
-    return str(chosen.pid)
-
-
-def crash(world: World, dice: random.Random, endpoint: str) -> str:
-    world.platform.crash()
-    return ""
-
-
-def stop_platform(world: World, dice: random.Random, endpoint: str) -> str:
-    world.stop_for(psutil.Process(world.platform.process.pid), seconds := dice.choice((0.5, 2.0, 6.0)))
-    return str(seconds)
-
-
-def full_disk(world: World, dice: random.Random, endpoint: str) -> str:
-    """Takes every byte that is left of the file system of the platform, for a while; nothing where it has none of its
-    own.
-    """
-    if not os.path.ismount(world.platform.directory):
-        return "not its own"
-    filler = world.platform.directory / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while file.write(b"x" * 4_096):
-            continue
-    time.sleep(dice.uniform(0.5, 3))
-    filler.unlink()
-    return "freed"
-
-
-def _kill(dice: random.Random, victims: list[psutil.Process]) -> str:
-    if victims:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            dice.choice(victims).kill()
-    return f"of {len(victims)}"
-
-
-def _again(world: World, dice: random.Random, name: str) -> str:
-    """SIGKILL, and the same command again after a while."""
-    world.parts[name].kill()
-    world.parts[name].wait(10)
-    time.sleep(dice.uniform(0, 2))
-    world.part(name)
-    return name
-
-
-def _base(endpoint: str) -> dict[str, Any]:
+def base(endpoint: str) -> dict[str, Any]:
     if endpoint == EMBED:
         return {"model": "embed", "regions": ["local", "east"]}
     number = list(ENDPOINTS).index(endpoint)
     return {"model": f"m{number}", "regions": ENDPOINTS[endpoint], "slots": 4, "accelerator_memory": REPLICA_MEMORY}
-
-
-def _other(model: str) -> str:
-    """Each endpoint has two models that nobody else has: m3 and n3."""
-    return ("n" if model[0] == "m" else "m") + model[1:]
-
-
-OPERATIONS = {
-    change: 8, canary: 3, rollback: 2, pause: 2, remove: 2, wake: 2, sleep: 3, price: 1, rotate: 2, budget: 2,
-    tenant_gone: 1,
-}  # fmt: skip
-FAULTS = {
-    kill_engine: 5, stop_engine: 3, kill_template: 1, kill_node: 2, stop_node: 2, kill_gateway: 2, stop_gateway: 1,
-    crash: 1, stop_platform: 1, full_disk: 1,
-}  # fmt: skip
-
-
-def do(world: World, dice: random.Random, only: set[str]) -> None:
-    """One of them, written down with its time; of those in `only` if there are any."""
-    table = {act: weight for act, weight in (OPERATIONS | FAULTS).items() if not only or act.__name__ in only}
-    (chosen,) = dice.choices(list(table), list(table.values()))
-    endpoint = _endpoint(dice)
-    op = Op(chosen.__name__, endpoint if chosen in OPERATIONS else "", world.now_s())
-    world.ops.append(op)
-    try:
-        op.said = chosen(world, dice, endpoint)
-    except AssertionError as error:
-        op.said = f"FAILED {error}"
-        world.problems.append(str(op))
-    op.to_s = world.now_s()
-
-
-def restore(world: World) -> None:
-    """Everything runs and is wanted as at the beginning."""
-    for process in list(world.stopped):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGCONT)
-    for name, process in list(world.parts.items()):
-        if process.poll() is not None:
-            world.problems.append(f"{name} ended by itself with {process.returncode}")
-            world.part(name)
-    wait_until(lambda: world.regions() == {"local", "east"}, "both regions again")
-    for endpoint in (*ENDPOINTS, EMBED):
-        if (said := world.apply(endpoint, _base(endpoint))) != "200":
-            world.problems.append(f"{endpoint} is not taken back: {said}")
