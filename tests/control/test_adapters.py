@@ -87,6 +87,6 @@ async def test_a_base_stays_fit_for_what_it_carries(tmp_path: Path) -> None:
 @on_loop
 async def test_room_for_adapters_is_a_number_of_bytes(tmp_path: Path, room: str) -> None:
     async with running(tmp_path) as world:
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         error = await refused(world, "acme/base", model="/models/tides", engine_args={"adapter_bytes_max": room})
         assert error["param"] == "engine_args.adapter_bytes_max"

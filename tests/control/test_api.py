@@ -137,7 +137,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 async def test_a_wrong_endpoint_is_refused_by_field_value_and_what_is_accepted(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
         await world.node()
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         for body, param, text in REFUSED:
             whole = body if "model" in body or not body else {"model": "/models/tides", **body}
             response = await world.http.put("/api/v1/endpoints/acme/tides", json=whole)
@@ -152,7 +152,7 @@ async def test_a_wrong_endpoint_is_refused_by_field_value_and_what_is_accepted(t
 @on_loop
 async def test_a_start_longer_than_its_timeout_is_refused_first_by_estimate_then_by_measurement(tmp_path: Path) -> None:
     async with running(tmp_path, ControlSettings(start_ms_max=1_000, start_ms_base=2_000)) as world:
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         refused = (await world.http.put("/api/v1/endpoints/acme/tides", json={"model": "/models/tides"})).json()
         assert "2008 ms (estimated), longer than the setting engine.start_ms_max = 1000" in refused["error"]["message"]
         world.control.meters.start_ms[MODELS["/models/tides"].digest] = 900
@@ -160,12 +160,12 @@ async def test_a_start_longer_than_its_timeout_is_refused_first_by_estimate_then
         assert accepted.status_code == 200
     (tmp_path / "hold").mkdir()
     async with running(tmp_path / "hold", ControlSettings(hold_ms_max=500)) as world:
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         refused = await world.http.put("/api/v1/endpoints/acme/tides", json={"model": "/models/tides"})
         assert "gateway.hold_ms_max = 500" in refused.json()["error"]["message"]
     (tmp_path / "never").mkdir()
     async with running(tmp_path / "never", ControlSettings(hold_ms_max=0)) as world:  # 0: nobody is ever held
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         accepted = await world.http.put("/api/v1/endpoints/acme/tides", json={"model": "/models/tides"})
         assert accepted.status_code == 200
 
@@ -215,7 +215,7 @@ HOSTILE: list[tuple[str, str, bytes, int, str]] = [
 @on_loop
 async def test_hostile_input_is_answered_with_its_documented_status_and_openai_shape(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         for method, path, content, status, code in HOSTILE:
             response = await world.http.request(method, path, content=content)
             body = msgspec.json.decode(response.content, type=ErrorBody)

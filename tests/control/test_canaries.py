@@ -98,7 +98,7 @@ def test_wrong_canaries_are_refused_by_name(tmp_path: Path, canary: dict[str, An
     async def check() -> None:
         async with running(tmp_path) as world:
             await _started(world)
-            await world.control.create_tenant("acme", "test")
+            await world.control.tenancy.create_tenant("acme", "test")
             body = {"model": "/models/tides", "canary": canary}
             answer = await world.http.put("/api/v1/endpoints/acme/a", json=body)
             assert answer.status_code == 400

@@ -154,7 +154,7 @@ async def test_declared_endpoints_may_name_one_that_is_declared_after_them(tmp_p
         EndpointConfig(name="acme/c", model="/models/tides"),
     ]  # fmt: skip
     async with running(tmp_path) as world:
-        await world.control.create_tenant("acme", "test")
+        await world.control.tenancy.create_tenant("acme", "test")
         refused = await apply_endpoints(world.control, wanted)
         assert [name for name, _ in refused] == ["acme/wrong"]
         assert "acme/nobody" in refused[0][1]

@@ -209,7 +209,7 @@ class World:
         self.tasks[id(peer)] = self.group.create_task(peer.run())
 
     async def apply(self, endpoint: str, model: str = "/models/tides", **body: object) -> dict[str, Any]:
-        await self.control.create_tenant(endpoint.split("/")[0], "test")
+        await self.control.tenancy.create_tenant(endpoint.split("/")[0], "test")
         response = await self.http.put(f"/api/v1/endpoints/{endpoint}", json={"model": model, **body})
         assert response.status_code == 200, response.text
         return dict(response.json())
@@ -218,8 +218,8 @@ class World:
         return dict((await self.http.get(f"/api/v1/endpoints/{endpoint}")).json())
 
     async def tenant_key(self, tenant: str) -> tuple[ApiKey, dict[str, str]]:
-        await self.control.create_tenant(tenant, "test")
-        key, secret = await self.control.create_key(tenant, "test")
+        await self.control.tenancy.create_tenant(tenant, "test")
+        key, secret = await self.control.tenancy.create_key(tenant, "test")
         return key, {"authorization": f"Bearer {secret}"}
 
 

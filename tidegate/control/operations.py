@@ -76,12 +76,12 @@ async def list_tenants(call: Call) -> object:
 async def create_tenant(call: Call) -> object:
     """Create a tenant; one that exists is left as it is."""
     assert isinstance(call.body, admin.TenantCreate)
-    return views.tenant_view(await call.control.create_tenant(call.body.id, call.actor))
+    return views.tenant_view(await call.control.tenancy.create_tenant(call.body.id, call.actor))
 
 
 async def delete_tenant(call: Call) -> object:
     """Remove a tenant without endpoints, and its keys."""
-    await call.control.remove_tenant(call.path["tenant"], call.actor)
+    await call.control.tenancy.remove_tenant(call.path["tenant"], call.actor)
     return admin.StatusView("removed")
 
 
@@ -101,13 +101,13 @@ async def create_key(call: Call) -> object:
     assert isinstance(body, admin.KeyCreate)
     if (body.tenant is None) is not body.admin:
         raise Refusal("invalid_request", "`tenant`: name a tenant, or set `admin` to true, not both", param="tenant")
-    key, secret = await control.create_key(body.tenant, call.actor, expires_in_s=body.expires_in_s)
+    key, secret = await control.tenancy.create_key(body.tenant, call.actor, expires_in_s=body.expires_in_s)
     return views.key_created(key, secret, control.clock.now_ms())
 
 
 async def revoke_key(call: Call) -> object:
     """Revoke an API key; it is refused from now on."""
-    key = await call.control.revoke_key(call.path["key"], call.actor)
+    key = await call.control.tenancy.revoke_key(call.path["key"], call.actor)
     return views.key_view(key, call.control.clock.now_ms())
 
 

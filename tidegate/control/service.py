@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 
-from tidegate.control import adapters, batch_lanes, canaries, elsewhere, http, keys, remotes
+from tidegate.control import adapters, batch_lanes, canaries, elsewhere, http, remotes
 from tidegate.control.activity import ActivityLog
 from tidegate.control.attainment import Keeping, Load, Save
 from tidegate.control.budgets import Budgets
@@ -17,8 +16,9 @@ from tidegate.control.loop import FleetLoop
 from tidegate.control.meters import Meters
 from tidegate.control.sessions import serve_links
 from tidegate.control.settings import ControlSettings
+from tidegate.control.tenancy import Tenancy
 from tidegate.domain.contract import Contract
-from tidegate.domain.endpoint import ApiKey, Deployment, ModelProfile, Tenant
+from tidegate.domain.endpoint import Deployment, ModelProfile
 from tidegate.domain.errors import Refusal
 from tidegate.domain.limits import Scope
 from tidegate.domain.plan import EndpointApplied, EndpointRemoved, ManualAction
@@ -66,6 +66,7 @@ class Control:
         self._keeping = Keeping(self.meters.attainment, clock, load_counts, save_counts)
         self.loop = FleetLoop(core, self.activity, self.meters, clock, settings.relay_address)
         self.desired = DesiredState(store, self._changed)
+        self.tenancy = Tenancy(self.desired, self.activity, clock)
         self.budgets = Budgets(self.desired, self.loop, clock, spent, prices, contracts)
         self.authorize = http.authorizer(self.desired, clock)
         self._inspector = inspector
@@ -105,71 +106,6 @@ class Control:
         await self._loaded.wait()
         await self.loop.until_joined(nodes=1, gateways=gateways)
 
-    # --- tenants and keys -----------------------------------------------------------------------------------------
-
-    async def create_tenant(self, tenant: str, actor: str) -> Tenant:
-        """Idempotent. Raises Refusal, StoreFault."""
-        made = Tenant(tenant, self.clock.now_ms())
-        await self.desired.change(lambda state: None if _tenant(state, tenant) else Change(put=(made,)))
-        found = self.desired.tenant(tenant)
-        assert found is not None
-        if found is made:
-            self.activity.note(actor, "tenant_created", tenant, "")
-        return found
-
-    async def remove_tenant(self, tenant: str, actor: str) -> None:
-        """Its keys go with it. Raises Refusal not_found, or conflict while it has endpoints."""
-
-        def build(state: State) -> Change:
-            if _tenant(state, tenant) is None:
-                raise Refusal("not_found", f"there is no tenant {tenant!r}")
-            owned = [d.endpoint for d in state.deployments if d.tenant == tenant]
-            if owned:
-                raise Refusal("conflict", f"tenant {tenant!r} still has endpoints: {', '.join(owned[:10])}")
-            mine = {k.id for k in state.keys if k.tenant == tenant}
-            gone = [r for r in state.limits if r.subject in ({tenant} if r.scope is Scope.TENANT else mine)]
-            return Change(remove_tenants=(tenant,), remove_limits=tuple((r.scope, r.subject) for r in gone))
-
-        await self.desired.change(build)
-        self.activity.note(actor, "tenant_removed", tenant, "")
-
-    async def create_key(
-        self, tenant: str | None, actor: str, *, expires_in_s: int | None = None, secret: str = ""
-    ) -> tuple[ApiKey, str]:
-        """A key and its secret, which is not kept. `tenant` None: an administrator's. Raises Refusal not_found."""
-        now_ms = self.clock.now_ms()
-        expires_ms = None if expires_in_s is None else now_ms + expires_in_s * 1_000
-        key, secret = keys.new_key(tenant, now_ms, expires_ms=expires_ms, secret=secret)
-
-        def build(state: State) -> Change:
-            if tenant is not None and _tenant(state, tenant) is None:
-                raise Refusal("not_found", f"there is no tenant {tenant!r}", param="tenant")
-            if any(known.digest == key.digest for known in state.keys):
-                raise Refusal("conflict", "this secret is a key already")
-            return Change(put=(key,))
-
-        await self.desired.change(build)
-        self.activity.note(actor, "key_created", tenant or "admin", f"key={key.id}")
-        return key, secret
-
-    async def revoke_key(self, key_id: str, actor: str) -> ApiKey:
-        """From now on it is refused. Idempotent. Raises Refusal not_found, or conflict for the last administrator's."""
-        now_ms = self.clock.now_ms()
-
-        def build(state: State) -> Change | None:
-            key = _key(state, key_id)
-            if key.revoked_ms is not None:
-                return None
-            usable = [k for k in state.keys if k.tenant is None and keys.key_state(k, now_ms) == "active"]
-            if usable == [key]:
-                raise Refusal("conflict", "this is the last usable administrator key: create another one first")
-            return Change(put=(replace(key, revoked_ms=now_ms),))
-
-        key = _key(await self.desired.change(build), key_id)
-        if key.revoked_ms == now_ms:
-            self.activity.note(actor, "key_revoked", key.tenant or "admin", f"key={key_id}")
-        return key
-
     # --- endpoints ------------------------------------------------------------------------------------------------
 
     async def apply(self, endpoint: str, body: admin.EndpointApply, actor: str) -> Deployment:
@@ -180,7 +116,7 @@ class Control:
         facts = self._facts(await asyncio.to_thread(self._price_plans))
 
         def build(state: State) -> Change | None:
-            if _tenant(state, tenant) is None:
+            if all(known.id != tenant for known in state.tenants):
                 text = f"`name`: there is no tenant {tenant!r}; accepted: a tenant that was created before"
                 raise Refusal("invalid_configuration", text, param="name")
             previous = next((d for d in state.deployments if d.endpoint == endpoint), None)
@@ -324,14 +260,3 @@ class Control:
 def no_endpoint(endpoint: str) -> Refusal:
     """The same words whether it does not exist or belongs to somebody else."""
     return Refusal("not_found", f"there is no endpoint {endpoint!r}")
-
-
-def _tenant(state: State, tenant: str) -> Tenant | None:
-    return next((known for known in state.tenants if known.id == tenant), None)
-
-
-def _key(state: State, key_id: str) -> ApiKey:
-    key = next((known for known in state.keys if known.id == key_id), None)
-    if key is None:
-        raise Refusal("not_found", f"there is no key {key_id!r}")
-    return key
