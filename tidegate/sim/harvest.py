@@ -144,11 +144,14 @@ def _model(profile: FleetProfile, endpoint: str, model: str | None) -> ModelSpec
 
 
 def deployment(profile: FleetProfile, name: str, model: ModelSpec, lines: list[Line], accelerators: int) -> Deployment:
-    """On as few accelerators as hold it (all-reduces would cost throughput), with KV for `SLOTS` mean lines."""
+    """Over two accelerators where they are linked and even in number, like real-time replicas, which would else span
+    the remains of two pairs; else on as few as hold it. With KV for `SLOTS` mean lines.
+    """
     hardware, longest = profile.accelerator, max(i + o for i, o in lines)
     mean = sum(i + o for i, o in lines) // len(lines) + 1
     whole = model.weight_bytes + max(longest, SLOTS * mean) * model.kv_bytes_per_token
-    spread = 1
+    even = not (accelerators % 2 or profile.node.accelerators % 2)
+    spread = 2 if even and hardware.gang_max > 1 else 1
     while -(-whole // spread) + hardware.workspace_bytes > hardware.memory_bytes:
         spread *= 2
         if spread > min(profile.node.accelerators, accelerators):
