@@ -29,6 +29,10 @@ def ask(gate: Gate, tokens: int, now_ms: int = T0, *, model: str = "m@1", mode: 
     return gate.admit(gate.chain("k", "acme", "acme/chat", model, mode), Demand(1, 1, 0, tokens), now_ms)
 
 
+def used(gate: Gate) -> dict[Spending, int]:
+    return {lease.of: lease.used_nano_usd for lease in gate.leases()}
+
+
 def refused(gate: Gate, tokens: int, now_ms: int = T0) -> Refusal:
     with pytest.raises(Refusal) as raised:
         ask(gate, tokens, now_ms)
@@ -48,14 +52,14 @@ def test_what_may_not_be_covered_is_refused_and_what_was_not_used_comes_back(gat
 
 def test_a_request_that_is_not_billed_gives_everything_back(gate: Gate) -> None:
     gate.settle(ask(gate, 100), 20, 0, T0, 0)
-    ask(gate, 100)
+    assert used(gate) == {OF_FIRST: 0, OF_SECOND: 0}
 
 
 def test_the_next_contract_in_force_takes_what_the_first_cannot(gate: Gate) -> None:
     ask(gate, 90)
     assert refused(gate, 20).limit.full == 100, "the second has not begun"
     ask(gate, 20, T0 + HOUR_MS)
-    assert {lease.of: lease.used_nano_usd for lease in gate.leases()} == {OF_FIRST: 90, OF_SECOND: 20}
+    assert used(gate) == {OF_FIRST: 90, OF_SECOND: 20}
     assert refused(gate, 40, T0 + 2 * HOUR_MS).limit.full == 50, "the first is over"
     ask(gate, 10**9, T0 + 3 * HOUR_MS)
 
@@ -64,6 +68,7 @@ def test_other_models_other_tenants_and_dedicated_endpoints_are_not_concerned(ga
     ask(gate, 10**9, model="m@2")
     ask(gate, 10**9, mode="dedicated")
     gate.admit(gate.chain("k", "birch", "birch/chat", "m@1", "serverless"), Demand(1, 1, 0, 10**9), T0)
+    assert used(gate) == {OF_FIRST: 0, OF_SECOND: 0}
 
 
 def test_without_a_lease_it_is_not_known_what_is_left() -> None:
