@@ -219,6 +219,18 @@ def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "absent.csv" in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["simulate", "advise"])
+def test_what_is_no_parquet_is_refused_and_so_is_a_page_for_a_folder_that_is_not_there(
+    verb: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"no")
+    done = tidegate(verb, "--trace", "t.parquet", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "not readable as Parquet" in done.stderr
+    done = tidegate(verb, "--trace", "t.parquet", "--html", "no/such/page.html", cwd=tmp_path)
+    assert "--html: there is no directory no/such" in done.stderr
+
+
 def test_the_policies_offered_are_those_there_are() -> None:
     from tidegate.cli.simulate import POLICIES
     from tidegate.sim import baselines

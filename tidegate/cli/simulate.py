@@ -34,6 +34,8 @@ def simulate(
 ) -> None:
     """Replay a trace under one policy: attainment, TTFT, activations, accelerator-hours."""
     _known(policy)
+    if html is not None and not html.parent.is_dir():  # before the run, not after it
+        raise Problem(f"--html: there is no directory {html.parent}", exit_code=2)
     from tidegate.sim import api
     from tidegate.sim.timeline import Timeline
 

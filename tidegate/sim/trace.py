@@ -93,7 +93,10 @@ def _parquet(path: Path) -> Iterator[list[str]]:
         import polars
     except ModuleNotFoundError:
         raise _bad(path, "reading Parquet needs the 'advisor' extra (polars)") from None
-    frame = polars.read_parquet(path)
+    try:
+        frame = polars.read_parquet(path)
+    except polars.exceptions.PolarsError as error:
+        raise _bad(path, f"not readable as Parquet ({str(error)[:120]})") from error
     yield list(frame.columns)
     for row in frame.iter_rows():
         yield [str(value) for value in row]
@@ -105,7 +108,8 @@ def _checked(path: Path, lines: Iterator[list[str]]) -> Iterator[Row]:
         raise _bad(path, "the file is empty")
     missing = [name for name in COLUMNS if name not in header]
     if missing:
-        raise _bad(path, f"column {missing[0]!r} is missing; there must be {', '.join(COLUMNS)}")
+        made = "`tidegate advise --trace LOG --save-trace FILE` makes a trace of other logs"
+        raise _bad(path, f"column {missing[0]!r} is missing; there must be {', '.join(COLUMNS)} ({made})")
     pick = itemgetter(*(header.index(name) for name in COLUMNS))
     number, last_ms = 1, 0.0
     try:
