@@ -84,8 +84,15 @@ def test_victims_free_enough_and_none_is_superfluous(raw: list[tuple[int, float]
         assert sum(v.regret_ms for v in victims) <= min(alone) + 1e-6
 
 
-def offer(place: str, headroom: int, free: int, *victims: Candidate, ready_ms: int = 500) -> Offer:
-    return Offer(("n", place), headroom, free, victims, ready_ms)
+def offer(
+    place: str,
+    headroom: int,
+    free: int,
+    *victims: Candidate,
+    ready_ms: int = 500,
+    crowd_ms: dict[str, float] | None = None,
+) -> Offer:
+    return Offer(("n", place), headroom, free, victims, ready_ms, crowd_ms or {})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +129,28 @@ def test_a_victim_on_several_accelerators_is_paid_for_once_and_frees_them_all() 
     assert together is not None
     assert together.victims == ("wide",)
     assert together.regret_ms == 5.0
+
+
+def test_a_neighbour_on_both_accelerators_is_paid_for_once() -> None:
+    """Beside the busier one twice, rather than beside each of two that would both be slowed down."""
+    wide, other = {"wide": 90.0}, {"other": 80.0}
+    offers = [offer(place, 10, 10, crowd_ms=crowd) for place, crowd in [("a", wide), ("b", other), ("c", wide)]]
+    apart = pick(offers[:2], 10, 2, drain_ms=100)
+    assert apart is not None
+    assert apart.score_ms == 500 + 90 + 80
+    offers[1] = offer("b", 10, 10, crowd_ms={"other": 95.0})
+    together = pick(offers, 10, 2, drain_ms=100)
+    assert together is not None
+    assert [place for _, place in together.places] == ["a", "c"]
+    assert together.score_ms == 500 + 90
+
+
+def test_who_leaves_is_no_neighbour() -> None:
+    leaving = Candidate("leaves", 10, 5.0)
+    found = pick([offer("a", 0, 0, leaving, crowd_ms={"leaves": 400.0, "stays": 30.0})], 10, 1, drain_ms=100)
+    assert found is not None
+    assert found.victims == ("leaves",)
+    assert found.score_ms == 500 + 100 + 5 + 30
 
 
 def test_how_soon_it_is_needed_grows_with_the_rate_of_arrivals() -> None:

@@ -1,6 +1,6 @@
-"""Where an activation goes: the accelerators with the least (time to ready + regret of the victims)."""
+"""Where an activation goes: the accelerators with the least (time to ready + regret of the victims + neighbours)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tidegate.policy.book import Place
@@ -11,7 +11,8 @@ from tidegate.policy.eviction import Candidate, choose
 class Offer:
     """One accelerator: what may be promised on it, what is free at once, who could leave, and how long the way takes.
 
-    `ready_ms` is the activation time from the nearest tier on that node, waiting for its link included.
+    `ready_ms` is the activation time from the nearest tier on that node, waiting for its link included. `crowd_ms`:
+    what it is worth not to compute beside each replica there.
     """
 
     place: Place
@@ -19,6 +20,7 @@ class Offer:
     free_bytes: int
     candidates: Sequence[Candidate]
     ready_ms: int
+    crowd_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +29,17 @@ class Placement:
     victims: tuple[str, ...]
     regret_ms: float
     ready_ms: int
-
-    @property
-    def score_ms(self) -> float:
-        return self.ready_ms + self.regret_ms
+    score_ms: float
 
 
 def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) -> Placement | None:
     """The best `count` accelerators of one node, each giving `need_bytes`; None when there are not enough.
 
     `drain_ms` is added where memory is not free at once. One at a time, the cheapest next: a victim that spans several
-    accelerators is paid for once and frees its bytes on all of them.
+    accelerators is paid for once and frees its bytes on all of them. So is a neighbour: beside it on two accelerators
+    is no worse than on one, and spares those on another.
     """
-    left, taken = dict(enumerate(offers)), dict[str, Candidate]()
+    left, taken, beside = dict(enumerate(offers)), dict[str, Candidate](), dict[str, float]()
     places, asked = list[Place](), dict[int, tuple[Candidate, ...] | None]()
     ready_ms = wait_ms = 0
     while len(places) < count:
@@ -52,15 +52,19 @@ def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) ->
             if (victims := asked[index]) is None:
                 continue
             wait = 0 if offer.free_bytes >= need_bytes else drain_ms
-            score = sum(v.regret_ms for v in victims) + wait + offer.ready_ms
+            gone = {*beside, *taken, *[v.replica for v in victims]}
+            crowd_ms = sum([ms for replica, ms in offer.crowd_ms.items() if replica not in gone])
+            score = sum(v.regret_ms for v in victims) + wait + offer.ready_ms + crowd_ms
             if best is None or score < best[0]:
                 best = (score, index, victims)
         if best is None:
             return None
         offer = left.pop(best[1])
         taken.update((v.replica, v) for v in best[2])
+        beside.update(offer.crowd_ms)
         places.append(offer.place)
         ready_ms = max(ready_ms, offer.ready_ms)
         wait_ms = max(wait_ms, 0 if offer.free_bytes >= need_bytes else drain_ms)
     regret_ms = sum(v.regret_ms for v in taken.values())
-    return Placement(tuple(places), tuple(taken), regret_ms, ready_ms + wait_ms)
+    score_ms = ready_ms + wait_ms + regret_ms + sum(ms for replica, ms in beside.items() if replica not in taken)
+    return Placement(tuple(places), tuple(taken), regret_ms, ready_ms + wait_ms, score_ms)

@@ -154,8 +154,8 @@ def _on_node(
         candidates = _candidates(fleet, endpoint, place, now_ms, press, known) if need > 0 else ()
         if need > sum([c.nbytes for c in candidates]):
             continue  # not even if all of them left
-        line_ms = _link_ms(fleet, place, now_ms)
-        offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms))
+        line_ms, crowd_ms = _delays_ms(fleet, place, now_ms)
+        offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms, crowd_ms))
     count, bytes_each = deployment.accelerators_per_replica, deployment.accelerator_bytes
     chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms) if len(offers) >= count else None
     if press is Press.SPARE and chosen is not None and deployment.mode is not Mode.BATCH:  # what is lent is lent
@@ -184,19 +184,21 @@ def _rescued(endpoint: Endpoint, ready_ms: int) -> int:
     return max(0, min(over, deployment.concurrency_target))
 
 
-def _link_ms(fleet: Fleet, place: Place, now_ms: int) -> int:
-    """Weights on their way to `place` share its link, and busy neighbours its compute: both delay the next."""
-    left = 0
+def _delays_ms(fleet: Fleet, place: Place, now_ms: int) -> tuple[int, dict[str, float]]:
+    """What is left of weights on their way to `place`, which share its link; and what each replica there takes of its
+    compute, by its load. Batch takes none: it stands still while others work.
+    """
+    left, crowd_ms = 0, dict[str, float]()
     for replica in fleet.residents[place].values():
         owner = fleet.endpoints.get(replica.endpoint)
-        if owner is not None:
-            at_once = owner.service.at_once(now_ms, owner.in_flight)
-            left += round(CROWD_MS * min(at_once / owner.deployment.concurrency_target, 1.0))
+        if owner is not None and owner.deployment.mode is not Mode.BATCH:
+            at_once = owner.service.at_once(now_ms, owner.in_flight) / max(1, owner.ready_count())
+            crowd_ms[replica.id] = CROWD_MS * min(at_once / owner.deployment.concurrency_target, 1.0)
         if replica.state is S.WAKING and replica.deployment is not None:
             model = replica.deployment.model
             whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)
             left += max(0, whole - (now_ms - replica.since_ms))
-    return left
+    return left, crowd_ms
 
 
 def _candidates(
