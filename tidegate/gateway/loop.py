@@ -140,14 +140,19 @@ class GatewayLoop:
     def arrive(
         self, request: str, entry: EndpointEntry, arrived_ms: int, wait_ms: int, tenant: str, tokens: int
     ) -> Answer | Waiting:
-        """A replica or a refusal now, or a future of one, None once `ended` was told, which must be told at the end.
-
-        `tokens` estimates what the request will count for in the turn between tenants.
+        """A replica or a refusal now, or a future of one; the future gives None where `ended` was told meanwhile, as it
+        must be at the end of every request. `tokens` estimates what it will count for in the turn between tenants.
         """
-        queued_max, elsewhere = min(entry.queued_max, self._limits.queued_max), self._elsewhere.get(entry.endpoint)
-        deadline_ms, lane = arrived_ms + wait_ms, entry.base or entry.endpoint
-        late_ms = arrived_ms + entry.slo.ttft_ms
-        arrived = Arrived(request, lane, deadline_ms, queued_max, tenant, tokens, elsewhere, late_ms)
+        arrived = Arrived(
+            request,
+            _lane(entry),
+            arrived_ms + wait_ms,
+            min(entry.queued_max, self._limits.queued_max),
+            tenant,
+            tokens,
+            self._elsewhere.get(entry.endpoint),
+            arrived_ms + entry.slo.ttft_ms,
+        )
         return self._ask(request, arrived, arrived_ms)
 
     def returned(self, request: str, lost: bool) -> Answer | Waiting:
@@ -306,24 +311,28 @@ class GatewayLoop:
         self._catalog_version = catalog.version
         self._keys = {key.digest: key for key in catalog.keys}
         before, self._endpoints = self._endpoints, {entry.endpoint: entry for entry in catalog.endpoints}
+        batch_before, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
         self._elsewhere = {
             entry.endpoint: Elsewhere(entry.overflow, entry.fallback, entry.resident)
             for entry in catalog.endpoints
             if entry.overflow or entry.fallback
         }
-        lanes, self._batch = self._batch, {entry.serves: entry for entry in catalog.batch}
         self._dispatch.prompt = bool(catalog.batch) or any(e.mode is Mode.BATCH for e in catalog.endpoints)
-        gone_lanes = {e.base or e.endpoint for e in lanes.values()} - {e.base or e.endpoint for e in catalog.batch}
         self.limiter.rules(catalog.limits, self._endpoints, self._clock.now_ms())
         for entry in catalog.endpoints:
-            known = before.get(entry.endpoint)
-            if known is not None and (known.remote is None) != (entry.remote is None):
-                self._handle(EndpointRemoved(entry.endpoint))  # from now on somebody else numbers its routes
-            if entry.remote is not None:
-                self._handle(route_of(entry, entry.remote, catalog.version))
-        for gone in (before.keys() - self._endpoints.keys()) | gone_lanes:
-            self._handle(EndpointRemoved(gone))
-            self._metrics.forget(gone)
+            self._route_elsewhere(before.get(entry.endpoint), entry)
+        gone = before.keys() - self._endpoints.keys()
+        gone |= set(map(_lane, batch_before.values())) - set(map(_lane, catalog.batch))
+        for name in gone:
+            self._handle(EndpointRemoved(name))
+            self._metrics.forget(name)
+
+    def _route_elsewhere(self, before: EndpointEntry | None, entry: EndpointEntry) -> None:
+        """An endpoint served by an API elsewhere is routed by its entry; of any other, control sends the routes."""
+        if before is not None and (before.remote is None) != (entry.remote is None):
+            self._handle(EndpointRemoved(entry.endpoint))  # from now on somebody else numbers its routes
+        if entry.remote is not None:
+            self._handle(route_of(entry, entry.remote, self._catalog_version))
 
     async def _report(self, link: Link) -> None:
         """Sends fences and demand: at once when urgent, otherwise what has gathered in `demand_ms`."""
@@ -355,3 +364,8 @@ class GatewayLoop:
             except LinkFault:
                 # `receive` sees the same and ends the session; the next one reports everything anew.
                 return
+
+
+def _lane(entry: EndpointEntry) -> str:
+    """Where its requests wait: an adapter's with those of its base, whose replicas serve both."""
+    return entry.base or entry.endpoint
