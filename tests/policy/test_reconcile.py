@@ -9,7 +9,7 @@ from tidegate.domain import plan
 from tidegate.domain.endpoint import EndpointState, Mode
 from tidegate.domain.fleet import Tier
 from tidegate.domain.replica import ReplicaState as S
-from tidegate.policy.reconcile import CoreSettings
+from tidegate.policy.reconcile import CoreSettings, hostroom
 
 FAST = CoreSettings(wait_ms_max=2_000, residency_ms_min=100, idle_ms_max=30_000, stable_window_ms=6_000)
 
@@ -170,6 +170,57 @@ def test_host_memory_is_a_budget_of_its_own(host_gb: int, of_a: list[str], of_b:
     assert scene.served == {"a": 1, "b": 1, "c": 1}
     assert kinds(scene, "a") == of_a
     assert kinds(scene, "b") == of_b
+
+
+@pytest.mark.parametrize(("one_copy", "asleep"), [(True, 2), (False, 1)])
+def test_a_model_is_in_host_memory_once_where_its_replicas_share_it(one_copy: bool, asleep: int) -> None:
+    """Two replicas of 4 GB each on a node whose host memory has 6."""
+    scene = World(replace(FAST, first_load=False))
+    scene.add_gateway("gw")
+    scene.join(node("n1", 2, gb=4, host_gb=6))
+    scene.apply(deployment("a", max_replicas=2, slots=1, concurrency_target=1, one_copy=one_copy))
+    for _ in range(2):
+        scene.ask("a", service_ms=5_000)
+    scene.run(8_000)
+    assert len(seen(scene, "a").replicas) == 2
+    scene.tell(plan.ManualAction("a", "sleep"))
+    scene.run(3_000)
+    assert [r.state for r in seen(scene, "a").replicas] == [S.ASLEEP] * asleep
+    assert scene.core.view().hosts[0].reserved_bytes == 4 * GB
+    scene.crash(next(iter(scene.truth)))  # one of them: the copy stays with the other
+    scene.run(1_000)
+    assert scene.core.view().hosts[0].reserved_bytes == (4 * GB if asleep == 2 else 0)
+    scene.tell(plan.EndpointRemoved("a"))
+    scene.run(3_000)
+    assert not scene.truth
+    assert scene.core.view().hosts[0].reserved_bytes == 0
+
+
+def test_a_copy_leaves_host_memory_only_with_the_last_that_shares_it() -> None:
+    """Three sleepers, of which two share a copy: only the one that stands alone would make room."""
+    scene = World(replace(FAST, first_load=False))
+    scene.add_gateway("gw")
+    scene.join(node("n1", 3, gb=4, host_gb=8))
+    scene.apply(deployment("pair", max_replicas=2, slots=1, concurrency_target=1, one_copy=True))
+    scene.apply(deployment("alone"))
+    for _ in range(2):
+        scene.ask("pair", service_ms=5_000)
+    scene.ask("alone")
+    scene.run(8_000)
+    for name in ("pair", "alone"):
+        scene.tell(plan.ManualAction(name, "sleep"))
+    scene.run(3_000)
+    assert scene.core.view().hosts[0].reserved_bytes == 8 * GB
+
+    def dropped(need_gb: int) -> list[str] | None:
+        found = hostroom.sleepers_to_drop(scene.core._fleet, "n1", need_gb * GB, float("inf"), scene.now)
+        return None if found is None else sorted(replica.endpoint for replica in found)
+
+    assert dropped(4) == ["alone"]
+    assert dropped(8) is None
+    scene.crash(next(t.id for t in scene.truth.values() if t.endpoint == "pair"))
+    scene.run(100)
+    assert dropped(8) == ["alone", "pair"]
 
 
 def test_failing_start_backs_off_shows_why_and_leaves_others_alone() -> None:

@@ -44,6 +44,11 @@ class Truth:
     busy_until: int = 0
     order: int = 0
     paused: bool = False
+    copy: str = ""  # what it shares with all others that name it
+
+    @property
+    def holder(self) -> str:
+        return self.copy or self.id
 
 
 @dataclass
@@ -227,6 +232,7 @@ class World:
                     wanted.host_bytes,
                     wanted.generation,
                     S.STOPPED,
+                    copy=wanted.model.digest if wanted.one_copy else "",
                 )
                 self.occupy(command.replica, command.accelerators, command.accelerator_bytes)
                 self.step_later(command.replica, S.STARTING, S.READY, 400, "start")
@@ -307,7 +313,8 @@ class World:
         engine.state = state
         if state is S.ASLEEP and self.dice.random() >= self.faults.get("lie", 0.0):
             engine.nbytes, engine.accelerators = 0, ()
-            host = sum(t.host_bytes for t in self.truth.values() if t.node == engine.node and t.state is S.ASLEEP)
+            asleep = [t for t in self.truth.values() if t.node == engine.node and t.state is S.ASLEEP]
+            host = sum({t.holder: t.host_bytes for t in asleep}.values())
             assert host <= self.nodes[engine.node].host_memory_bytes, "host memory overcommitted"
         status = self.status(engine)
         if state in (S.STOPPED, S.FAILED):
@@ -333,7 +340,8 @@ class World:
             state=engine.state,
             accelerators=engine.accelerators,
             accelerator_bytes=engine.nbytes,
-            host_bytes=engine.host_bytes if engine.state is S.ASLEEP else 0,
+            host_bytes=engine.host_bytes if engine.state is S.ASLEEP and not engine.copy else 0,
+            copy_bytes=engine.host_bytes if engine.copy and engine.state in (S.READY, S.ASLEEP) else 0,
             took_ms=60,
             address=f"unix:{engine.id}" if ready else "",
             reason="scripted fault" if engine.state in (S.FAILED, S.STOPPED) else "",

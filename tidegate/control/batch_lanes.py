@@ -46,6 +46,7 @@ def _lane(owner: Deployment, rush: bool) -> Deployment:
         accelerators_per_replica=owner.accelerators_per_replica,
         accelerator_bytes=owner.accelerator_bytes,
         host_bytes=owner.host_bytes,
+        one_copy=owner.one_copy,
         slo=owner.slo,
         regions=owner.regions,
         engine=owner.engine,

@@ -77,6 +77,7 @@ def deployment(
         accelerators_per_replica=body.accelerators_per_replica,
         accelerator_bytes=accelerator_bytes,
         host_bytes=model.weight_bytes,
+        one_copy=traits.one_copy,
         slo=Slo(body.slo.ttft_ms, body.slo.tpot_ms, body.slo.percentile),
         regions=regions,
         engine=body.engine,

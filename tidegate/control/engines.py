@@ -21,13 +21,15 @@ class EngineTraits:
     """What a deployment may ask of an engine. `metering` is how gateways count its output (see EndpointEntry).
 
     `arguments`: name allowed in `engine_args` → the pattern its value must match. `movable` engines can wake on other
-    accelerators of their node. `gguf`: it loads GGUF files, and nothing else. `workspace_bytes` is reserved beyond
-    weights and KV on each accelerator; 0: the installation's default. `missing`: why it cannot be used here, and what
-    to install; empty where it can. `remote`: it is an API elsewhere, needs no accelerator and has no replicas.
+    accelerators of their node. `one_copy`: the replicas of a model on a node have its weights in host memory once.
+    `gguf`: it loads GGUF files, and nothing else. `workspace_bytes` is reserved beyond weights and KV on each
+    accelerator; 0: the installation's default. `missing`: why it cannot be used here, and what to install; empty where
+    it can. `remote`: it is an API elsewhere, needs no accelerator and has no replicas.
     """
 
     metering: str = "usage_event"
     accelerators_per_replica_max: int = 1024
+    one_copy: bool = False
     arguments: Mapping[str, str] = field(default_factory=dict)
     movable: bool = False
     gguf: bool = False
@@ -39,6 +41,7 @@ class EngineTraits:
 
 BUILTIN = EngineTraits(
     metering="sse_id",
+    one_copy=True,
     accelerators_per_replica_max=16,
     arguments=MappingProxyType({ADAPTER_ROOM: r"[1-9]\d{0,12}"}),
 )

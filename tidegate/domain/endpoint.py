@@ -127,9 +127,10 @@ class Deployment:
     """An endpoint's desired state. `regions` is the ordered allow-list, home first; each apply raises `generation`.
 
     `accelerator_bytes` is reserved on each of `accelerators_per_replica` accelerators for one replica: weights, KV and
-    workspace. `host_bytes` is what one sleeping replica keeps in host memory. `slots` is how many requests one replica
-    takes at once; `concurrency_target` is where another replica is wanted (≤ slots). `movable`: its engine can wake on
-    other accelerators of its node than those it slept on. `fallback`: the endpoint that serves what this one fails to.
+    workspace. `host_bytes` is what one sleeping replica keeps in host memory; `one_copy`: all replicas of the model on
+    a node keep it together. `slots` is how many requests one replica takes at once; `concurrency_target` is where
+    another replica is wanted (≤ slots). `movable`: its engine can wake on other accelerators of its node than those it
+    slept on. `fallback`: the endpoint that serves what this one fails to.
     `canary` stands beside it and gets `canary_permille` of its requests; `previous` is what a rollback goes back to.
     `base`: this endpoint is a LoRA adapter (`model`) without replicas; those of `base` carry it.
     `schedule` overrides `min_replicas` and `max_replicas`, but never what a dedicated endpoint reserves.
@@ -147,6 +148,7 @@ class Deployment:
     accelerators_per_replica: int = 1
     accelerator_bytes: int = 0
     host_bytes: int = 0
+    one_copy: bool = False
     slo: Slo = field(default_factory=Slo)
     regions: tuple[str, ...] = ("local",)
     engine: str = "builtin"

@@ -17,6 +17,7 @@ from tidegate.domain.replica import ReplicaState
 class ReplicaStatus:
     """What a node reports of one replica. `accelerator_bytes` is measured on each of its accelerators, not assumed.
 
+    `host_bytes` are its own in host memory; `copy_bytes` of the copy that all replicas of its model on the node share.
     `since_ms` is the node's instant at which `state` began, 0 if it does not say. `took_ms` is how long the step that
     led to `state` took (start, wake, sleep); `address` is where gateways reach it (``unix:PATH`` or ``tcp:HOST:PORT``),
     empty unless READY. `paused`: READY, and standing still for others.
@@ -30,6 +31,7 @@ class ReplicaStatus:
     accelerators: tuple[str, ...] = ()
     accelerator_bytes: int = 0
     host_bytes: int = 0
+    copy_bytes: int = 0
     took_ms: int = 0
     address: str = ""
     reason: str = ""

@@ -208,7 +208,9 @@ class Replica:
         took_ms = self._clock.now_ms() - began_ms
         found = await self._bounded(engine.memory(), limits.measure_ms_max, "be measured")
         measured = Memory(
-            max(claimed.accelerator_bytes, found.accelerator_bytes), max(claimed.host_bytes, found.host_bytes)
+            max(claimed.accelerator_bytes, found.accelerator_bytes),
+            max(claimed.host_bytes, found.host_bytes),
+            max(claimed.copy_bytes, found.copy_bytes),
         )
         self._step(ReplicaEvent.ASLEEP, memory=measured, took_ms=took_ms)
 
@@ -296,7 +298,12 @@ class Replica:
         state, now_ms = step(self.status.state, event), self._clock.now_ms()
         status = replace(self.status, state=state, took_ms=took_ms, since_ms=now_ms, paused=False)
         if memory is not None:
-            status = replace(status, accelerator_bytes=memory.accelerator_bytes, host_bytes=memory.host_bytes)
+            status = replace(
+                status,
+                accelerator_bytes=memory.accelerator_bytes,
+                host_bytes=memory.host_bytes,
+                copy_bytes=memory.copy_bytes,
+            )
         if address is not None:
             status = replace(status, address=address)
         if reason is not None:

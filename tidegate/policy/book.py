@@ -137,7 +137,9 @@ class Book:
         return self._hosts[node].capacity
 
     def reserve_host(self, replica: str, node: str, nbytes: int, *, found: bool = False) -> None:
-        """Set (not add) the host bytes of a replica. Going up needs room, unless the bytes were `found` in use."""
+        """Set (not add) the host bytes of a replica, or of the copy that some share. Going up needs room, unless the
+        bytes were `found` in use.
+        """
         host = self._hosts[node]
         grown = nbytes - host.holders.get(replica, 0)
         assert found or grown <= max(host.free, 0), f"host memory of {node} over-reserved for {replica}"

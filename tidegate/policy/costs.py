@@ -43,9 +43,7 @@ class Costs:
 
     def activation_ms(self, model: str, node: str, tier: Tier, weight_bytes: int) -> int:
         """Time from the command to READY. This node's measurement, else another node's, else the prior."""
-        known = self._measured.get((model, node, tier))
-        if known is None:
-            known = self._anywhere.get((model, tier))
+        known = self._measured.get((model, node, tier), self._anywhere.get((model, tier)))
         if known is not None:
             return int(known)
         priors = self._priors

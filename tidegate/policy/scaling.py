@@ -6,8 +6,6 @@ Concurrency against target, as Knative's KPA does, with windows of an endpoint's
 asks for no other.
 """
 
-from dataclasses import dataclass
-
 from tidegate.domain.endpoint import Deployment
 
 WINDOW_BUCKETS = 6
@@ -41,14 +39,6 @@ class PeakWindow:
             del self._buckets[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """`required` replicas must be ready or coming; up to `retained` may stay while nobody else needs the room."""
-
-    required: int
-    retained: int
-
-
 def pressing(queued: int, in_flight: int, ready: int, served_per_s: float | None, slo_ttft_ms: int) -> int:
     """How many requests count as load: those in flight, and those held that the `ready` replicas will not get to within
     their share of the SLO, each at `served_per_s` as measured; without a measurement all. One at least if there is any.
@@ -64,10 +54,11 @@ def replicas(load: int, deployment: Deployment) -> int:
     return -(-(load + spare) // deployment.concurrency_target)
 
 
-def decide(reactive: int, minimum: int, maximum: int, recent_peak: int, keep_warm: bool) -> Want:
-    """`reactive` is how many the load asks for; `recent_peak` the largest `required` of the down window; `keep_warm`
-    whether an idle endpoint's zero window still runs.
+def decide(reactive: int, minimum: int, maximum: int, recent_peak: int, keep_warm: bool) -> tuple[int, int]:
+    """(required, retained): so many replicas must be ready or coming; up to so many may stay while nobody else needs
+    the room. `reactive` is how many the load asks for; `recent_peak` the largest `required` of the down window;
+    `keep_warm` whether an idle endpoint's zero window still runs.
     """
     required = max(minimum, min(reactive, maximum))
     retained = max(required, min(max(recent_peak, 1 if keep_warm else 0), maximum) if keep_warm else 0)
-    return Want(required, retained)
+    return required, retained

@@ -242,7 +242,7 @@ class FleetCore:
         replica = Replica(status.replica, name, node.id, places, deployment, generation, status.state, now_ms)
         replica.ready_ms, replica.address, replica.paused_ms = now_ms, status.address, now_ms if status.paused else None
         fleet.add(replica)
-        fleet.book.reserve_host(replica.id, node.id, status.host_bytes, found=True)
+        fleet.found_in_host(replica, status)
         asleep = status.state is S.ASLEEP and status.accelerator_bytes <= fleet.settings.slept_accelerator_bytes_max
         if not asleep:
             reserved = deployment.accelerator_bytes if deployment is not None else 0

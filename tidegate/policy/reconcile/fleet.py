@@ -2,12 +2,13 @@
 size.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from tidegate.domain.endpoint import Deployment, EndpointState, Mode, ModelProfile, ScheduleEntry
 from tidegate.domain.fleet import Node, Tier
-from tidegate.domain.plan import Command, DemandReported, Target
+from tidegate.domain.plan import Command, DemandReported, ReplicaStatus, Target
 from tidegate.domain.replica import COMING, ReplicaState
 from tidegate.policy import scaling
 from tidegate.policy.book import Book, Place
@@ -49,6 +50,11 @@ class Replica:
     counted: bool = False
     cold: Tier = Tier.DISK  # where its weights were when it was started
     note: str = ""  # how far its node says a long start is
+
+    @property
+    def holder(self) -> str:
+        """Who has its weights in host memory: the model, where all replicas on a node keep one copy; else itself."""
+        return self.deployment.model.digest if self.deployment is not None and self.deployment.one_copy else self.id
     paused_ms: int | None = None  # since when it stands still for others
 
 
@@ -192,15 +198,8 @@ class Endpoint:
 
 def runtime_key(deployment: Deployment) -> tuple[object, ...]:
     """What a running engine was built from: a change elsewhere (limits, SLO, price plan) needs no new replica."""
-    return (
-        deployment.model,
-        deployment.engine,
-        deployment.engine_args,
-        deployment.slots,
-        deployment.accelerators_per_replica,
-        deployment.accelerator_bytes,
-        deployment.tenant,
-    )
+    d = deployment
+    return d.model, d.engine, d.engine_args, d.slots, d.accelerators_per_replica, d.accelerator_bytes, d.tenant
 
 
 class Fleet:
@@ -283,12 +282,21 @@ class Fleet:
         if endpoint is not None:
             endpoint.replicas[replica.id] = replica
 
+    def found_in_host(self, replica: Replica, status: ReplicaStatus) -> None:
+        """Host memory as its node measured it."""
+        found = Counter({replica.id: status.host_bytes})
+        found[replica.holder] += status.copy_bytes
+        for holder, nbytes in found.items():
+            self.book.reserve_host(holder, replica.node, nbytes, found=True)
+
     def forget(self, replica: Replica) -> None:
         """The process is gone: nothing of it stays on the book."""
         self.leave(replica)
         self.book.reserve_host(replica.id, replica.node, 0)
         del self.replicas[replica.id]
         del self.node_replicas[replica.node][replica.id]
+        if all(other.holder != replica.holder for other in self.node_replicas[replica.node].values()):
+            self.book.reserve_host(replica.holder, replica.node, 0)  # the last one takes the copy along
         endpoint = self.endpoints.get(replica.endpoint)
         if endpoint is not None:
             endpoint.replicas.pop(replica.id, None)

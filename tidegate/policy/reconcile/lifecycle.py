@@ -131,7 +131,7 @@ def retire(fleet: Fleet, replica: Replica, now_ms: int) -> None:
     """Fenced off: sleep if host memory has room or a less missed sleeper can be dropped for it, otherwise stop."""
     nbytes = replica.deployment.host_bytes if replica.deployment is not None else 0
     book = fleet.book
-    room = book.host_free(replica.node) + book.host_bytes(replica.id, replica.node)
+    room = book.host_free(replica.node) + book.host_bytes(replica.holder, replica.node)
     owner = fleet.endpoints.get(replica.endpoint)
     if replica.keep and nbytes > room and owner is not None:
         worth_ms = regret.of_forgetting(fleet, owner, replica, now_ms)
@@ -140,7 +140,7 @@ def retire(fleet: Fleet, replica: Replica, now_ms: int) -> None:
     if not replica.keep or nbytes > room:
         stop(fleet, replica, now_ms, replica.rule, (("host_room_bytes", room),) if replica.keep else ())
         return
-    book.reserve_host(replica.id, replica.node, nbytes)
+    book.reserve_host(replica.holder, replica.node, nbytes)
     fleet.enter(replica, S.SLEEPING, now_ms)
     fleet.out.append(Sleep(replica.id, replica.node, Reason(replica.rule)))
     watch(fleet, replica, fleet.settings.sleep_ms_max)
@@ -244,7 +244,7 @@ def _is_ready(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: int
     replica.address, replica.ready_ms = status.address, now_ms
     fetched = tier is Tier.REMOTE  # the node's figure leaves the fetch out
     took_ms = status.took_ms if status.took_ms and not fetched else now_ms - replica.since_ms
-    fleet.book.reserve_host(replica.id, replica.node, status.host_bytes, found=True)
+    fleet.found_in_host(replica, status)
     fleet.enter(replica, S.READY, now_ms)
     endpoint = fleet.endpoints.get(replica.endpoint)
     if endpoint is not None and replica.deployment is not None:
@@ -264,7 +264,7 @@ def _is_asleep(fleet: Fleet, replica: Replica, status: ReplicaStatus, now_ms: in
         blame(fleet, replica, "memory was not freed by sleep", now_ms)
         stop(fleet, replica, now_ms, "memory_not_freed", (("accelerator_bytes", status.accelerator_bytes),))
         return
-    fleet.book.reserve_host(replica.id, replica.node, status.host_bytes, found=True)
+    fleet.found_in_host(replica, status)
     places = fleet.leave(replica)
     fleet.enter(replica, S.ASLEEP, now_ms)
     fleet.room_nodes[replica.node] = None

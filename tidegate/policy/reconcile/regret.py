@@ -25,7 +25,8 @@ def of_leaving(fleet: Fleet, owner: Endpoint, replica: Replica, now_ms: int) -> 
     """Of taking the accelerator from `replica`: it drops to host memory if it fits there, else to disk."""
     if fleet.settings.victim_order == "lru" and owner.deployment.mode is not Mode.BATCH:
         return 1e9 / (1 + now_ms - owner.quiet_since_ms)
-    room = owner.deployment.host_bytes <= fleet.book.host_free(replica.node)
+    book, node = fleet.book, replica.node
+    room = owner.deployment.host_bytes <= book.host_free(node) + book.host_bytes(replica.holder, node)
     back_ms = _return_ms(fleet, owner, replica.node, Tier.HOST if room else Tier.DISK)
     if owner.in_flight:  # what runs ends first, and what comes meanwhile waits for that, too
         back_ms += owner.service.mean_ms

@@ -22,25 +22,24 @@ def steer(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
     _drop_outdated(fleet, endpoint, now_ms)
     if deployment.mode is Mode.BATCH:
         _pause_beside_workers(fleet, endpoint, now_ms)
-    want = _want(fleet, endpoint, now_ms)
-    endpoint.required = want.required
+    endpoint.required, retained = _want(fleet, endpoint, now_ms)
     _call_off_drains(fleet, endpoint, now_ms)
     live = endpoint.supply()
     planned = len(endpoint.activations)
-    if live + planned > want.required:
-        for activation in list(endpoint.activations.values())[: live + planned - want.required]:
+    if live + planned > endpoint.required:
+        for activation in list(endpoint.activations.values())[: live + planned - endpoint.required]:
             if activation.rule not in ("first_load", "return_home", "prewarm"):
                 lifecycle.cancel(fleet, activation)
-    if live >= want.required:
+    if live >= endpoint.required:
         endpoint.waiting_since_ms = None
-    if live + len(endpoint.activations) < want.required:
+    if live + len(endpoint.activations) < endpoint.required:
         queue_up(fleet, endpoint, now_ms)
     else:
         leave_queue(fleet, endpoint)
     if fleet.settings.first_load and not endpoint.loaded_once and not live and not endpoint.activations:
         fleet.first_loads[endpoint.name] = None
     _return_home(fleet, endpoint, now_ms)
-    _give_back(fleet, endpoint, want, now_ms)
+    _give_back(fleet, endpoint, retained, now_ms)
     if endpoint.retry_ms > now_ms:
         fleet.look_again(endpoint, endpoint.retry_ms)
     if not (live or endpoint.busy or endpoint.activations):
@@ -80,14 +79,15 @@ def _calm_ready(endpoint: Endpoint) -> int:
     return ready
 
 
-def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
+def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> tuple[int, int]:
+    """(required, retained) by load, minimum, schedule and keep-alive."""
     deployment, settings = endpoint.deployment, fleet.settings
     if deployment.schedule:
         if now_ms >= endpoint.scheduled_until_ms:
             endpoint.scheduled, endpoint.scheduled_until_ms = schedule.in_force(deployment.schedule, now_ms)
         fleet.look_again(endpoint, endpoint.scheduled_until_ms)
-    minimum = endpoint.floor
-    maximum = endpoint.scheduled.max_replicas if endpoint.scheduled is not None else deployment.max_replicas
+    minimum, scheduled = endpoint.floor, endpoint.scheduled
+    maximum = scheduled.max_replicas if scheduled is not None else deployment.max_replicas
     if endpoint.woken_until_ms > now_ms:
         minimum = max(minimum, 1)
         fleet.look_again(endpoint, endpoint.woken_until_ms)
@@ -97,13 +97,14 @@ def _want(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> scaling.Want:
     idle_until_ms = endpoint.quiet_since_ms + (settings.idle_ms_max if zero_ms is None else zero_ms)
     warm_until = max(idle_until_ms, endpoint.ahead_until_ms)
     reactive, peak = _reactive(fleet, endpoint, now_ms), endpoint.window.peak(now_ms)
-    want = scaling.decide(reactive, minimum, max(maximum, minimum), peak, endpoint.busy or warm_until > now_ms)
-    endpoint.window.push(now_ms, want.required)
-    if want.retained > want.required or (endpoint.live_count() and not endpoint.busy):
-        again = now_ms + endpoint.window.bucket_ms if want.retained > 1 else warm_until
+    warm = endpoint.busy or warm_until > now_ms
+    required, retained = scaling.decide(reactive, minimum, max(maximum, minimum), peak, warm)
+    endpoint.window.push(now_ms, required)
+    if retained > required or (endpoint.live_count() and not endpoint.busy):
+        again = now_ms + endpoint.window.bucket_ms if retained > 1 else warm_until
         if again > now_ms:
             fleet.look_again(endpoint, again)
-    return want
+    return required, retained
 
 
 def _reactive(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> int:
@@ -192,14 +193,14 @@ def _return_home(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
         fleet.look_again(endpoint, now_ms + fleet.settings.return_home_ms)
 
 
-def _give_back(fleet: Fleet, endpoint: Endpoint, want: scaling.Want, now_ms: int) -> None:
+def _give_back(fleet: Fleet, endpoint: Endpoint, retained: int, now_ms: int) -> None:
     """Replicas beyond what may be retained sleep: surplus of a past peak, or quiet beyond the keep-alive."""
     ready = [r for r in endpoint.replicas.values() if r.state is S.READY and endpoint.current(r)]
     kept = endpoint.deployment.min_replicas if endpoint.scheduled is None else endpoint.floor
-    surplus = len(ready) - max(want.retained, kept)
-    rule = "scale_down" if want.retained else "idle"
+    surplus = len(ready) - max(retained, kept)
+    rule = "scale_down" if retained else "idle"
     for replica in sorted(ready, key=lambda r: endpoint.at_home(fleet, r))[:surplus] if surplus > 0 else ():
         if now_ms - replica.ready_ms >= fleet.settings.residency_ms_min:
-            lifecycle.drain(fleet, replica, now_ms, rule, (("retained", want.retained),))
+            lifecycle.drain(fleet, replica, now_ms, rule, (("retained", retained),))
         else:
             fleet.look_again(endpoint, replica.ready_ms + fleet.settings.residency_ms_min)
