@@ -9,6 +9,9 @@ from tidegate.cli.client import Api, Key, Url, escaped
 from tidegate.cli.output import Format, Output, console, table, usd
 from tidegate.cli.output import show as print_
 from tidegate.cli.usage import Since, Until, period, save
+from tidegate.domain.units import MS_PER_HOUR
+
+PER_MILLION = ("input_tokens", "cached_input_tokens", "output_tokens")
 
 
 def invoices(
@@ -43,9 +46,8 @@ def invoices(
 
 def _print(invoice: dict[str, Any]) -> None:
     printer = console()
-    printer.print(
-        table(invoice["lines"], ("endpoint", "mode", "item", "quantity", "unit_usd", "usd"), invoice["tenant"])
-    )
+    rows = [_row(line) for line in invoice["lines"]]
+    printer.print(table(rows, ("endpoint", "mode", "item", "quantity", "price_usd", "usd"), invoice["tenant"]))
     if invoice["overflow"]:
         columns = ("called", "endpoint", "reason", "requests", "usd")
         printer.print(table(invoice["overflow"], columns, "served by another endpoint (in the lines above)"))
@@ -57,3 +59,12 @@ def _print(invoice: dict[str, Any]) -> None:
     )
     same = ", ".join(f"{line['mode']} {usd(line['usd'])} USD" for line in invoice["same_traffic_totals"])
     printer.print(f"the same traffic in other modes{until}: {same}\n")
+
+
+def _row(line: dict[str, Any]) -> dict[str, Any]:
+    """With what its price is for; accelerator time in hours instead of the milliseconds it is counted in."""
+    hours, tokens = line["item"] == "accelerator_hours", line["item"] in PER_MILLION
+    quantity = round(line["quantity"] / MS_PER_HOUR, 5) if hours else line["quantity"]
+    unit = "hour" if hours else "million"
+    priced = tokens or (hours and line["unit_usd"] != "0")
+    return line | {"quantity": quantity, "price_usd": f"{usd(line['unit_usd'])} / {unit}" if priced else None}

@@ -377,17 +377,15 @@ def decode(body: bytes, kind: type[R]) -> R:
 
 def _refusal(text: str, kind: type[Struct]) -> Refusal:
     place = _PATH.search(text)
-    path = place[1] if place else ""
-    message = text[: place.start()] if place else text
+    path, message = (place[1], text[: place.start()]) if place else ("", text)
     if unknown := _UNKNOWN.search(message):
         path, message = f"{path}.{unknown[1]}".lstrip("."), "unknown field"
     elif missing := _MISSING.search(message):
         path, message = f"{path}.{missing[1]}".lstrip("."), "required field is missing"
     elif "matching regex" in message:
         message = "not a name"
-    accepted = _accepted(kind, path)
     subject = f"`{path}`: " if path else ""
-    return Refusal("invalid_request", f"{subject}{message}{accepted}", param=path or None)
+    return Refusal("invalid_request", f"{subject}{message}{_accepted(kind, path)}", param=path or None)
 
 
 def _accepted(kind: type[Struct], path: str) -> str:
