@@ -3,7 +3,7 @@ know the advisor.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +32,7 @@ SWITCHES = ("private", "promised", "models_apart")
 QUERY = ("endpoint", "model", "provider", "current", "side_by_side", "period", "from", "to", *NUMBERS, *SWITCHES)
 DESCRIBED = ("shape", "requests_per_day", "input_tokens", "output_tokens", "service_ms", "models", "csv", "timezone")
 
-Authorize = Callable[[Request, bool], Awaitable[Identity] | Identity]
+Authorize = Callable[[Request, bool], Identity]
 
 
 def advice_routes(billing: Billing, authorize: Authorize) -> list[Route]:
@@ -54,7 +54,7 @@ class _Api:
 
     async def live(self, request: Request) -> Response:
         """Which mode is cheapest for what the ledger has: of a period (30 days), one endpoint or all, at a target."""
-        tenant = (await self._who(request)).tenant
+        tenant = self._authorize(request, False).tenant
         for name in request.query_params:
             if name not in QUERY:
                 raise _bad(name, f"is not a parameter (accepted: {', '.join(QUERY)})")
@@ -71,7 +71,7 @@ class _Api:
 
     async def described(self, request: Request) -> Response:
         """Advice for a described shape, or for a trace sent as CSV text in `csv`, at this platform's prices."""
-        await self._who(request)
+        self._authorize(request, False)
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -89,10 +89,6 @@ class _Api:
         if "csv" not in asked and "shape" not in asked:
             raise _bad("shape", "say a shape (business-hours, spiky, steady, mixed) or send a trace as `csv`")
         return await self._answer(lambda: self._from_body(asked))
-
-    async def _who(self, request: Request) -> Identity:
-        identity = self._authorize(request, False)
-        return identity if isinstance(identity, Identity) else await identity
 
     async def _answer(self, work: Callable[[], dict[str, Any]]) -> Response:
         if self._waiting >= WAITING_MAX:

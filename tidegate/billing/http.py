@@ -12,9 +12,8 @@ from starlette.responses import Response
 from tidegate.domain.errors import Refusal
 from tidegate.wire.admin import Identity, decode
 
-# `authorize(request, admin)`: who asks. Raises Refusal when the key is not good, or is a tenant's and `admin` is
-# true.
-Authorize = Callable[[Request, bool], Awaitable[Identity] | Identity]
+Authorize = Callable[[Request, bool], Identity]
+"""(request, admin) → who asks. Raises Refusal: no valid key, or a tenant's where `admin` is required."""
 Handler = Callable[[Request, Identity], Awaitable[Response]]
 Guarded = Callable[..., Callable[[Request], Awaitable[Response]]]
 E = TypeVar("E", bound=StrEnum)
@@ -29,8 +28,7 @@ def guard(authorize: Authorize) -> Guarded:
     def guarded(handler: Handler, *, admin: bool = False) -> Callable[[Request], Awaitable[Response]]:
         @wraps(handler)  # the OpenAPI document shows the handler's name and docstring
         async def endpoint(request: Request) -> Response:
-            identity = authorize(request, admin)
-            return await handler(request, identity if isinstance(identity, Identity) else await identity)
+            return await handler(request, authorize(request, admin))
 
         return endpoint
 
