@@ -137,6 +137,18 @@ def test_refusals_repeat_no_value(extra: dict[str, Any]) -> None:
     assert b"secret-word" not in openai.refusal_body(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "accepted"),
+    [
+        ({"role": "tool", "content": "x"}, "system, developer, user, assistant"),
+        ({"role": "user", "content": [{"type": "image_url", "text": "x"}]}, "text"),
+    ],
+)
+def test_a_word_that_is_not_one_of_a_few_is_told_which_are(message: dict[str, object], accepted: str) -> None:
+    with pytest.raises(Refusal, match=rf"\(accepted: {accepted}\)"):
+        openai.parse(ChatRequest, json.dumps(CHAT | {"messages": [message]}).encode())
+
+
 def test_error_body_and_headers() -> None:
     refusal = Refusal("queue_full", "full", retry_after_ms=1_001, limit=LimitHit("queue", 5, 5))
     assert json.loads(openai.refusal_body(refusal)) == {

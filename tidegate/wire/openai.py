@@ -222,6 +222,9 @@ def _is_harmless(name: str, value: object) -> bool:
     return any(type(value) is type(ok) and value == ok for ok in _HARMLESS.get(name, ()))
 
 
+_ACCEPTED = {".role": "system, developer, user, assistant", "].type": "text"}
+
+
 def _refusal(error: msgspec.ValidationError) -> Refusal:
     """msgspec says what and where in prose; the prose holds types and field names, never a value of the request."""
     text = str(error)
@@ -239,7 +242,8 @@ def _refusal(error: msgspec.ValidationError) -> Refusal:
         return Refusal("unsupported_parameter", "only response_format of type 'text' is supported", param=param)
     what = _AT.sub("", text)
     if what.startswith(("Invalid enum value", "Invalid value")):  # quotes the value: it stays out of errors
-        what = "Value is not one that is supported"
+        accepted = next((words for end, words in _ACCEPTED.items() if (param or "").endswith(end)), "")
+        what = "Value is not one that is supported" + (f" (accepted: {accepted})" if accepted else "")
     return Refusal("invalid_request", f"{param or 'body'}: {what}", param=param)
 
 
