@@ -2,9 +2,12 @@
 
     python -m bench.wake_gpu [--sizes 16 60] [--rounds 5]
 
-Needs a CUDA device that holds the model, a CUDA build of torch, the model's bytes on disk, twice those in host memory.
-The models are made on the spot: random bf16 weights in the shape of a Llama of 8 or 30 billion parameters. Each is
-started in the built-in engine as the platform does, asked once, put to sleep, woken and asked again.
+Needs a CUDA device that holds the model, a CUDA build of torch, the model's bytes on disk (in TMPDIR), and once more in
+host memory beside what the page cache takes; a size for which one of these is short is left out, with the reason.
+Nothing is fetched: the models are made on the spot, random bf16 weights in the shape of a Llama of 8 or 30 billion
+parameters. Each is started in the built-in engine as the platform does, asked once, put to sleep, woken, asked again.
+A wake returns before the weights are there, and the first forward follows them layer by layer: what counts is the
+first token.
 
 Limit: bytes ÷ the bandwidth of one long copy from pinned host memory to the device, measured in the same run, + 0.15 s.
 Aim: first token within 1.10 × bytes ÷ bandwidth + 0.15 s.
@@ -16,7 +19,9 @@ Without a CUDA device nothing is measured and the page says so. The script drive
 import argparse
 import asyncio
 import datetime
+import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -40,6 +45,7 @@ FIXED_S, AIM = 0.15, 1.10
 COPY_BYTES, COPIES = 4 << 30, 5
 HEADROOM_BYTES = 2 << 30
 VOCAB, CONTEXT = 32_000, 4_096
+DRAWN = 100_000_007  # a prime: no two rows of a matrix begin alike
 LIMITS = BuiltinLimits(ready_ms_max=1_800_000, wake_ms_max=120_000, sleep_ms_max=120_000)
 
 
@@ -62,22 +68,45 @@ def run(sizes: tuple[int, ...] = (16, 60), rounds: int = 5) -> dict[str, Any]:
     """The figures of each size, or why there are none."""
     import torch
 
-    machine = {
+    machine: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "tidegate": importlib.metadata.version("tidegate"),
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {memory_bytes() >> 30} GiB of memory",
         "load_average": round(os.getloadavg()[0], 1),
     }
     if not torch.cuda.is_available():
         return {**machine, "device": None, "not_measured": "no CUDA device on this machine", "sizes": {}}
     device = torch.cuda.get_device_properties(0)
     bytes_per_s = pinned_bytes_per_s()
-    measured = {}
+    measured: dict[str, Any] = {}
     for size in sizes:
+        if short := shortage(SHAPES[size], device.total_memory):
+            measured[str(size)] = {"not_measured": short}
+            continue
         with tempfile.TemporaryDirectory(prefix="tidegate-bench-gpu-") as folder:
             make_model(Path(folder), SHAPES[size])
             measured[str(size)] = asyncio.run(measure(Path(folder), device.total_memory, bytes_per_s, rounds))
-    return {**machine, "device": device.name, "pinned_gb_per_s": round(bytes_per_s / 1e9, 2), "sizes": measured}
+    name = f"{device.name}, {device.total_memory >> 30} GiB, CUDA {torch.version.cuda}"
+    return {**machine, "device": name, "pinned_gb_per_s": round(bytes_per_s / 1e9, 2), "sizes": measured}
+
+
+def memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def shortage(shape: Shape, device_bytes: int) -> str:
+    """What this machine has too little of for a model of this shape; empty where it has enough."""
+    size = sum(2 * math.prod(dims) for dims in tensors(shape).values())
+    for what, there, needed in (
+        ("GPU memory", device_bytes, size + HEADROOM_BYTES),
+        ("host memory", memory_bytes(), size + HEADROOM_BYTES),
+        (f"disk in {tempfile.gettempdir()}", shutil.disk_usage(tempfile.gettempdir()).free, size),
+    ):
+        if there < needed:
+            return f"{what}: {there} bytes, {needed} are needed"
+    return ""
 
 
 def pinned_bytes_per_s() -> float:
@@ -114,7 +143,7 @@ async def measure(
         )
         try:
             began = time.perf_counter()
-            engine = await driver.start(order)
+            engine = await driver.start(order)  # ends with its lifeline, whatever happens
             await engine.ready()
             await first_token_ms(engine)
             cold_s = time.perf_counter() - began
@@ -191,7 +220,9 @@ def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """bf16 normal numbers of standard deviation 0.02 in the safetensors format."""
+    """bf16 normal numbers of standard deviation 0.02 in the safetensors format: one draw, over and over, since drawing
+    30 billion takes longer than all else here.
+    """
     import torch
 
     header: dict[str, Any] = {}
@@ -200,15 +231,14 @@ def write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         size = 2 * int(torch.Size(shape).numel())
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    if shutil.disk_usage(path.parent).free < at:
-        raise SystemExit(f"{at} bytes of disk are needed in {tempfile.gettempdir()}")
     raw = json.dumps(header).encode()
-    dice = torch.Generator().manual_seed(0)
+    raw += b" " * (-len(raw) % 8)
+    drawn = (torch.randn(DRAWN, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    block = drawn.view(torch.uint8).numpy().data
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for shape in shapes.values():
-            numbers = (torch.randn(shape, generator=dice) * 0.02).bfloat16()
-            file.write(numbers.view(torch.uint8).numpy().data)
+        while at > 0:
+            at -= file.write(block[: min(at, len(block))])
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -218,8 +248,8 @@ def table(figures: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for size in ("16", "60"):
-        got = figures["sizes"].get(size)
-        if got is None:
+        got = figures["sizes"].get(size, {})
+        if "weight_bytes" not in got:
             lines.append(
                 f"| {size} GB | not measured | not measured | not measured | ≤ {AIM} | not measured | not measured |"
             )
@@ -227,12 +257,14 @@ def table(figures: dict[str, Any]) -> str:
         keys = ("bytes_by_bandwidth_s", "wake_first_token_s", "beyond_fixed_to_limit", "aim", "awake_first_token_s")
         cells = [f"{got['weight_bytes'] / 1e9:.1f} GB", *(str(got[key]) for key in (*keys, "cold_first_token_s"))]
         lines.append(f"| {' | '.join(cells)} |")
+    short = [f"{size} GB: {got['not_measured']}." for size, got in figures["sizes"].items() if "not_measured" in got]
     where = figures.get("not_measured") or f"{figures['device']}, pinned copy {figures['pinned_gb_per_s']} GB/s"
     return (
-        f"# bench wake_gpu\n\n{where[0].upper()}{where[1:]}; {figures['date']}, torch {figures['torch']}, Python "
-        f"{figures['python']}, load average {figures['load_average']}. `python -m bench.wake_gpu` on a machine with an "
+        f"# bench wake_gpu\n\n{where[0].upper()}{where[1:]}; {figures['date']}, {figures['machine']}, tidegate "
+        f"{figures['tidegate']}, torch {figures['torch']}, Python {figures['python']}, "
+        f"load average {figures['load_average']}. `python -m bench.wake_gpu` on a machine with an "
         "NVIDIA GPU writes this page; what is measured is at the top of bench/wake_gpu.py.\n\n"
-        + "\n".join([*lines, ""])
+        + "\n".join([*lines, *(["", *short] if short else []), ""])
     )
 
 

@@ -49,6 +49,20 @@ def test_wake_compares_the_canary_and_reports_its_time() -> None:
     run_virtual(main)
 
 
+def test_replicas_on_several_accelerators_wake_side_by_side() -> None:
+    async def main() -> None:
+        bench = Bench(FakeScript(wake_ms=25))
+        await bench.do(start(), sleep(), start("r2", accelerators=("cpu-1",)), sleep("r2"))
+        bench.supervisor.carry_out(wake())
+        await bench.do(wake("r2", accelerators=("cpu-1",)))
+        order = [(s.replica, s.state) for s in bench.reports.statuses if s.state is S.WAKING or s.took_ms == 25]
+        waking = [order.index((name, S.WAKING)) for name in ("r1", "r2")]
+        ready = [order.index((name, S.READY)) for name in ("r1", "r2")]
+        assert max(waking) < min(ready), order
+
+    run_virtual(main)
+
+
 def test_pause_is_carried_out_at_once_and_told_and_ends_with_whatever_comes_next() -> None:
     async def main() -> None:
         bench = Bench(FakeScript())

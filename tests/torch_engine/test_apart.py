@@ -3,9 +3,11 @@
 `ApartDevice` does on a CPU what a GPU does; a gate in front of its copies decides what has arrived when.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,3 +263,62 @@ def test_a_wake_without_room_ends_the_engine_with_its_reason(tmp_path: Path, mon
         assert "could not be had" in answer.json()["error"]["message"]
         assert engine.state()["state"] == "failed"
         assert engine.life.exit_code == EXIT_MEMORY
+
+
+class _Cuda:
+    """`torch.cuda` as far as ordering copies goes: it writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+        self._made = 0
+
+    def Stream(self, place: torch.device) -> "_Stream":
+        return _Stream("side", self)
+
+    def current_stream(self, place: torch.device) -> "_Stream":
+        return _Stream("current", self)
+
+    @contextlib.contextmanager
+    def stream(self, stream: "_Stream") -> Iterator[None]:
+        self.told.append(("begin", stream.name))
+        yield
+        self.told.append(("end", stream.name))
+
+    def Event(self) -> Any:
+        self._made += 1
+        name, told = f"event {self._made}", self.told
+        return SimpleNamespace(name=name, record=lambda stream: told.append(("record", name, stream.name)))
+
+
+class _Stream:
+    def __init__(self, name: str, cuda: _Cuda) -> None:
+        self.name, self._cuda = name, cuda
+
+    def wait_stream(self, other: "_Stream") -> None:
+        self._cuda.told.append(("wait", self.name, other.name))
+
+    def wait_event(self, event: Any) -> None:
+        self._cuda.told.append(("wait", self.name, event.name))
+
+
+def test_cuda_is_told_to_copy_beside_the_kernels_and_to_wait_for_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = _Cuda()
+    for name in ("Stream", "current_stream", "stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    device = devices.CudaDevice(0)
+    sources = [torch.full((8,), n, dtype=torch.uint8) for n in range(3)]
+    targets = [torch.zeros(8, dtype=torch.uint8) for _ in sources]
+    pieces = list(zip(targets, sources, strict=True))
+    first, second = device.fill([pieces[:2], pieces[2:]])
+    assert cuda.told == [
+        ("wait", "side", "current"),  # memory that kernels may still be using is not overwritten
+        ("begin", "side"),
+        ("record", "event 1", "side"),
+        ("record", "event 2", "side"),
+        ("end", "side"),
+    ]
+    assert all(torch.equal(target, source) for target, source in pieces)
+    del cuda.told[:]
+    second()
+    first()
+    assert cuda.told == [("wait", "current", "event 2"), ("wait", "current", "event 1")]
