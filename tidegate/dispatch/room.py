@@ -76,7 +76,7 @@ class Dispatch:
         lane.reported = True
         oldest_ms = lane.waiting.oldest_ms()
         wait_ms = max(0, now_ms - oldest_ms) if oldest_ms is not None else 0
-        busy = tuple(seat.target.replica for seat in lane.seats if seat.in_flight)
+        busy = tuple([seat.target.replica for seat in lane.seats if seat.in_flight])
         return Demand(len(lane.waiting), lane.in_flight, lane.arrivals, wait_ms, busy)
 
     def next_deadline_ms(self) -> int | None:

@@ -5,11 +5,10 @@ weight.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A replica that may be drained. `nbytes` is what its leaving frees on the accelerator in question."""
 
     replica: str
@@ -37,7 +36,7 @@ def choose(candidates: Sequence[Candidate], need_bytes: int) -> tuple[Candidate,
         freed += candidate.nbytes
     if freed < need_bytes:
         return None
-    for candidate in sorted(picked, key=lambda c: (-c.regret_ms, c.replica)):
+    for candidate in sorted(picked, key=lambda c: (-c.regret_ms, c.replica)) if len(picked) > 1 else ():
         if freed - candidate.nbytes >= need_bytes:
             picked.remove(candidate)
             freed -= candidate.nbytes

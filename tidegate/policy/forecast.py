@@ -115,7 +115,7 @@ class ArrivalHistory:
         beyond = self._mass_above((age + horizon_ms) * self._pace)
         lindy = horizon_ms / (age + horizon_ms) if horizon_ms else 0.0
         by_gaps = (tail - beyond + PRIOR_WEIGHT * lindy) / (tail + PRIOR_WEIGHT)
-        return max(by_gaps, this_hour * min(horizon_ms / HOUR_MS, 1.0))
+        return max(by_gaps, this_hour * min(horizon_ms / HOUR_MS, 1.0)) if this_hour else by_gaps
 
     def _this_hour(self, now_ms: int) -> float:
         """P(a request in this hour), by the share of days (of weeks after two) on which it had one; what lies further

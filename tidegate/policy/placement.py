@@ -1,14 +1,13 @@
 """Where an activation goes: the accelerators with the least (time to ready + regret of the victims + neighbours)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tidegate.policy.book import Place
 from tidegate.policy.eviction import Candidate, choose
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """One accelerator: what may be promised on it, what is free at once, who could leave, and how long the way takes.
 
     `ready_ms` is the activation time from the nearest tier on that node, waiting for its link included. `crowd_ms`:
@@ -23,8 +22,7 @@ class Offer:
     crowd_ms: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     places: tuple[Place, ...]
     victims: tuple[str, ...]
     regret_ms: float

@@ -126,8 +126,8 @@ def _retry_failed(endpoint: Endpoint, failures_max: int) -> bool:
     """A FAILED endpoint is refused at the gateways, so no demand will ask for the slow retry: it asks for itself. Not
     for one that drains because it was idle: the retry would call it back at once, for ever.
     """
-    up = any(r.state in (S.READY, S.DRAINING) for r in endpoint.replicas.values())
-    return endpoint.failures >= failures_max and not up
+    failed = endpoint.failures >= failures_max
+    return failed and not any(r.state in (S.READY, S.DRAINING) for r in endpoint.replicas.values())
 
 
 def _withdraw(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
