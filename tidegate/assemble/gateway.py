@@ -85,7 +85,6 @@ async def serve(settings: GatewayProcess) -> None:
     # without a handler that would end the process before the journal is closed.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_reader(settings.lifeline_fd, stop.set)
     boot = boot_id(settings.name)
     dialer = Dialer(Credentials(Path(settings.credentials))) if settings.credentials else None
     clock: Clock = SteadyClock()
@@ -112,6 +111,8 @@ async def serve(settings: GatewayProcess) -> None:
     server = Server(gateway)
     gc.collect()
     gc.freeze()  # what lives for ever need not be looked at by every collection during a stream
+    # Not before all is there that may be refused: whoever closes this descriptor while it is read aborts the process.
+    loop.add_reader(settings.lifeline_fd, stop.set)
     shipping = asyncio.create_task(shipper.run()) if shipper is not None else None
     serving = asyncio.create_task(server.serve(socket.socket(fileno=os.dup(settings.listen_fd))))
     stopping = asyncio.create_task(stop.wait())
