@@ -90,6 +90,8 @@ def test_keys_prices_usage_invoices(run: Any, tmp_path: Path) -> None:
             row = next((r for r in await as_json(live, "usage", "--by", "endpoint") if r["requests"]), {})
         assert (row["endpoint"], row["output_tokens"]) == ("acme/tides", 4)
         (invoice,) = await as_json(live, "invoices")
+        assert await as_json(live, "usage", "--period", "2020-01") == []
+        assert await as_json(live, "invoices", "--period", "2020-01") == []
         assert invoice["total_nano_usd"] == row["nano_usd"] > 0
         trace = tmp_path / "trace.csv"
         await tidegate(live, "usage", "export", "-f", str(trace))

@@ -8,7 +8,7 @@ import typer
 from tidegate.cli.client import Api, Key, Url, escaped
 from tidegate.cli.output import Format, Output, console, table, usd
 from tidegate.cli.output import show as print_
-from tidegate.cli.usage import Since, Until, period, save
+from tidegate.cli.usage import Month, Since, Until, period, save
 from tidegate.domain.units import MS_PER_HOUR
 
 PER_MILLION = ("input_tokens", "cached_input_tokens", "output_tokens")
@@ -18,6 +18,7 @@ def invoices(
     tenant: Annotated[str | None, typer.Argument(metavar="TENANT", help="only this tenant's")] = None,
     since: Since = None,
     until: Until = None,
+    month: Month = None,
     output: Output = Format.TABLE,
     html: Annotated[Path | None, typer.Option("--html", help="write a page that prints well")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="write a spreadsheet")] = None,
@@ -27,7 +28,7 @@ def invoices(
 ) -> None:
     """Invoices of the current month, or of --from to --to; with what the same traffic would cost in other modes."""
     api = Api(url, key)
-    asked = period(since, until) | ({"as_of": as_of} if as_of else {})
+    asked = period(since, until, month) | ({"as_of": as_of} if as_of else {})
     files = {form: path for form, path in (("html", html), ("csv", csv)) if path is not None}
     for form, path in files.items():
         save(path, api.text(f"invoices/{escaped(tenant)}" if tenant else "invoices", **asked, format=form))

@@ -66,7 +66,7 @@ def plan(
     attainment: Annotated[float, typer.Option(min=0.5, max=1.0, help="share of requests within the target")] = 0.99,
     slo_ttft_ms: Slo = 2_000,
     each_endpoint: Annotated[bool, typer.Option(help="ask it of every endpoint with 100 requests or more")] = False,
-    policy: Annotated[list[str] | None, typer.Option(help="only this policy (repeatable)")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="only this policy (may be repeated)")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="policies searched at once, one process each")] = 1,
     output: Output = Format.TABLE,
 ) -> None:

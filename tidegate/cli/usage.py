@@ -20,8 +20,9 @@ STATES = ("busy", "idle", "activating", "draining", "asleep", "free", "unreporte
 TIME_COLUMNS = (*STATES[:5], "lent", "borrowed", "tokens_usd", "time_usd", "dedicated_usd", "margin_usd")
 SPARE = ("draining", "activating", "time_usd", "dedicated_usd", "asleep")
 By = Annotated[str, typer.Option("--by", help="endpoint | model | tenant | mode | hour | key")]
-Since = Annotated[str | None, typer.Option("--from", help="start of the period")]
-Until = Annotated[str | None, typer.Option("--to", help="end of the period")]
+Since = Annotated[str | None, typer.Option("--from", help="start of the period, e.g. 2026-11-01 or 2026-11-01T08:00Z")]
+Until = Annotated[str | None, typer.Option("--to", help="its end, not included; without it: now")]
+Month = Annotated[str | None, typer.Option("--period", help="a month, e.g. 2026-10, instead of --from and --to")]
 
 
 class Export(StrEnum):
@@ -38,6 +39,7 @@ def usage(
     by: By = "endpoint",
     since: Since = None,
     until: Until = None,
+    month: Month = None,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
@@ -45,7 +47,7 @@ def usage(
     """Usage of the current month, or of --from to --to."""
     if context.invoked_subcommand is not None:
         return
-    answer = Api(url, key).get("usage", by=by, **period(since, until))
+    answer = Api(url, key).get("usage", by=by, **period(since, until, month))
     rows = [{by: row.pop("group")} | row for row in answer["rows"]]
     if output is Format.TABLE and len(rows) > 1:
         rows.append({by: "total"} | answer["total"])
@@ -56,12 +58,13 @@ def usage(
 def time_(
     since: Since = None,
     until: Until = None,
+    month: Month = None,
     output: Output = Format.TABLE,
     url: Url = None,
     key: Key = None,
 ) -> None:
     """Accelerator time by endpoint and state, in seconds: what was lent to whom, what it brought in, what is left."""
-    view = Api(url, key).get("usage/time", **period(since, until))
+    view = Api(url, key).get("usage/time", **period(since, until, month))
     if output is Format.JSON:
         show(view, output)
         return
@@ -92,6 +95,7 @@ def _s(ms: int) -> float:
 def export(
     since: Since = None,
     until: Until = None,
+    month: Month = None,
     form: Annotated[Export, typer.Option("--format", help="csv and parquet are traces")] = Export.CSV,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="write here instead of to the terminal")] = None,
     output: Output = Format.TABLE,
@@ -104,7 +108,7 @@ def export(
     if form is Export.PARQUET and file is None:
         raise Problem("--format parquet needs --file", exit_code=2)
     asked = Export.CSV if form is Export.PARQUET else form
-    text = Api(url, key).text("usage/export", **period(since, until), format=asked.value)
+    text = Api(url, key).text("usage/export", **period(since, until, month), format=asked.value)
     if form is Export.PARQUET and file is not None:
         _parquet(text, file)
     elif output is Format.JSON:
@@ -154,5 +158,5 @@ def _typed(name: str, text: str) -> Any:
     return {"t_s": float, "input_tokens": int, "output_tokens": int}.get(name, str)(text)
 
 
-def period(since: str | None, until: str | None) -> dict[str, str]:
-    return given(**{"from": since, "to": until})
+def period(since: str | None, until: str | None, month: str | None = None) -> dict[str, str]:
+    return given(**{"from": since, "to": until, "period": month})
