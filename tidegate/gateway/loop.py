@@ -266,8 +266,7 @@ class GatewayLoop:
         self._handle(SessionStarted())
         self._demands.update(self._dispatch.endpoints())
         self._news.set()
-        for name, served, attained, failed in self._metrics.services(every=True):
-            await link.send(ServiceReported(self._gateway, name, served, attained, failed, baseline=True))
+        await self._tell_services(link, baseline=True)
         reporter = asyncio.create_task(self._report(link))
         try:
             while True:
@@ -346,8 +345,7 @@ class GatewayLoop:
                     await link.send(FenceConfirmed(self._gateway, replica, fence))
                 if self.limiter.dirty:
                     await link.send(self.limiter.use())
-                for name, served, attained, failed in self._metrics.services(every=False):
-                    await link.send(ServiceReported(self._gateway, name, served, attained, failed))
+                await self._tell_services(link, baseline=False)
                 for endpoint in demands:
                     demand = self._dispatch.demand(endpoint, self._clock.now_ms())
                     await link.send(
@@ -364,6 +362,11 @@ class GatewayLoop:
             except LinkFault:
                 # `receive` sees the same and ends the session; the next one reports everything anew.
                 return
+
+    async def _tell_services(self, link: Link, *, baseline: bool) -> None:
+        """Of every endpoint at the beginning of a link, from then on of those with news."""
+        for name, served, attained, failed in self._metrics.services(every=baseline):
+            await link.send(ServiceReported(self._gateway, name, served, attained, failed, baseline))
 
 
 def _lane(entry: EndpointEntry) -> str:

@@ -64,5 +64,5 @@ def code_of_answer(body: bytes) -> tuple[str, str]:
         error = _bodies.decode(body).error
     except msgspec.DecodeError:
         return "invalid_request", "the engine refused the request"
-    code = error.code if error.code in REFUSALS else "invalid_request"
-    return code or "invalid_request", error.message
+    code = error.code or ""
+    return code if code in REFUSALS else "invalid_request", error.message
