@@ -39,15 +39,15 @@ class Limiter:
     def rules(self, limits: tuple[Limits, ...], endpoints: Mapping[str, EndpointEntry], now_ms: int) -> None:
         self._endpoints = endpoints
         self._rules = limits
-        self.gate.set(limits, self._gateways, now_ms, self._contracts)
+        self._set_gate(now_ms)
 
     def peers(self, gateways: int, now_ms: int) -> None:
         self._gateways = max(1, gateways)
-        self.gate.set(self._rules, self._gateways, now_ms, self._contracts)
+        self._set_gate(now_ms)
 
     def contracts(self, refusing: tuple[Contract, ...], now_ms: int) -> None:
         self._contracts = refusing
-        self.gate.set(self._rules, self._gateways, now_ms, self._contracts)
+        self._set_gate(now_ms)
 
     def prices(self, versions: Iterable[PriceVersion]) -> None:
         self._prices = PriceTable(versions)
@@ -66,6 +66,9 @@ class Limiter:
         """A new link to control: its numbers begin anew."""
         self._number = 0
         self.dirty = True
+
+    def _set_gate(self, now_ms: int) -> None:
+        self.gate.set(self._rules, self._gateways, now_ms, self._contracts)
 
     # --- what requests ask --------------------------------------------------------------------------------------------
 

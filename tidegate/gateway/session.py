@@ -24,13 +24,13 @@ from tidegate.gateway.relay import Parts, Relay
 from tidegate.gateway.replies import Message, Receive, Send
 from tidegate.wire import realtime
 from tidegate.wire.internal import EndpointEntry
+from tidegate.wire.openai import SSE_DATA, SSE_END
 from tidegate.wire.realtime_answer import Answer, Said
 
 log = logging.getLogger(__name__)
 
 API = "chat/completions"
 NORMAL, POLICY, BUG = 1000, 1008, 1011  # RFC 6455 7.4.1
-_DATA, _DONE = b"data: ", b"data: [DONE]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +274,8 @@ class _Listener:
         body = message.get("body", b"")
         if self._streams:
             for line in body.split(b"\n"):
-                if line.startswith(_DATA) and not line.startswith(_DONE):
-                    await self._say(self._answer.chunk(line[len(_DATA) :]))
+                if line.startswith(SSE_DATA) and not line.startswith(SSE_END):
+                    await self._say(self._answer.chunk(line[len(SSE_DATA) :]))
             return
         self._body += body
         if not message.get("more_body"):

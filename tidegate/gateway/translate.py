@@ -11,10 +11,9 @@ from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import Peer
 from tidegate.gateway.replies import Header, Message, Send
 from tidegate.wire.messages import Messages
+from tidegate.wire.openai import SSE_DATA, SSE_END
 from tidegate.wire.responses import Responses
 from tidegate.wire.score import Score
-
-_DATA, _DONE = b"data: ", b"data: [DONE]"
 
 
 class Dialect(Protocol):
@@ -99,10 +98,10 @@ class Translated:
         out = []
         for block in events.split(b"\n\n"):
             for line in block.split(b"\n"):
-                if line.startswith(_DONE):
+                if line.startswith(SSE_END):
                     out.append(b"" if self._failed else self._dialect.done())
-                elif line.startswith(_DATA):
-                    data = line[len(_DATA) :]
+                elif line.startswith(SSE_DATA):
+                    data = line[len(SSE_DATA) :]
                     self._failed = self._failed or data.startswith(b'{"error"')
                     out.append(self._dialect.event(data))
                 elif line.startswith(b":"):

@@ -358,14 +358,15 @@ def refusal_headers(refusal: Refusal) -> Mapping[str, str]:
 
 # ---- server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) --------------------------
 
-SSE_DONE = b"data: [DONE]\n\n"
+SSE_DATA, SSE_END = b"data: ", b"data: [DONE]"  # how the lines of an event's data, and of the end marker, begin
+SSE_DONE = SSE_END + b"\n\n"
 SSE_CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
 
 def sse_event(data: bytes, event_id: int | None = None) -> bytes:
     """`data` is one line (JSON). `event_id` counts completion tokens so far, over all choices of the request."""
     if event_id is None:
-        return b"data: " + data + b"\n\n"
+        return SSE_DATA + data + b"\n\n"
     return b"id: %d\ndata: " % event_id + data + b"\n\n"
 
 
