@@ -51,3 +51,8 @@ def test_every_page_can_be_found_from_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert [name for name in sorted(names) if f"({name})" not in index] == []
+
+
+def test_every_page_says_what_falls_short() -> None:
+    pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert [page.name for page in pages if "\n## What falls short" not in page.read_text()] == []
