@@ -93,13 +93,13 @@ async def fake_subject(folder: Path) -> AsyncIterator[Subject]:
 
 
 @contextlib.asynccontextmanager
-async def builtin_subject(folder: Path) -> AsyncIterator[Subject]:
+async def builtin_subject(folder: Path, cpu_device: str = "cpu") -> AsyncIterator[Subject]:
     from tests import models
 
     model = models.llama()
     bad = _bad_models(model, folder)
     lifeline = Lifeline()
-    driver = BuiltinDriver(directory=folder / "run", lifeline=lifeline, threads=1)
+    driver = BuiltinDriver(directory=folder / "run", lifeline=lifeline, threads=1, cpu_device=cpu_device)
 
     def count() -> int:
         assert driver.template.process is not None

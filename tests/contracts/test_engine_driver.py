@@ -29,6 +29,7 @@ from tidegate.domain.ports import Engine
 SUBJECTS: dict[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
     "fake": fake_subject,
     "builtin": builtin_subject,
+    "builtin apart": partial(builtin_subject, cpu_device="apart"),
     "llamacpp": llamacpp_subject,
     "vllm": vllm_subject,
     "vllm stand-in": partial(standin_subject, "vllm"),

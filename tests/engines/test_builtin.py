@@ -36,13 +36,20 @@ def order(replica: str = "acme/chat-1", *, memory_bytes: int = RESERVED) -> Star
 
 
 def play(
-    scene: Callable[[BuiltinDriver, Lifeline, LogRing], Awaitable[None]], limits: BuiltinLimits = BuiltinLimits()
+    scene: Callable[[BuiltinDriver, Lifeline, LogRing], Awaitable[None]],
+    limits: BuiltinLimits = BuiltinLimits(),
+    cpu_device: str = "cpu",
 ) -> None:
     async def main() -> None:
         with tempfile.TemporaryDirectory(prefix="tg-") as folder:
             lifeline, logs = Lifeline(), LogRing(Path(folder) / "logs" / "engines.log")
             driver = BuiltinDriver(
-                directory=Path(folder) / "run", lifeline=lifeline, threads=1, logs=logs, limits=limits
+                directory=Path(folder) / "run",
+                lifeline=lifeline,
+                threads=1,
+                logs=logs,
+                limits=limits,
+                cpu_device=cpu_device,
             )
             try:
                 await scene(driver, lifeline, logs)
@@ -92,6 +99,27 @@ def test_host_memory_is_counted_anew_while_it_sleeps() -> None:
         await engine.stop()
 
     play(scene, BuiltinLimits(host_count_ms=1))
+
+
+def test_replicas_of_a_model_with_memory_apart_have_one_host_copy() -> None:
+    async def scene(driver: BuiltinDriver, lifeline: Lifeline, logs: LogRing) -> None:
+        engines = [await ready(driver, f"acme/chat-{n}") for n in range(2)]
+        weights = order().deployment.model.weight_bytes
+        for engine in engines:
+            awake = await engine.memory()
+            assert awake.accelerator_bytes >= weights
+            assert awake.copy_bytes >= weights
+            canary = await engine.canary()
+            await engine.drain()
+            assert (await engine.sleep()).accelerator_bytes == 0
+            asleep = await engine.memory()
+            assert (asleep.accelerator_bytes, asleep.copy_bytes) == (0, awake.copy_bytes)
+            assert (await engine.wake()).accelerator_bytes >= weights
+            assert await engine.canary() == canary
+        for engine in engines:
+            await engine.stop()
+
+    play(scene, cpu_device="apart")
 
 
 def test_over_several_accelerators_each_holds_its_share() -> None:

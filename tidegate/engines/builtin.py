@@ -52,15 +52,23 @@ class _Slept:
 
 
 class BuiltinEngine:
-    """Implements `Engine` for one forked process. `on_cpu`: its accelerators are this machine's memory, so
-    many of it (`share`); GPUs each have their own, and `share` is 1.
+    """Implements `Engine` for one forked process. `on_cpu`: its accelerators are this machine's memory, so many of it
+    (`share`); GPUs each have their own, and `share` is 1. `mapped`: awake, it holds the pages of its weight files.
     """
 
     def __init__(
-        self, process: Process, socket: Path, model: Path, limits: BuiltinLimits, *, on_cpu: bool, share: int
+        self,
+        process: Process,
+        socket: Path,
+        model: Path,
+        limits: BuiltinLimits,
+        *,
+        on_cpu: bool,
+        mapped: bool,
+        share: int,
     ) -> None:
         self._process, self._socket, self._limits = process, socket, limits
-        self._on_cpu, self._share = on_cpu, share
+        self._on_cpu, self._mapped, self._share = on_cpu, mapped, share
         self._weights = sorted(model.glob("*.safetensors"))
         self._client = ControlClient(f"unix:{socket}")
         self._failure = ""
@@ -123,7 +131,7 @@ class BuiltinEngine:
             seen = await asyncio.to_thread(resident_of_files, self.pid, self._weights)
             held = max(self._slept.held_bytes, seen)
         else:
-            held = self._woken_bytes(self._slept) if self._on_cpu else await self._claimed_bytes()
+            held = self._woken_bytes(self._slept) if self._mapped else await self._claimed_bytes()
         return self._memory(held)
 
     def _memory(self, held: int) -> Memory:
@@ -209,7 +217,9 @@ class BuiltinEngine:
 
 
 class BuiltinDriver:
-    """Implements `EngineDriver`. `directory` is for sockets; `threads` is each engine's share of the CPU."""
+    """Implements `EngineDriver`. `directory` is for sockets; `threads` is each engine's share of the CPU. `cpu_device`:
+    ``cpu``, or ``apart`` to try out on a CPU what engines do on a GPU.
+    """
 
     def __init__(
         self,
@@ -219,7 +229,9 @@ class BuiltinDriver:
         threads: int,
         logs: LogRing | None = None,
         limits: BuiltinLimits = BuiltinLimits(),
+        cpu_device: str = "cpu",
     ) -> None:
+        self._cpu_device = cpu_device
         self.directory, self._threads, self._limits = directory, threads, limits
         self._template = Template(directory, lifeline=lifeline, logs=logs)
 
@@ -266,7 +278,7 @@ class BuiltinDriver:
             {
                 "model": str(model),
                 "socket": str(socket),
-                "device": "cpu" if on_cpu else devices_of(order.accelerators),
+                "device": self._cpu_device if on_cpu else devices_of(order.accelerators),
                 "memory_bytes": order.accelerator_bytes * share,
                 "context_tokens_max": order.deployment.model.context_tokens_max,
                 "slots": order.deployment.slots,
@@ -274,7 +286,8 @@ class BuiltinDriver:
                 "adapter_bytes_max": int(dict(order.deployment.engine_args).get("adapter_bytes_max", "0")),
             },
         )
-        return BuiltinEngine(process, socket, model, self._limits, on_cpu=on_cpu, share=share)
+        mapped = on_cpu and self._cpu_device == "cpu"
+        return BuiltinEngine(process, socket, model, self._limits, on_cpu=on_cpu, mapped=mapped, share=share)
 
 
 def devices_of(accelerators: Sequence[Accelerator]) -> str:
