@@ -145,12 +145,13 @@ def test_a_neighbour_on_both_accelerators_is_paid_for_once() -> None:
     assert together.score_ms == 500 + 90
 
 
-def test_who_leaves_is_no_neighbour() -> None:
-    leaving = Candidate("leaves", 10, 5.0)
-    found = pick([offer("a", 0, 0, leaving, crowd_ms={"leaves": 400.0, "stays": 30.0})], 10, 1, drain_ms=100)
+def test_a_neighbour_that_leaves_for_it_draws_nobody_to_its_place() -> None:
+    """It was asked much a moment ago and will be back: beside those that are quiet is better."""
+    busy = offer("busy", 0, 0, Candidate("left", 10, 5.0), crowd_ms={"left": 400.0, "other": 30.0})
+    quiet = offer("quiet", 0, 0, Candidate("idle", 10, 6.0), crowd_ms={"idle": 10.0, "third": 40.0})
+    found = pick([busy, quiet], 10, 1, drain_ms=100)
     assert found is not None
-    assert found.victims == ("leaves",)
-    assert found.score_ms == 500 + 100 + 5 + 30
+    assert found.victims == ("idle",)
 
 
 def test_how_soon_it_is_needed_grows_with_the_rate_of_arrivals() -> None:

@@ -35,7 +35,8 @@ def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) ->
 
     `drain_ms` is added where memory is not free at once. One at a time, the cheapest next: a victim that spans several
     accelerators is paid for once and frees its bytes on all of them. So is a neighbour: beside it on two accelerators
-    is no worse than on one, and spares those on another.
+    is no worse than on one, and spares those on another. Who leaves counts as one still: what was asked much a moment
+    ago will be back, and must not draw the taker to its place.
     """
     left, taken, beside = dict(enumerate(offers)), dict[str, Candidate](), dict[str, float]()
     places, asked = list[Place](), dict[int, tuple[Candidate, ...] | None]()
@@ -50,8 +51,7 @@ def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) ->
             if (victims := asked[index]) is None:
                 continue
             wait = 0 if offer.free_bytes >= need_bytes else drain_ms
-            gone = {*beside, *taken, *[v.replica for v in victims]}
-            crowd_ms = sum([ms for replica, ms in offer.crowd_ms.items() if replica not in gone])
+            crowd_ms = sum([ms for replica, ms in offer.crowd_ms.items() if replica not in beside])
             score = sum(v.regret_ms for v in victims) + wait + offer.ready_ms + crowd_ms
             if best is None or score < best[0]:
                 best = (score, index, victims)
@@ -64,5 +64,5 @@ def pick(offers: Sequence[Offer], need_bytes: int, count: int, drain_ms: int) ->
         ready_ms = max(ready_ms, offer.ready_ms)
         wait_ms = max(wait_ms, 0 if offer.free_bytes >= need_bytes else drain_ms)
     regret_ms = sum(v.regret_ms for v in taken.values())
-    score_ms = ready_ms + wait_ms + regret_ms + sum(ms for replica, ms in beside.items() if replica not in taken)
+    score_ms = ready_ms + wait_ms + regret_ms + sum(beside.values())
     return Placement(tuple(places), tuple(taken), regret_ms, ready_ms + wait_ms, score_ms)
