@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tidegate.billing.http import Authorize, body_of
 from tidegate.billing.periods import Period, parse_period
 from tidegate.billing.service import Billing
 from tidegate.domain.errors import Refusal
@@ -19,7 +20,6 @@ from tidegate.domain.ledger import Charged
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import MS_PER_DAY
 from tidegate.money.prices import PriceTable
-from tidegate.wire.admin import Identity
 
 ROWS_MAX = 100_000
 PAGE_ROWS = 5_000
@@ -31,8 +31,6 @@ COUNTS = ("side_by_side", "requests_per_day", "input_tokens", "output_tokens", "
 SWITCHES = ("private", "promised", "models_apart")
 QUERY = ("endpoint", "model", "provider", "current", "side_by_side", "period", "from", "to", *NUMBERS, *SWITCHES)
 DESCRIBED = ("shape", "requests_per_day", "input_tokens", "output_tokens", "service_ms", "models", "csv", "timezone")
-
-Authorize = Callable[[Request, bool], Identity]
 
 
 def advice_routes(billing: Billing, authorize: Authorize) -> list[Route]:
@@ -72,13 +70,9 @@ class _Api:
     async def described(self, request: Request) -> Response:
         """Advice for a described shape, or for a trace sent as CSV text in `csv`, at this platform's prices."""
         self._authorize(request, False)
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES_MAX:
-                raise Refusal("body_too_large", f"the body is over {BODY_BYTES_MAX} bytes")
+        body = await body_of(request, BODY_BYTES_MAX)
         try:
-            asked = msgspec.json.decode(bytes(body), type=dict[str, Any])
+            asked = msgspec.json.decode(body, type=dict[str, Any])
         except msgspec.DecodeError as error:
             raise Refusal("invalid_json", f"the body is not a JSON object: {error}") from None
         unknown = [name for name in asked if name not in (*QUERY, *DESCRIBED)]

@@ -25,9 +25,8 @@ Authorize = Callable[[Request, bool], Identity]
 Handler = Callable[[Request, Identity, str], Awaitable[Response]]
 
 
-def routes(service: BatchService, authorize: Authorize) -> list[Route]:
-    """For `control.api` to mount beside its own."""
-    api = _Api(service)
+def guard(authorize: Authorize) -> Callable[[Handler], Callable[[Request], Awaitable[Response]]]:
+    """Handlers that know who asks, and for which tenant."""
 
     def guarded(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         @wraps(handler)  # the OpenAPI document shows the handler's name and docstring
@@ -37,6 +36,12 @@ def routes(service: BatchService, authorize: Authorize) -> list[Route]:
 
         return endpoint
 
+    return guarded
+
+
+def routes(service: BatchService, authorize: Authorize) -> list[Route]:
+    """For `control.api` to mount beside its own."""
+    api, guarded = _Api(service), guard(authorize)
     return [
         Route("/v1/files", guarded(api.list_files), methods=["GET"]),
         Route("/v1/files", guarded(api.upload_file), methods=["POST"]),

@@ -3,15 +3,13 @@ billed once, done on idle capacity at the batch price.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import wraps
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tidegate.batch.api import Authorize, read_body, tenant_of
+from tidegate.batch.api import Authorize, guard, read_body
 from tidegate.batch.service import BatchService
 from tidegate.domain.errors import Refusal
 from tidegate.wire import jobs
@@ -23,22 +21,12 @@ WAIT_S, WAIT_S_MAX = 90.0, 300.0
 POLL_S = 0.1
 RECENT = 100
 
-Handler = Callable[[Request, Identity, str], Awaitable[Response]]
 _line = msgspec.json.Decoder(jobs.Line).decode
 
 
 def routes(service: BatchService, authorize: Authorize) -> list[Route]:
     """For `control.api` to mount beside its own."""
-    api = _Api(service)
-
-    def guarded(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        @wraps(handler)  # the OpenAPI document shows the handler's name and docstring
-        async def endpoint(request: Request) -> Response:
-            identity = authorize(request, False)
-            return await handler(request, identity, tenant_of(identity))
-
-        return endpoint
-
+    api, guarded = _Api(service), guard(authorize)
     base = "/v2/{endpoint}"
     return [
         Route(f"{base}/run", guarded(api.run), methods=["POST"]),

@@ -53,14 +53,19 @@ def choice(request: Request, name: str, kind: type[E], default: E) -> E:
         raise Refusal("invalid_request", f"`{name}`: {text[:40]!r} (accepted: {accepted})", param=name) from None
 
 
-async def body_as(request: Request, kind: type[B]) -> B:
-    """The body as a `kind`. Raises Refusal naming what is wrong with it."""
+async def body_of(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """The whole body. Refusal body_too_large while it is still being read."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise Refusal("body_too_large", f"the body is over {BODY_BYTES_MAX} bytes")
-    return decode(bytes(body), kind)
+        if len(body) > bytes_max:
+            raise Refusal("body_too_large", f"the body is over {bytes_max} bytes")
+    return bytes(body)
+
+
+async def body_as(request: Request, kind: type[B]) -> B:
+    """The body as a `kind`. Raises Refusal naming what is wrong with it."""
+    return decode(await body_of(request), kind)
 
 
 def answer(thing: object, status: int = 200) -> Response:
