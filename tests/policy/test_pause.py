@@ -181,3 +181,26 @@ def test_a_lost_gateways_requests_hold_nobody_up() -> None:
     scene.lose_gateway("other")
     scene.run(100)
     assert not stands_still(scene)
+
+
+def test_a_sleeping_batch_replica_is_the_first_to_leave_host_memory() -> None:
+    """Nobody waits for it, so no sleeper of a real-time endpoint ends for its sake."""
+    scene = World(SETTINGS)
+    scene.add_gateway("gw")
+    scene.join(node("n1", 1, 4, host_gb=12))
+    for name in ("a", "b", "c"):
+        scene.apply(deployment(name))
+    for name in ("a", "b", "c"):
+        scene.ask(name)
+        scene.run(5_000)
+    scene.log.clear()
+    scene.apply(deployment("bulk", mode=Mode.BATCH))
+    scene.ask("bulk", service_ms=600_000)
+    scene.run(60_000)
+    assert "Start" in kinds(scene, "bulk")
+    for turn in range(6):
+        scene.ask("abc"[turn % 3])
+        scene.run(20_000)
+    assert sum(scene.served.get(name, 0) for name in ("a", "b", "c")) == 9
+    ended = {command.replica.split("-")[0] for command in scene.log if isinstance(command, plan.Stop)}
+    assert ended == {"bulk"}

@@ -37,11 +37,12 @@ def sleepers_to_drop(fleet: Fleet, node: str, need_bytes: int, worth_ms: float, 
 
 
 def wanted_free(fleet: Fleet, node: str) -> tuple[int, float]:
-    """Room that lets every awake replica of the node sleep at once, at most half of host memory; and its worth:
-    a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake longer.
+    """Room that lets every awake replica of the node but batch sleep at once, a quarter of host memory at most; and its
+    worth: a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake longer.
     """
     # What they have in host memory already stays theirs.
-    awake = {r.holder: r.deployment for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.deployment}
+    there = (r for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.endpoint not in fleet.batch)
+    awake = {r.holder: r.deployment for r in there if r.deployment}
     wanted = sum(max(0, d.host_bytes - fleet.book.host_bytes(name, node)) for name, d in awake.items())
     need_bytes = min(wanted, fleet.book.host_capacity(node) // 4)
     if need_bytes <= fleet.book.host_free(node):
