@@ -40,6 +40,27 @@ def test_a_sleeper_without_room_beside_a_start_under_way_asks_for_no_second_star
     assert scene.served["a"] == 7
 
 
+def test_a_replica_on_its_way_in_another_region_is_not_replaced_at_home_before_it_serves() -> None:
+    scene = World(QUICK)
+    scene.add_gateway("gw")
+    scene.join(node("home", 1, 8, region="local"), node("away", 1, 8, region="next"))
+    scene.apply(deployment("b", 8))
+    scene.ask("b", service_ms=120_000)
+    scene.run(2_000)
+    scene.apply(deployment("a", 8, regions=("local", "next")))
+    scene.ask("a", service_ms=2_000)
+    scene.run(135)
+    scene.crash(next(t.id for t in scene.truth.values() if t.endpoint == "b"))  # there is room at home now
+    scene.tell(plan.EndpointRemoved("b"))
+    scene.run(30)
+    scene.ask("a")
+    scene.run(60)
+    assert [start.node for start in starts(scene, "a")] == ["away"]
+    scene.run(20_000)
+    assert [start.node for start in starts(scene, "a")] == ["away", "home"], "once it serves, it comes home"
+    assert scene.served["a"] == 2
+
+
 @pytest.mark.parametrize("regions", [("local",), ("local", "next")])
 def test_a_start_that_failed_is_tried_next_where_it_did_not(regions: tuple[str, ...]) -> None:
     scene = World(QUICK)

@@ -184,9 +184,11 @@ def _call_off_drains(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
 
 
 def _return_home(fleet: Fleet, endpoint: Endpoint, now_ms: int) -> None:
-    """What was borrowed in another region is replaced by a replica at home as soon as there is free room for it."""
+    """What was borrowed in another region is replaced by a replica at home as soon as there is free room for it; not
+    while it is on its way: a second start beside it would only make both slower.
+    """
     home = endpoint.deployment.regions[0]
-    if endpoint.activations or all(endpoint.at_home(fleet, r) for r in endpoint.replicas.values() if endpoint.live(r)):
+    if endpoint.coming() or all(endpoint.at_home(fleet, r) for r in endpoint.replicas.values() if endpoint.live(r)):
         return
     nodes = dict.fromkeys(fleet.region_nodes.get(home, ()))
     if not nodes or not activate(fleet, endpoint, now_ms, "return_home", Press.GENTLE, nodes):
