@@ -36,6 +36,11 @@ def test_a_winner_with_its_curve_that_the_next_apply_follows(platform: Platform)
     done = tune(platform, "--slots", "1,3,100000", "--seconds", "1", "--output-tokens", "8", "--save", str(saved))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    assert report["command"] == (
+        "tidegate tune demo/tides --slots 1,3,100000 --seconds 1 --prompt-tokens 64 --output-tokens 8"
+    )
+    assert " × cpu (" in report["machine"]
+    assert report["command"] in saved.read_text()
     one, three, refused = report["curve"]
     assert report["winner"] in (one, three)
     assert report["winner"]["tokens_per_s"] == max(one["tokens_per_s"], three["tokens_per_s"]) > 0

@@ -4,7 +4,10 @@ import contextlib
 import datetime
 import itertools
 import os
+import platform
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +73,8 @@ def tune(
         "engine": wanted["engine"],
         "slo": wanted["slo"],
         "measured_ms": time.time_ns() // 1_000_000,
+        "command": _command(endpoint, slots, engine_arg or [], seconds, prompt_tokens, output_tokens),
+        "machine": _machine(api),
         "load_average": os.getloadavg()[0],
         "seconds": seconds,
         **run,
@@ -153,7 +158,7 @@ def _profile(report: dict[str, Any], wanted: dict[str, Any], accelerator: str) -
     day = datetime.datetime.fromtimestamp(report["measured_ms"] / 1000, datetime.UTC).date()
     return profiles.Profile(
         engine=report["engine"],
-        source=f"measured by tidegate tune on {day}, {report['seconds']:g} s each, load average "
+        source=f"measured on {day} by `{report['command']}` on {report['machine']}, load average "
         f"{report['load_average']:.1f}",
         model=report["model"],
         accelerator=accelerator,
@@ -164,6 +169,23 @@ def _profile(report: dict[str, Any], wanted: dict[str, Any], accelerator: str) -
         engine_args=report["winner"]["engine_args"],
         curve=[profiles.Point(p["slots"], p["tokens_per_s"], p["ttft_ms"], p["tpot_ms"]) for p in fast],
     )
+
+
+def _command(
+    endpoint: str, slots: str, engine_arg: list[str], seconds: float, prompt_tokens: int, output_tokens: int
+) -> str:
+    """What measures the same again; without what only the user knows (keys, files)."""
+    arguments = "".join(f" --engine-arg {word}" for word in engine_arg)
+    tokens = f"--prompt-tokens {prompt_tokens} --output-tokens {output_tokens}"
+    return f"tidegate tune {endpoint} --slots {slots}{arguments} --seconds {seconds:g} {tokens}"
+
+
+def _machine(api: Api) -> str:
+    """The platform's accelerators, and this machine's processor, which is the accelerator where that is a CPU."""
+    kinds = Counter(a["kind"] for node in api.get("nodes")["data"] for a in node["accelerators"])
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    processor = found[1].strip() if found else platform.machine()
+    return f"{', '.join(f'{n} × {kind}' for kind, n in kinds.items())} ({os.cpu_count()} cores of {processor})"
 
 
 def _words(candidate: dict[str, Any]) -> str:
