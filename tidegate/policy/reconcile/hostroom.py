@@ -38,7 +38,8 @@ def sleepers_to_drop(fleet: Fleet, node: str, need_bytes: int, worth_ms: float, 
 
 def wanted_free(fleet: Fleet, node: str) -> tuple[int, float]:
     """Room that lets every awake replica of the node but batch sleep at once, a quarter of host memory at most; and its
-    worth: a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake longer.
+    worth: a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake
+    longer.
     """
     # What they have in host memory already stays theirs.
     there = (r for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.endpoint not in fleet.batch)
