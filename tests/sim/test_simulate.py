@@ -42,6 +42,13 @@ def test_every_policy_serves_every_request(tmp_path: Path, policy: str) -> None:
     assert result["busy_accelerator_hours"] <= result["accelerator_hours"]
 
 
+def test_without_a_number_of_accelerators_it_is_one_machine_of_the_fleet(tmp_path: Path) -> None:
+    trace, fleet = small_trace(tmp_path / "t.csv", endpoints=2, minutes=5.0), tmp_path / "fleet.toml"
+    fleet.write_text('default_model = "llama-3_1-8b-bf16"\n[node]\naccelerator = "l4"\naccelerators = 3\n')
+    assert api.simulate(trace, fleet=fleet)["accelerators"] == 3
+    assert api.simulate(trace)["accelerators"] == 8
+
+
 def test_the_policy_needs_fewer_swaps_than_lru_and_no_more_accelerators(tmp_path: Path) -> None:
     trace = small_trace(tmp_path / "t.csv", endpoints=10, minutes=60.0)
     ours = api.simulate(trace, policy="tidegate", accelerators=2)

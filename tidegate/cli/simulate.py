@@ -25,7 +25,9 @@ def simulate(
     trace: Trace,
     policy: Annotated[str, typer.Option(help=" | ".join(POLICIES))] = "tidegate",
     fleet: Fleet = None,
-    accelerators: Annotated[int | None, typer.Option(min=1, help="how many, instead of the fleet's own number")] = None,
+    accelerators: Annotated[
+        int | None, typer.Option(min=1, help="how many in all; one machine of the fleet without it")
+    ] = None,
     slo_ttft_ms: Slo = 2_000,
     batch_trace: Annotated[Path | None, typer.Option(help="a batch job to do on what the traffic leaves idle")] = None,
     batch_model: Annotated[str | None, typer.Option(help="the fleet's model that does it")] = None,

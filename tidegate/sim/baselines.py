@@ -18,7 +18,6 @@ from tidegate.sim import trace
 from tidegate.sim.profile import FleetProfile
 
 POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
-ACCELERATORS_DEFAULT = 8
 PEAK_SHARE = 0.7
 SLOTS_MAX = 256  # vLLM's default of `max_num_seqs` for its API server
 IDLE_MS_NEVER = 10**12
@@ -44,7 +43,7 @@ def prepare(
             start_fixed_ms=int(node.start_ms),
         ),
     )
-    count = accelerators if accelerators is not None else ACCELERATORS_DEFAULT
+    count = accelerators if accelerators is not None else profile.node.accelerators
     largest = node_sizes(profile, count)[-1]
     wanted = [spread_over(profile, d, min(d.accelerators_per_replica, largest)) for d in wanted]
     match policy:
