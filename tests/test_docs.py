@@ -1,10 +1,14 @@
 """The pages people read agree with the code."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from tidegate.cli.app import app
 from tidegate.domain.errors import REFUSALS
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +60,30 @@ def test_every_page_can_be_found_from_the_index() -> None:
 def test_every_page_says_what_falls_short() -> None:
     pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
     assert [page.name for page in pages if "\n## What falls short" not in page.read_text()] == []
+
+
+def _commands() -> list[tuple[str, str]]:
+    """(page, line) of every `tidegate …` in a block of code; ` | ` between verbs and `·` begin another."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```.*?\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in re.sub(r"\\\n", " ", block).splitlines():
+                if line.startswith("tidegate "):
+                    found.append((page.name, line.partition(" #")[0].partition("   ")[0].partition(" | ")[0]))
+    return found
+
+
+def test_every_command_shown_is_one_there_is() -> None:
+    root: Any = typer.main.get_command(app)
+    wrong = []
+    for page, line in _commands():
+        command, words = root, shlex.split(line.partition(" · ")[0].partition(" && ")[0], comments=False)[1:]
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        named = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        bad = sorted(named - options - {"--help", "--version"})
+        if bad or (getattr(command, "commands", None) and words and not words[0].startswith("-")):
+            wrong.append(f"{page}: {line} ({bad})")
+    assert wrong == []
+    assert len(_commands()) > 30
