@@ -72,7 +72,7 @@ def rotate(world: World, dice: random.Random, endpoint: str) -> str:
 
 def budget(world: World, dice: random.Random, endpoint: str) -> str:
     """One that runs out, or a rate that is soon used up; taken away again."""
-    body = {"scope": "endpoint", "subject": endpoint}
+    body: dict[str, str | int] = {"scope": "endpoint", "subject": endpoint}
     body |= {"budget_day_usd": "0.000001"} if dice.random() < 0.5 else {"requests_per_minute": 5, "concurrency": 2}
     first = said(world.admin("PUT", "/api/v1/limits", body))
     time.sleep(dice.uniform(0.5, 2))
@@ -146,9 +146,10 @@ def full_disk(world: World, dice: random.Random, endpoint: str) -> str:
     """Takes every byte that is left of the file system of the platform, for a while; nothing where it has none of its
     own.
     """
-    if not os.path.ismount(world.platform.directory):
+    data = world.platform.directory / "data"
+    if not os.path.ismount(data):
         return "not its own"
-    filler = world.platform.directory / "filler"
+    filler = data / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(b"x" * 4_096):
             continue
@@ -170,6 +171,7 @@ def _again(world: World, dice: random.Random, name: str) -> str:
     world.parts[name].wait(10)
     time.sleep(dice.uniform(0, 2))
     world.part(name)
+    wait_until(lambda: world.is_there(name), f"{name} to be back")
     return name
 
 
@@ -213,7 +215,7 @@ def restore(world: World) -> None:
         if process.poll() is not None:
             world.problems.append(f"{name} ended by itself with {process.returncode}")
             world.part(name)
-    wait_until(lambda: world.regions() == {"local", "east"}, "both regions again")
+    wait_until(lambda: all(world.is_there(name) for name in world.parts), "all parts again")
     for endpoint in (*ENDPOINTS, EMBED):
         if (answer := world.apply(endpoint, base(endpoint))) != "200":
             world.problems.append(f"{endpoint} is not taken back: {answer}")
