@@ -81,7 +81,7 @@ def _populate(address: int, size: int) -> None:
 
 def prefer_huge_pages(area: mmap.mmap) -> None:
     """Before its first page is touched: what is read for it from a disk then comes, and stays in the page cache, in
-    pages of 2 MiB (ext4, xfs, btrfs), and mapping it again is far less work (docs/weights.md). Pages that are in the
+    pages of 2 MiB (ext4, xfs), and mapping it again is far less work (docs/weights.md). Pages that are in the
     cache already stay as they are.
     """
     with contextlib.suppress(OSError):  # a kernel without them: all goes on as it would

@@ -41,10 +41,10 @@ def wanted_free(fleet: Fleet, node: str) -> tuple[int, float]:
     worth: a victim that finds none copies its weights back or ends, and whoever takes its place waits about a wake
     longer.
     """
-    # What they have in host memory already stays theirs.
+    # A copy that is there already needs no more room, however many share it.
     there = (r for r in fleet.node_replicas[node].values() if r.state in AWAKE and r.endpoint not in fleet.batch)
     awake = {r.holder: r.deployment for r in there if r.deployment}
-    wanted = sum(max(0, d.host_bytes - fleet.book.host_bytes(name, node)) for name, d in awake.items())
+    wanted = sum(max(0, d.host_bytes - d.one_copy * fleet.book.host_bytes(name, node)) for name, d in awake.items())
     need_bytes = min(wanted, fleet.book.host_capacity(node) // 4)
     if need_bytes <= fleet.book.host_free(node):
         return need_bytes, 0.0
