@@ -158,9 +158,9 @@ class World:
                 self._finish_at(node, process, node.wake(command, self.now_ms))
             case plan.Sleep():
                 node = self.nodes[command.node]
-                process = node.processes.get(command.replica)
-                if process is not None:  # else it died, and the news of that is on its way
-                    self._finish_at(node, process, node.sleep(command, self.now_ms))
+                sleeper = node.processes.get(command.replica)
+                if sleeper is not None:  # else it died, and the news of that is on its way
+                    self._finish_at(node, sleeper, node.sleep(command, self.now_ms))
             case plan.Pause():
                 self._pause(command)
             case plan.Stop():
