@@ -132,16 +132,17 @@ def test_what_a_node_says_when_it_comes_back_is_heard(works: bool) -> None:
 
 
 def test_a_new_core_does_not_forget_it() -> None:
+    """It stood still when the control plane ended, and meanwhile the neighbour has become idle."""
     scene = beside()
-    scene.ask("a", service_ms=500)
-    scene.run(100)
-    assert stands_still(scene)
+    (engine,) = (engine for engine in scene.truth.values() if engine.endpoint == "bulk")
+    engine.paused = True
     scene.core = FleetCore(SETTINGS)
     scene.tell(plan.GatewayJoined("gw", "local"))
     for wanted in list(scene.deployments.values()):
         scene.apply(wanted)
     scene.join(scene.nodes["n1"])
-    scene.run(2_000)
+    scene.run(100)
+    assert orders(scene) == [False]
     assert not stands_still(scene)
 
 
