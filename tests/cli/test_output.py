@@ -56,6 +56,8 @@ def test_cells_are_not_markup() -> None:
         (636, "took_ms", "636"),
         ("2026-11-21T18:00:00.000Z", "hour", "2026-11-21 18:00"),
         ("2.500000000", "accelerator_hour_usd", "2.50"),
+        ("0.2", "unit_usd", "0.20"),
+        ("3", "price_usd", "3.00"),
         ("-0.081009966", "margin_usd", "-0.081009966"),
         ("2.500000000", "version", "2.500000000"),
         (1_288_490_188, "accelerator_bytes", "1.2 GiB"),

@@ -151,7 +151,8 @@ def _unit(line: InvoiceLine) -> str:
         return "prepaid"
     if line.unit_usd == "0" and line.item not in ("input_tokens", "cached_input_tokens", "output_tokens"):
         return ""
-    return f"{line.unit_usd} / {'hour' if line.item == 'accelerator_hours' else 'million'}"
+    whole, _, fraction = line.unit_usd.partition(".")
+    return f"{whole}.{fraction:0<2} / {'hour' if line.item == 'accelerator_hours' else 'million'}"
 
 
 def _places(amounts: Iterable[str]) -> int:

@@ -16,7 +16,7 @@ PROSE_COLUMNS_MIN = 16
 INSTANTS = ("created_ms", "expires_ms", "revoked_ms", "since_ms", "at_ms")  # also where there is none
 INSTANT_MS_MIN = 10**12  # a `_ms` above it is an instant (2001 and later), below it a duration
 ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(Z|\+00:00)")
-MONEY = re.compile(r"-?\d+\.\d{2,}")
+MONEY = re.compile(r"-?\d+(\.\d+)?")
 
 
 class Format(StrEnum):
@@ -183,11 +183,11 @@ def _text(text: str, name: str) -> str:
 
 
 def usd(text: str) -> str:
-    """An exact amount without the zeros nobody needs: ``2.500000000`` → ``2.50``."""
+    """An exact amount to the cent, or as fine as it is: ``2.500000000`` → ``2.50``, ``0.2`` → ``0.20``."""
     if not MONEY.fullmatch(text):
         return text
     whole, _, parts = text.partition(".")
-    return f"{whole}.{parts[:2]}{parts[2:].rstrip('0')}"
+    return f"{whole}.{parts[:2]:0<2}{parts[2:].rstrip('0')}"
 
 
 def _one(value: Mapping[str, Any], title: str) -> Any:
