@@ -91,8 +91,11 @@ class KvPart:
             self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
             self.map.madvise(_NOHUGEPAGE)
             self.data = torch.frombuffer(self.map, dtype=shape.dtype).view(dims)
-        else:
+            return
+        try:
             self.data = torch.zeros(dims, dtype=shape.dtype, device=self.device)  # masked garbage may not be NaN
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryFault(f"a KV cache of {math.prod(dims)} numbers could not be had on {self.device}") from error
 
     def free(self) -> None:
         self.data = torch.empty(0)
