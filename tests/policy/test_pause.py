@@ -8,6 +8,7 @@ from tests.policy.test_reconcile import FAST, kinds
 from tests.policy.world import World, deployment, node
 from tidegate.domain import plan
 from tidegate.domain.endpoint import Mode
+from tidegate.domain.fleet import Tier
 from tidegate.policy.reconcile import FleetCore
 
 SETTINGS = replace(FAST, pause_ms_max=5_000)
@@ -194,6 +195,8 @@ def test_a_sleeping_batch_replica_is_the_first_to_leave_host_memory() -> None:
     for name in ("a", "b", "c"):
         scene.ask(name)
         scene.run(5_000)
+    for name in ("a", "b", "c"):
+        scene.core._fleet.costs.observe(f"digest-{name}", "n1", Tier.DISK, 100_000)  # in this world starts are as wakes
     scene.log.clear()
     scene.apply(deployment("bulk", mode=Mode.BATCH))
     scene.ask("bulk", service_ms=600_000)
