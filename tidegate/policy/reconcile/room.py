@@ -136,28 +136,29 @@ def _on_node(
     if press is Press.GENTLE and fleet.book.host_free(node) < deployment.host_bytes:
         return None
     ready_ms = fleet.costs.activation_ms(deployment.model.digest, node, tier, deployment.model.weight_bytes)
-    offers, known = [], dict[str, Candidate | None]()
+    fitting, known = [], dict[str, Candidate | None]()
     for place in places:
         account = fleet.book.accounts[place]
         may_leave = 0 if fleet.settings.victim_order == "none" else fleet.idle_bytes[place]
-        if press is not Press.FORCE and account.headroom + may_leave < deployment.accelerator_bytes:
+        headroom = account.headroom
+        if press is not Press.FORCE and headroom + may_leave < deployment.accelerator_bytes:
             continue
         residents = fleet.residents[place].values()
         if any(r.endpoint == endpoint.name and endpoint.live(r) for r in residents):
             continue  # a second replica beside the first shares its compute: slots without speed
         if deployment.mode is Mode.BATCH and any(fleet.works(r) for r in residents):
             continue
-        headroom = account.headroom
         if press is not Press.FORCE:  # a busy replica's leaving is not to be counted on yet
             headroom -= sum(fleet.book.bytes_each(r.id) for r in residents if r.state is S.DRAINING and r.sticky)
         need = deployment.accelerator_bytes - headroom
         candidates = _candidates(fleet, endpoint, place, now_ms, press, known) if need > 0 else ()
-        if need > sum([c.nbytes for c in candidates]):
-            continue  # not even if all of them left
-        line_ms, crowd_ms = _delays_ms(fleet, place, now_ms)
-        offers.append(placement.Offer(place, headroom, account.free, candidates, ready_ms + line_ms, crowd_ms))
+        if need <= sum([c.nbytes for c in candidates]):  # else it would not do if all of them left
+            fitting.append((place, headroom, account.free, candidates))
     count, bytes_each = deployment.accelerators_per_replica, deployment.accelerator_bytes
-    chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms) if len(offers) >= count else None
+    if len(fitting) < count:
+        return None
+    offers = [placement.Offer(*fits, *_delays_ms(fleet, fits[0], ready_ms, now_ms)) for fits in fitting]
+    chosen = placement.pick(offers, bytes_each, count, fleet.settings.drain_ms)
     if press is Press.SPARE and chosen is not None and deployment.mode is not Mode.BATCH:  # what is lent is lent
         # One more replica for an endpoint that is served already is worth the requests it can still serve in time, and
         # no more: else one endpoint's storm empties the fleet of everybody else.
@@ -184,11 +185,11 @@ def _rescued(endpoint: Endpoint, ready_ms: int) -> int:
     return max(0, min(over, deployment.concurrency_target))
 
 
-def _delays_ms(fleet: Fleet, place: Place, now_ms: int) -> tuple[int, dict[str, float]]:
-    """What is left of weights on their way to `place`, which share its link; and what each replica there takes of its
-    compute, by its load. Batch takes none: it stands still while others work.
+def _delays_ms(fleet: Fleet, place: Place, ready_ms: int, now_ms: int) -> tuple[int, dict[str, float]]:
+    """`ready_ms` and what is left of weights on their way to `place`, which share its link; and what each replica there
+    takes of its compute, by its load. Batch takes none: it stands still while others work.
     """
-    left, crowd_ms = 0, dict[str, float]()
+    crowd_ms = dict[str, float]()
     for replica in fleet.residents[place].values():
         owner = fleet.endpoints.get(replica.endpoint)
         if owner is not None and owner.deployment.mode is not Mode.BATCH:
@@ -197,8 +198,8 @@ def _delays_ms(fleet: Fleet, place: Place, now_ms: int) -> tuple[int, dict[str, 
         if replica.state is S.WAKING and replica.deployment is not None:
             model = replica.deployment.model
             whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)
-            left += max(0, whole - (now_ms - replica.since_ms))
-    return left, crowd_ms
+            ready_ms += max(0, whole - (now_ms - replica.since_ms))
+    return ready_ms, crowd_ms
 
 
 def _candidates(
