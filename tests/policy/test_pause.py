@@ -195,7 +195,7 @@ def test_a_sleeping_batch_replica_is_the_first_to_leave_host_memory() -> None:
     for name in ("a", "b", "c"):
         scene.ask(name)
         scene.run(5_000)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "bulk"):
         scene.core._fleet.costs.observe(f"digest-{name}", "n1", Tier.DISK, 100_000)  # in this world starts are as wakes
     scene.log.clear()
     scene.apply(deployment("bulk", mode=Mode.BATCH))
