@@ -39,6 +39,8 @@ def test_a_file_from_the_command_line(run: Callable[[Story], None], tmp_path: Pa
         assert "'completed'" in refused
         _, none = await tidegate(live, "batches", "results", made["id"], "--errors", *key, expected=1)
         assert "no error file" in none
+        file.write_bytes(jsonl(line(1), line(1)))
+        assert "duplicate_custom_id" in (await tidegate(live, "batches", "create", str(file), *key, expected=1))[0]
         file.write_text("{}")
         assert "line 1" in (await tidegate(live, "batches", "create", str(file), *key, expected=2))[1]
 

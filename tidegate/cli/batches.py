@@ -27,7 +27,9 @@ def create(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Upload FILE, create a batch of it and follow it to its end; Ctrl-C stops following, not the batch."""
+    """Upload FILE, create a batch of it and follow it to its end; Ctrl-C stops following, not the batch. Exit code 1
+    when it ends otherwise than completed.
+    """
     api = _api_of(file) if endpoint is None else endpoint
     batches = Batches(url, key)
     with Progress(quiet=output is Format.JSON) as progress:
@@ -35,6 +37,8 @@ def create(
         if wait:
             batch = _follow(batches, batch["id"], progress)
     _show(batch, output)
+    if wait and batch["status"] != "completed":
+        raise typer.Exit(1)
 
 
 @app.command("list")
