@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.client import Api, Key, Url
+from tidegate.cli.files import refusals
 from tidegate.cli.output import Format, Output, Problem, show
 from tidegate.cli.usage import Since, Until, period
 
@@ -126,14 +127,11 @@ def _act(given: dict[str, Any]) -> None:
 
 def _measured(path: Path, given: dict[str, Any]) -> object:
     from tidegate.advisor.measured import read
-    from tidegate.domain.errors import Refusal
 
     if given["watch"] or (given["trace"] is None and given["shape"] is None):
         raise Problem("--profile goes with --trace or --shape; the platform's own ledger was measured", exit_code=2)
-    try:
+    with refusals():
         return read(path)
-    except Refusal as refusal:
-        raise Problem(refusal.message, exit_code=2) from None
 
 
 def _answer(
@@ -147,7 +145,7 @@ def _answer(
     saved: Path | None,
     output: Format,
 ) -> dict[str, Any]:
-    with _refusals():
+    with refusals():
         from tidegate.advisor import catalogue, question, read, tables
         from tidegate.advisor import described as shapes
         from tidegate.advisor.advise import advise as ask
@@ -179,7 +177,7 @@ def _columns(given: list[str]) -> dict[str, str]:
 
 
 def _claims(output: Format) -> None:
-    with _refusals():
+    with refusals():
         from tidegate.advisor.claims import check
 
         found = check()
@@ -221,17 +219,3 @@ def _counting(output: Format) -> Iterator[Callable[[str, int, int], None] | None
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    from tidegate.domain.errors import Refusal
-
-    try:
-        yield
-    except Refusal as refusal:
-        raise Problem(refusal.message, exit_code=2) from None
-    except OSError as error:
-        raise Problem(f"{error.filename}: {error.strerror}", exit_code=2) from None
-    except ModuleNotFoundError as error:
-        raise Problem(f"advise needs the 'advisor' extra ({error.name} is not installed)", exit_code=2) from None

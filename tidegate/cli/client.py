@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import typer
 
+from tidegate.cli.files import configured
 from tidegate.cli.output import Problem
 
 READY_FILE = "ready.json"
@@ -136,12 +137,7 @@ def data_dir() -> Path:
         return Path(named)
     if not Path("tidegate.toml").exists():
         return Path(".tidegate")
-    from tidegate.config import ConfigError, load
-
-    try:
-        return load().data_dir
-    except ConfigError as error:
-        raise Problem(f"configuration: {error}", exit_code=2) from None
+    return configured().data_dir
 
 
 def refused(response: Any) -> Problem:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tidegate.cli.client import given
+from tidegate.cli.files import configured
 from tidegate.cli.output import Format, Output, Problem, show
 
 if TYPE_CHECKING:
@@ -163,13 +164,7 @@ def _run(
 
 
 def _settings(file: Path | None, overrides: dict[str, Any], data_dir: Path | None) -> "Config":
-    from tidegate.config import ConfigError, load
-
-    try:
-        return load(file, {**overrides, "data_dir": data_dir})
-    except ConfigError as error:
-        lines = "\n  ".join(f"{key}: {reason}" for key, reason in error.problems)
-        raise Problem(f"configuration is refused\n  {lines}", exit_code=2) from None
+    return configured(file, {**overrides, "data_dir": data_dir})
 
 
 def _said(act: Callable[[], T], exit_code: int = 1) -> T:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tidegate.cli.files import refusals
 from tidegate.cli.output import Format, Output, Problem, show
 
 POLICIES = ("tidegate", "dedicated", "fixed-keepalive", "lru", "knative")
@@ -42,7 +43,7 @@ def simulate(
     from tidegate.sim.timeline import Timeline
 
     timeline = Timeline() if html is not None else None
-    with _bar(output) as tell, _refusals():
+    with _bar(output) as tell, refusals():
         result = api.simulate(
             trace,
             policy=policy,
@@ -57,7 +58,7 @@ def simulate(
     if html is not None and timeline is not None:
         from tidegate.sim.page import render
 
-        with _refusals():
+        with refusals():
             html.write_text(render(result, timeline, trace.name), encoding="utf-8")
     show(result, output, title=f"{policy} on {trace.name}")
 
@@ -77,7 +78,7 @@ def plan(
         _known(name)
     from tidegate.sim.plan import plan as search
 
-    with _bar(output) as tell, _refusals(), _processes(jobs) as pool:
+    with _bar(output) as tell, refusals(), _processes(jobs) as pool:
         result = search(
             trace,
             fleet=fleet,
@@ -148,16 +149,3 @@ def _bar(output: Format) -> Iterator[Tell]:
             progress.update(tasks[policy], description=what, completed=done, total=total)
 
         yield tell
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What the files are refused for, as one line."""
-    from tidegate.domain.errors import Refusal
-
-    try:
-        yield
-    except Refusal as refusal:
-        raise Problem(refusal.message, exit_code=2) from None
-    except OSError as error:
-        raise Problem(f"{error.filename}: {error.strerror}", exit_code=2) from None

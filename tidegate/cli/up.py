@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tidegate.cli.client import given
+from tidegate.cli.files import configured
 from tidegate.cli.output import Format, Output, Problem
 
 ENDPOINTS_SHOWN = 6
@@ -37,13 +38,7 @@ def up(
 
 def serve(config: Path | None, overrides: dict[str, Any], ready_file: Path | None, on_ready: Any) -> None:
     """Runs the platform in this process; returns when it was asked to end. Raises Problem when it cannot start."""
-    from tidegate.config import ConfigError, load
-
-    try:
-        settings = load(config, overrides)
-    except ConfigError as error:
-        lines = "\n  ".join(f"{key}: {reason}" for key, reason in error.problems)
-        raise Problem(f"configuration is refused\n  {lines}", exit_code=2) from None
+    settings = configured(config, overrides)
     # Only now: these pull in SQL and the web framework, which a refused configuration need not wait for.
     import uvloop
 
