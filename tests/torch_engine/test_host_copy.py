@@ -127,13 +127,13 @@ def ready(path: Path) -> dict[str, Any]:
     return state
 
 
-def mapped_copy(pid: int) -> tuple[int, int]:
-    """(Rss, Pss) in bytes of what the process maps of host copies."""
+def mapped_copy(pid: int, name: str = f"memfd:{shared.NAME}") -> tuple[int, int]:
+    """(Rss, Pss) in bytes of what the process maps of files with `name` in their path: host copies."""
     rss = pss = 0
     inside = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = f"memfd:{shared.NAME}" in line
+            inside = name in line
         elif inside and line.startswith(("Rss:", "Pss:")):
             kib = int(line.split()[1])
             rss, pss = rss + kib * 1024 * line.startswith("Rss"), pss + kib * 1024 * line.startswith("Pss")
@@ -175,6 +175,22 @@ def test_two_replicas_of_one_model_hold_one_copy_and_the_last_takes_it_along(
     for pid in (pids[1], other):
         os.kill(pid, signal.SIGTERM)
     until(lambda: open_copies(template.process.pid) == 0)
+
+
+@pytest.mark.e2e
+def test_two_replicas_on_a_cpu_share_the_pages_of_the_files(template: Template, tmp_path: Path) -> None:
+    folder = models.copy(models.llama(hidden=512, layers=4, intermediate=1408, vocab=4096), tmp_path)
+    weights = (folder / "model.safetensors").stat().st_size
+    paths = [tmp_path / f"{n}.sock" for n in range(2)]
+    pids = [template.fork(folder, path, device="cpu", slots=2) for path in paths]
+    for path in paths:
+        ready(path)
+    seen = [mapped_copy(pid, str(folder)) for pid in pids]
+    assert all(rss >= weights for rss, _ in seen), "each has all of it mapped"
+    assert sum(pss for _, pss in seen) < 1.1 * weights, "and it is there once"
+    assert all(mapped_copy(pid) == (0, 0) for pid in pids), "nothing is copied on a CPU"
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
 
 
 _FILLER = """
