@@ -231,6 +231,7 @@ async def test_prices_have_terms_and_end(client: Client) -> None:
     assert await charged("b") == 6_000 + 10_000, "5,000 for the tokens, and what is missing to the minimum"
     client.world.clock.at_ms += 1
     assert (await client.post("prices", {"tenant": "acme", "ends": True})).status_code == 201
+    assert (await client.post("prices", {"plan": "nope", "ends": True})).json()["param"] == "ends"
     assert await charged("c") == 16_000 + 6_000
     assert [p["tenant"] for p in (await client.get("prices", "birch")).json()["data"]] == [""]
     assert len((await client.get("prices", "acme")).json()["data"]) == 3

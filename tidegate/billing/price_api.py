@@ -14,7 +14,7 @@ from tidegate.billing.service import Billing
 from tidegate.domain.errors import Refusal
 from tidegate.domain.price import PriceVersion
 from tidegate.domain.units import TOKENS_PER_MILLION, nano_usd, nano_usd_per_token, usd
-from tidegate.money.prices import DEFAULT_PLAN
+from tidegate.money.prices import DEFAULT_PLAN, terms_of
 from tidegate.wire.admin import Identity, Listing
 from tidegate.wire.billing import PriceCreate, PriceView
 
@@ -34,6 +34,10 @@ def price_routes(billing: Billing, guarded: Guarded) -> list[Route]:
         version = price_of(await body_as(request, PriceCreate), billing.clock.now_ms())
         if owner := version.tenant or version.endpoint.partition("/")[0]:
             await billing.check_tenant(owner)
+        if version.ends:
+            book = await asyncio.to_thread(billing.prices.versions)
+            if terms_of(version) not in map(terms_of, book):
+                raise Refusal("not_found", "`ends`: there is no price with these terms", param="ends")
         added = await billing.add_price(version)
         return answer(_view(added), status=201)
 
