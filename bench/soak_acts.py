@@ -116,7 +116,7 @@ def kill_node(world: World, dice: random.Random, endpoint: str) -> str:
 
 def stop_node(world: World, dice: random.Random, endpoint: str) -> str:
     name = dice.choice(("near", "far"))
-    world.stop_for(psutil.Process(world.parts[name].pid), seconds := dice.choice((1.0, 3.0, 7.0)))
+    world.stop_for(psutil.Process(world.parts[name].pid), seconds := dice.choice((1.0, 3.0, 7.0, 7.0, 20.0)))
     return f"{name} {seconds}"
 
 

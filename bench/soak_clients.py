@@ -195,6 +195,9 @@ async def _session(seen: Seen) -> None:
         seen.outcome = "answered"
     except websockets.InvalidStatus as refused:
         seen.outcome, seen.detail = "failed", json.loads(refused.response.body)["error"]["code"]
+    except websockets.ConnectionClosed as closed:  # with a reason, or its gateway is gone
+        if closed.rcvd is not None and closed.rcvd.reason:
+            seen.outcome, seen.detail = "failed", closed.rcvd.reason
     except (websockets.WebSocketException, OSError) as error:  # its gateway is gone: the outcome stays "cut"
         seen.detail = type(error).__name__
 

@@ -41,6 +41,7 @@ ENDPOINTS = {
     "cedar/a": ["local", "east"], "cedar/b": ["local"], "acme/bulk": ["local", "east"],
 }  # fmt: skip
 EMBED = "birch/embed"
+TEMPLATE = "tidegate.torch_engine.template"
 TENANTS = ("acme", "birch", "cedar")
 SHAPE = ("--accelerators", "1", "--accelerator-memory", ACCELERATOR_MEMORY)
 
@@ -140,22 +141,24 @@ class World:
         return [v["name"] for v in views if v["state"] in ("creating", "loading")]
 
     def processes(self) -> list[psutil.Process]:
-        """Everything of this platform, its parts on this machine included."""
-        roots = [self.platform.process, *self.parts.values()]
-        found: list[psutil.Process] = []
-        for root in roots:
+        """Everything of this platform and of its parts, engines whose template was killed included."""
+        found = set(self._forked())
+        for root in (self.platform.process, *self.parts.values()):
             with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(root.pid)
-                found += [process, *process.children(recursive=True)]
-        return found
+                found |= {psutil.Process(root.pid), *psutil.Process(root.pid).children(recursive=True)}
+        return sorted(found, key=lambda process: process.pid)
 
     def engines(self) -> list[psutil.Process]:
-        """Forked from a template, so they carry its command line; a template's parent does not."""
-        return [p for p in self.processes() if _is_template(p) and (parent := p.parent()) and _is_template(parent)]
+        """Forked from a template, so they carry its command line; a template's parent is the platform or a node."""
+        return [process for process in self._forked() if process not in self.templates()]
 
     def templates(self) -> list[psutil.Process]:
-        engines = self.engines()
-        return [p for p in self.processes() if _is_template(p) and p not in engines]
+        owners = {self.platform.process.pid, *(part.pid for part in self.parts.values())}
+        return [process for process in self._forked() if _parent(process) in owners]
+
+    def _forked(self) -> list[psutil.Process]:
+        mine = str(self.platform.directory)
+        return [p for p in psutil.process_iter() if TEMPLATE in (words := _words(p)) and mine in " ".join(words)]
 
     def stop_for(self, process: psutil.Process, seconds: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -212,10 +215,16 @@ class World:
         return said(self.admin("DELETE", f"/api/v1/keys/{before.id}"))
 
 
-def _is_template(process: psutil.Process) -> bool:
+def _words(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return "tidegate.torch_engine.template" in process.cmdline()
-    return False
+        return list(process.cmdline())
+    return []
+
+
+def _parent(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return int(process.ppid())
+    return 0
 
 
 def said(reply: httpx.Response) -> str:
