@@ -50,12 +50,12 @@ class Replica:
     counted: bool = False
     cold: Tier = Tier.DISK  # where its weights were when it was started
     note: str = ""  # how far its node says a long start is
+    paused_ms: int | None = None  # since when it stands still for others
 
     @property
     def holder(self) -> str:
         """Who has its weights in host memory: the model, where all replicas on a node keep one copy; else itself."""
         return self.deployment.model.digest if self.deployment is not None and self.deployment.one_copy else self.id
-    paused_ms: int | None = None  # since when it stands still for others
 
 
 @dataclass(slots=True, eq=False)
