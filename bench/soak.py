@@ -13,11 +13,10 @@ and the disk filled (`bench.soak_acts`). In the end everything is wanted as at f
 * all endpoints answer again within `RECOVER_S_MAX`; replicas, engines and sockets are as many; nothing is left after
   the end, and no file holds a traceback or a prompt
 
-Prints the seed, what was done and what is wrong on failure; exit code 1 then. As root the platform has a small file
-system of its own, so that the disk can be full.
+Where something is wrong, `problems` says what and `done` lists everything that was done. As root the platform has a
+small file system of its own, so that the disk can be full.
 """
 
-import argparse
 import asyncio
 import contextlib
 import functools
@@ -34,7 +33,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import exactness, soak_acts, soak_judge, soak_world
+from bench import exactness, main, soak_acts, soak_judge, soak_world
 from bench.live import load_average
 from bench.soak_clients import Clients
 from bench.soak_world import EMBED, ENDPOINTS, World
@@ -146,20 +145,20 @@ def _folder(keep: Path | None, seed: int) -> Iterator[Path]:
                 subprocess.run(["umount", "-l", str(data)], check=True)
 
 
+def run(
+    seed: int = 1, seeds: int = 1, seconds: float = 60.0, clients: int = 8, only: str = "", keep: Path | None = None
+) -> dict[str, Any]:
+    """`seeds` of them from `seed` on. `only`: names of acts, comma-separated; `keep`: where directories are kept, with
+    all logs.
+    """
+    found = []
+    for number in range(seed, seed + seeds):
+        with _folder(keep, number) as at:
+            found.append(run_seed(number, seconds, clients, {name for name in only.split(",") if name}, at))
+        if found[-1]["problems"]:
+            print(json.dumps(found[-1], indent=2), file=sys.stderr, flush=True)
+    return {"seeds": found, "problems": sum(len(one["problems"]) for one in found)}
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=1, help="the first")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--only", default="", help="names of operations and faults, comma-separated; all if left out")
-    parser.add_argument("--keep", type=Path, default=None, help="where to keep the directories, with all logs")
-    options = parser.parse_args()
-    bad = 0
-    for number in range(options.seed, options.seed + options.seeds):
-        with _folder(options.keep, number) as at:
-            chosen = {name for name in options.only.split(",") if name}
-            found = run_seed(number, options.seconds, options.clients, chosen, at)
-        bad += bool(found["problems"])
-        print(json.dumps(found, indent=2), flush=True)
-    sys.exit(bad > 0)
+    main(run)

@@ -36,6 +36,7 @@ BENCHES = {
     "calibrate": "The live platform and the simulator on the same five minutes of traffic.",
     "exactness": "Answers and bills while engines and gateways are killed.",
     "mixed": "Mixed traffic on the whole platform on PostgreSQL while everything dies: what was billed, and what was.",
+    "soak": "The whole platform under operations and faults from one seed: what was not as it must be.",
     "faults": "Faults × counts × differences between what was delivered and what was billed.",
 }
 NAMES = tuple(BENCHES)
