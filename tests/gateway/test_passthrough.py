@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.engine import Exchange, die
-from tests.gateway.rig import rig, run
+from tests.gateway.rig import ADMIN_KEY, KEY, rig, run
 from tests.loop import until
+from tidegate.gateway.intake import from_here
 
 
 async def _echo(exchange: Exchange) -> None:
@@ -103,6 +104,28 @@ def test_half_an_answer_breaks_the_connection(tmp_path: Path) -> None:
                 await client.reply()
 
     run(main())
+
+
+@pytest.mark.parametrize("header", ["forwarded: for=10.0.0.8", "x-forwarded-for: 10.0.0.8", "x-real-ip: 10.0.0.8"])
+def test_whoever_asks_for_metrics_through_a_proxy_must_be_the_operator(tmp_path: Path, header: str) -> None:
+    async def main() -> None:
+        async with rig(tmp_path) as r:
+            statuses = []
+            for key in ("", f"authorization: Bearer {KEY}\r\n", f"authorization: Bearer {ADMIN_KEY}\r\n"):
+                client = await r.client()
+                await client.send(f"GET /metrics HTTP/1.1\r\nhost: x\r\n{header}\r\n{key}\r\n".encode())
+                statuses.append((await client.reply()).status)
+            assert statuses == [401, 403, 200]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("client", "near"),
+    [(None, True), (("127.0.0.1", 5), True), (("::1", 5), True), (("10.0.0.8", 5), False), (("2001:db8::1", 5), False)],
+)
+def test_a_client_of_this_machine_is_told_by_its_address(client: tuple[str, int] | None, near: bool) -> None:
+    assert from_here({"type": "http", "client": client, "headers": []}) is near
 
 
 def test_metrics_are_the_gateways_and_controls(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tidegate.domain.ports import Clock, Connect, Journal
 from tidegate.gateway.cycle import Cycle
 from tidegate.gateway.front import PEER, Peer
 from tidegate.gateway.gatekeeper import Gatekeeper
-from tidegate.gateway.intake import ClientGone, Head, check_size, new_request_id, read_body, read_head
+from tidegate.gateway.intake import ClientGone, Head, check_size, from_here, new_request_id, read_body, read_head
 from tidegate.gateway.limits import GatewayLimits
 from tidegate.gateway.loop import GatewayLoop
 from tidegate.gateway.metrics import Family, Metrics, per_endpoint
@@ -242,7 +242,11 @@ class Gateway:
         await reply_json(send, body, [(b"x-request-id", request_id.encode())])
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        """The gateway's own metrics, and control's behind them while it answers: one scrape for all."""
+        """The gateway's own metrics, and control's behind them while it answers: one scrape for all. They name every
+        tenant's endpoints, so they are for the operator: whoever is on this machine, or has the admin key.
+        """
+        if not from_here(scope):
+            admission.check_operator(self._gatekeeper.authenticate(read_head(scope), self._clock.now_ms()))
         text = self._parts.metrics.text(self._gauges()).encode()
         try:
             async with asyncio.timeout(self.limits.admin_metrics_ms_max / 1000):

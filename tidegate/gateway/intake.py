@@ -12,6 +12,8 @@ from tidegate.gateway.replies import Receive, Scope
 from tidegate.quota.gate import Hold
 from tidegate.wire.internal import EndpointEntry
 
+_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
+
 HOLD_S_MAX = 86_400
 
 
@@ -71,6 +73,13 @@ def read_head(scope: Scope) -> Head:
         elif name == b"x-tidegate-batch":
             head.batch = value
     return head
+
+
+def from_here(scope: Scope) -> bool:
+    """Whether a client of this very machine asks, and not a proxy on it for somebody else (RFC 7239 and its elders)."""
+    client = scope.get("client")
+    near = client is None or not client[0] or client[0] == "::1" or client[0].startswith("127.")
+    return near and not any(name in _FORWARDED for name, _ in scope["headers"])
 
 
 def acting_for(head: Head) -> tuple[str, str, str]:

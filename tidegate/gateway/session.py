@@ -49,9 +49,7 @@ class Opening:
 
 
 class Session:
-    def __init__(
-        self, parts: Parts, gatekeeper: Gatekeeper, opening: Opening, receive: Receive, send: Send
-    ) -> None:
+    def __init__(self, parts: Parts, gatekeeper: Gatekeeper, opening: Opening, receive: Receive, send: Send) -> None:
         self.entry = opening.entry
         self.tenant = opening.tenant
         self._parts = parts

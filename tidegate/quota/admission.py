@@ -54,6 +54,12 @@ def tenant_of(key: KeyFacts) -> str:
     return key.tenant
 
 
+def check_operator(key: KeyFacts) -> None:
+    """Refusal permission_denied for a tenant's key where only the operator may look."""
+    if key.tenant is not None:
+        raise Refusal("permission_denied", "this is for the operator: send the admin key")
+
+
 def check_kind(api: str, kind: ModelKind, model: str) -> None:
     """Refusal wrong_endpoint_kind when a model of `kind` does not answer `/v1/<api>`."""
     if kind not in KINDS[api]:
