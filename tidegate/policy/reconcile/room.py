@@ -185,16 +185,16 @@ def _rescued(endpoint: Endpoint, ready_ms: int) -> int:
     return max(0, min(over, deployment.concurrency_target))
 
 
-def _delays_ms(fleet: Fleet, place: Place, ready_ms: int, now_ms: int) -> tuple[int, dict[str, float]]:
+def _delays_ms(fleet: Fleet, place: Place, ready_ms: int, now_ms: int) -> tuple[int, dict[str, int]]:
     """`ready_ms` and what is left of weights on their way to `place`, which share its link; and what each replica there
-    takes of its compute, by its load. Batch takes none: it stands still while others work.
+    takes of its compute, by its load, in whole ms. Batch takes none: it stands still while others work.
     """
-    crowd_ms = dict[str, float]()
+    crowd_ms = dict[str, int]()
     for replica in fleet.residents[place].values():
         owner = fleet.endpoints.get(replica.endpoint)
         if owner is not None and owner.deployment.mode is not Mode.BATCH:
             at_once = owner.service.at_once(now_ms, owner.in_flight) / max(1, owner.ready_count())
-            crowd_ms[replica.id] = CROWD_MS * min(at_once / owner.deployment.concurrency_target, 1.0)
+            crowd_ms[replica.id] = round(CROWD_MS * min(at_once / owner.deployment.concurrency_target, 1.0))
         if replica.state is S.WAKING and replica.deployment is not None:
             model = replica.deployment.model
             whole = fleet.costs.activation_ms(model.digest, replica.node, Tier.HOST, model.weight_bytes)
