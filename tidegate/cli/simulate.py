@@ -106,11 +106,11 @@ def plan(
 def _show_bound(bound: dict[str, Any], output: Format) -> None:
     """What the bound of each endpoint rests on: who needs the most alone, and when all together need the most."""
     most = sorted(bound["alone"].items(), key=lambda found: (-found[1], found[0]))[:ALONE_SHOWN]
-    rows = [{"asks": name, "accelerators": f"≥ {count}"} for name, count in most]
+    rows = [{"asks": f"{name}, alone", "accelerators": f"≥ {count}"} for name, count in most]
     if (peak := bound["peak"]) is not None:
         when = f"all together, {peak['from_s']:,.0f} to {peak['to_s']:,.0f} s"
         rows = [{"asks": when, "accelerators": f"≥ {peak['accelerators']}"}, *rows]
-    show(rows, output, title="what the bound rests on: endpoints alone, with the fleet to themselves, and all together")
+    show(rows, output, title="what the bound rests on")
 
 
 def _known(policy: str) -> None:
