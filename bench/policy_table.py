@@ -1,6 +1,6 @@
 """The table of docs/policy-results.md: every trace × policy × accelerators × SLO, one process a run, resumable.
 
-Run: ``python -m bench.policy_table --traces FOLDER --fleet FILE [--jobs N] [--only TEXT] [--renew] [--render PAGE]``.
+Run: ``python -m bench.policy_table --traces FOLDER --fleet FILE [--jobs N] [--only TEXT,TEXT] [--renew] [--render PAGE]``.
 Every finished run is a line of JSON in `--out` (default: bench/results/policy_table.jsonl) with the digest of the code
 it ran on; what is there is not run again, so the script may be stopped and started at will. ``--renew`` runs rows of
 other code again. `--render` replaces the table between the two marks of that page.
@@ -68,6 +68,7 @@ def wanted() -> Iterator[Row]:
         for accelerators in (6, 7, 8, 10):
             yield from (Row(COMPOSITE, policy, accelerators, slo_ms) for policy in POOLED)
         yield Row(COMPOSITE, "dedicated", 0, slo_ms)
+    yield Row(COMPOSITE, "tidegate", 12, 2_000)  # what batch is compared with there
     for trace, counts in OTHERS.items():
         for accelerators in counts:
             yield from (Row(trace, policy, accelerators, 2_000) for policy in POOLED)
@@ -76,7 +77,7 @@ def wanted() -> Iterator[Row]:
 
 def harvests() -> Iterator[Row]:
     """Those with the job; each has its like without among `wanted`."""
-    yield from (Row(COMPOSITE, "tidegate", accelerators, 2_000, batch=True) for accelerators in (8, 10))
+    yield from (Row(COMPOSITE, "tidegate", accelerators, 2_000, batch=True) for accelerators in (8, 10, 12))
     yield from (Row(trace, "tidegate", counts[-1], 2_000, batch=True) for trace, counts in OTHERS.items())
 
 
@@ -119,7 +120,7 @@ def load(out: Path) -> Lines:
 def measure(options: argparse.Namespace) -> None:
     code, done = code_digest(), load(options.out)
     rows = [*wanted(), *(harvests() if options.batch is not None else ())]
-    rows = [row for row in rows if options.only in str(row)]
+    rows = [row for row in rows if any(text in str(row) for text in options.only.split(","))]
     rows = [row for row in rows if row not in done or (options.renew and done[row]["code"] != code)]
     with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool, options.out.open("a") as file:
         runs = [pool.submit(run_one, row, options.traces, options.fleet, options.batch) for row in rows]
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--batch", type=Path, help="a batch job's lines, as a trace")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--only", default="", help="rows whose trace/policy/accelerators/SLO contain this")
+    parser.add_argument("--only", default="", help="rows whose trace/policy/accelerators/SLO contain one of these")
     parser.add_argument("--renew", action="store_true", help="run rows of other code again")
     parser.add_argument("--render", type=Path, help="page whose table to replace")
     options = parser.parse_args()
