@@ -1,6 +1,6 @@
 """The table of docs/policy-results.md: every trace × policy × accelerators × SLO, one process a run, resumable.
 
-Run: ``python -m bench.policy_table --traces FOLDER --fleet FILE [--jobs N] [--only TEXT,TEXT] [--renew] [--render PAGE]``.
+Run: ``python -m bench.policy_table --traces DIR --fleet FILE [--jobs N] [--only TEXT,TEXT] [--renew] [--render PAGE]``.
 Every finished run is a line of JSON in `--out` (default: bench/results/policy_table.jsonl) with the digest of the code
 it ran on; what is there is not run again, so the script may be stopped and started at will. ``--renew`` runs rows of
 other code again. `--render` replaces the table between the two marks of that page.
