@@ -24,9 +24,9 @@ def engine_ttft_ms(traffic: Traffic, model: Model, accelerator: Accelerator) -> 
         for k in range(len(traffic))
     ]
     for request in waiting:
-        while (upcoming := compute.due_ms) <= request.arrived_ms:
+        while (upcoming := compute.due_ms()) <= request.arrived_ms:
             compute.collect(upcoming)
         compute.submit("r", request, request.arrived_ms)
-    while (upcoming := compute.due_ms) < float("inf"):
+    while (upcoming := compute.due_ms()) < float("inf"):
         compute.collect(upcoming)
     return np.array([r.first_ms - r.arrived_ms for r in waiting]), sum(compute.busy_ms.values()) / traffic.span_ms
