@@ -9,8 +9,8 @@ each sending its next request when it has its answer, so that each endpoint alwa
 Counted by the client: requests sent, answered in full, lost; time to first token; what the platform says of each wait
 (``x-tidegate-activation-ms``). Swaps are the platform's own count and time of them (`tidegate_swap_seconds`: from the
 drain of the one to the readiness of the other). The bound is `capacity.wait_ms_max`: how long a busy endpoint may keep
-another waiting; a request sees its first token within that, the longest swap seen in turns, and twice the longest time
-a request took once it was served: its own, and that of the one before it, which is let finish.
+another waiting; a request waits for capacity no longer than that, the longest swap seen in turns, and the longest time a
+request was on its replica: that of the one before it, which is let finish.
 """
 
 import argparse
@@ -109,8 +109,8 @@ async def _phases(platform: Platform, model: Path, room: int, seconds: float) ->
     }
     figures["kept"] = {
         "no_request_lost": turns["lost"] == both["lost"] == 0,
-        "no_wait_beyond_the_bound": max(turns["ttft_ms"]["max"], both["ttft_ms"]["max"])
-        <= WAIT_MS_MAX + turns["activation_ms"]["max"] + 2 * max(turns["served_ms_max"], both["served_ms_max"]),
+        "no_wait_beyond_the_bound": max(turns["activation_ms"]["max"], both["activation_ms"]["max"])
+        <= WAIT_MS_MAX + turns["activation_ms"]["max"] + max(turns["served_ms_max"], both["served_ms_max"]),
     }
     return figures
 
@@ -203,7 +203,7 @@ async def _phase(client: httpx.AsyncClient, requests: AsyncIterator[Asked]) -> d
         "share_of_time_in_swap": round(swap_s / elapsed_s, 3),
         "activation_ms": _spread([float(one.activation_ms) for one in swapped]),
         "ttft_ms": _spread(ttft),
-        "served_ms_max": round(max((one.took_ms - (one.ttft_ms or 0.0) for one in served), default=0.0), 1),
+        "served_ms_max": round(max((one.took_ms - one.activation_ms for one in served), default=0.0), 1),
         "by_endpoint": {name: sum(one.endpoint == name for one in served) for name in NAMES},
     }
 
