@@ -9,8 +9,8 @@ each sending its next request when it has its answer, so that each endpoint alwa
 Counted by the client: requests sent, answered in full, lost; time to first token; what the platform says of each wait
 (``x-tidegate-activation-ms``). Swaps are the platform's own count and time of them (`tidegate_swap_seconds`: from the
 drain of the one to the readiness of the other). The bound is `capacity.wait_ms_max`: how long a busy endpoint may keep
-another waiting; a request waits for capacity no longer than that, the longest swap seen in turns, and the longest time a
-request was on its replica: that of the one before it, which is let finish.
+another waiting; a request waits for capacity no longer than that, the longest swap seen in turns, and the longest time
+a request was on its replica: that of the one before it, which is let finish.
 """
 
 import argparse
