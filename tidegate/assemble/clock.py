@@ -21,10 +21,21 @@ class SteadyClock:
 
     def __init__(self, wall_ms: Callable[[], int] = machine_ms, up_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._wall_ms, self._up_ns = wall_ms, up_ns
-        self._ns, self._seen_up_ns = wall_ms() * 1_000_000, up_ns()
+        self._ms = wall_ms()
+        self._ahead: tuple[int, int] | None = None  # since when it is ahead of the wall clock, on both clocks
 
     def now_ms(self) -> int:
+        now_ms = self._wall_ms()
+        if self._ahead is not None or now_ms < self._ms:
+            return self._slower(now_ms)
+        self._ms = now_ms
+        return now_ms
+
+    def _slower(self, now_ms: int) -> int:
         up_ns = self._up_ns()
-        slower_ns = self._ns + (up_ns - self._seen_up_ns) * TENTHS_WHILE_AHEAD // 10
-        self._ns, self._seen_up_ns = max(self._wall_ms() * 1_000_000, slower_ns), up_ns
-        return self._ns // 1_000_000
+        since_ms, since_up_ns = self._ahead = self._ahead or (self._ms, up_ns)
+        slower_ms = since_ms + (up_ns - since_up_ns) * TENTHS_WHILE_AHEAD // 10_000_000
+        if now_ms >= slower_ms:
+            self._ahead = None
+        self._ms = max(now_ms, slower_ms)
+        return self._ms
