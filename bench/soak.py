@@ -24,6 +24,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,4 +162,6 @@ def run(
 
 
 if __name__ == "__main__":
+    # Told to end, it still ends its processes and takes its file system away.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main(run)
